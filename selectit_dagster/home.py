@@ -1,0 +1,104 @@
+"""Where everything lies: one home folder, one sub-folder per experiment and stage."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from selectit_dagster.errors import UserError
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folders of one experiment inside one home.
+
+    ``root`` holds the Dagster instance (``dagster/``) and the MLflow store (``mlflow/``),
+    shared by all experiments, and ``experiments/<name>/`` with one folder per stage.
+    """
+
+    root: Path
+    experiment: str
+
+    @property
+    def dagster(self) -> Path:
+        """The Dagster instance's folder (DAGSTER_HOME)."""
+        return self.root / "dagster"
+
+    @property
+    def mlflow(self) -> Path:
+        """The MLflow store's folder: database and artefacts."""
+        return self.root / "mlflow"
+
+    @property
+    def folder(self) -> Path:
+        """The experiment's own folder."""
+        return self.root / "experiments" / self.experiment
+
+    @property
+    def raw(self) -> Path:
+        """Raw dataset as read: ``records.parquet``, ``rejected.jsonl``."""
+        return self.folder / "raw"
+
+    @property
+    def curated(self) -> Path:
+        """Curated dataset: ``records.parquet``, ``dropped.jsonl``."""
+        return self.folder / "curated"
+
+    def scores(self, model: str) -> Path:
+        """Stored rating distributions of one scoring model."""
+        return self.folder / "scores" / model
+
+    @property
+    def ranking(self) -> Path:
+        """Fused ranking: ``ranking.parquet``."""
+        return self.folder / "ranking"
+
+    def selected(self, arm: str) -> Path:
+        """The dataset that one arm chose."""
+        return self.folder / "selected" / arm
+
+    def checkpoint(self, arm: str, seed: int) -> Path:
+        """The checkpoint tuned on one arm with one training seed."""
+        return self.folder / "checkpoints" / arm / f"seed-{seed}"
+
+    def evaluation(self, arm: str, seed: int | None) -> Path:
+        """Benchmark outputs of one checkpoint; the untuned base model has no seed."""
+        return self.folder / "evaluations" / arm / ("untuned" if seed is None else f"seed-{seed}")
+
+    @property
+    def comparison(self) -> Path:
+        """Comparison of the arms: ``comparison.json``, tables and plots."""
+        return self.folder / "comparison"
+
+    @property
+    def report(self) -> Path:
+        """The report: ``report.html``, ``report.md``."""
+        return self.folder / "report"
+
+
+def home_root(given: str | Path | None) -> Path:
+    """Return the home folder: ``given``, else ``$SELECTIT_HOME``, else ``./.selectit``."""
+    return Path(given or os.environ.get("SELECTIT_HOME") or ".selectit").expanduser().resolve()
+
+
+def open_home(given: str | Path | None, experiment: str) -> Home:
+    """Return the home, made if need be.
+
+    Raises
+    ------
+    UserError
+        When it cannot be created or written.
+    """
+    root = home_root(given)
+    probe = root / f".write-test-{os.getpid()}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"the home folder {root} cannot be written: {error.strerror or error}",
+            hint="choose another one with --home or $SELECTIT_HOME",
+        ) from error
+    return Home(root, experiment)
