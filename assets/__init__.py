@@ -1,0 +1,1 @@
+"""The Dagster assets: one thin module per stage of the pipeline."""

@@ -60,7 +60,7 @@ class Reporter:
     ) -> None:
         self.what = what
         self.unit = unit
-        self.emit = emit or (lambda line: print(line, file=sys.stderr, flush=True))
+        self.emit = emit or _to_stderr
         self.metrics = metrics
         self.interval = interval
         self.clock = clock
@@ -93,6 +93,11 @@ class Reporter:
         if done < total and left != float("inf"):
             text += f", {duration(left)} left"
         return text + "".join(f", {name} {value:,.4g}" for name, value in figures.items())
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
 
 
 def duration(seconds: float) -> str:

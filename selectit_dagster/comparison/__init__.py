@@ -1,0 +1,1 @@
+"""Comparison of the arms: paired statistics, tables, plots."""

@@ -1,0 +1,1 @@
+"""Evaluation: benchmarks, one engine for likelihoods and generation, the sandbox."""

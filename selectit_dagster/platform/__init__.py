@@ -1,0 +1,1 @@
+"""Platform: Dagster definitions, MLflow tracking, the command line, the report."""

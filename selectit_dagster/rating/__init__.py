@@ -1,0 +1,1 @@
+"""Rating: prompts, rating tokens, the scoring engine, stored scores and the equations."""

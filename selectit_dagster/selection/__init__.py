@@ -1,0 +1,1 @@
+"""Choice: fused ranking, selection arms, the selected dataset."""

@@ -1,0 +1,1 @@
+"""Tuning: templates, LoRA and full fine-tuning, checkpoints."""
