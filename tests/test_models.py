@@ -1,0 +1,142 @@
+"""Loading models: identity, devices, refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from selectit_dagster import models
+from selectit_dagster.errors import UserError
+from selectit_dagster.experiment import ModelReference
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def copy_of(folder: Path, target: Path) -> Path:
+    return Path(shutil.copytree(folder, target))
+
+
+def test_loads_a_local_folder_for_inference(tiny_model_folder: Path) -> None:
+    loaded = models.load_model(ModelReference(path=str(tiny_model_folder), device="cpu"))
+    assert loaded.dtype == "float32"
+    assert loaded.device == "cpu"
+    assert loaded.revision is None
+    assert loaded.parameters == sum(p.numel() for p in loaded.model.parameters())
+    assert not loaded.model.training
+    assert not any(p.requires_grad for p in loaded.model.parameters())
+    assert loaded.tokenizer.decode(loaded.tokenizer.encode("4", add_special_tokens=False)) == "4"
+
+
+def test_training_mode_asks_for_gradients(tiny_model_folder: Path) -> None:
+    reference = ModelReference(path=str(tiny_model_folder), device="cpu", dtype="bfloat16")
+    loaded = models.load_model(reference, training=True)
+    assert loaded.model.training
+    assert next(loaded.model.parameters()).dtype == torch.bfloat16
+    assert all(p.requires_grad for p in loaded.model.parameters())
+
+
+def test_identity_follows_the_content_and_not_the_path(
+    tiny_model_folder: Path, second_tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    identity = models.model_identity(ModelReference(path=str(tiny_model_folder)))
+    moved = copy_of(tiny_model_folder, tmp_path / "moved")
+    assert models.model_identity(ModelReference(path=str(moved))) == identity
+    other = models.model_identity(ModelReference(path=str(second_tiny_model_folder)))
+    assert other["weights"] != identity["weights"]
+    assert other["tokenizer"] == identity["tokenizer"]
+    (moved / "README.md").write_text("a note")
+    assert models.model_identity(ModelReference(path=str(moved))) == identity
+    config = json.loads((moved / "tokenizer_config.json").read_text())
+    (moved / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 9}))
+    assert (
+        models.model_identity(ModelReference(path=str(moved)))["tokenizer"]
+        != (identity["tokenizer"])
+    )
+
+
+def test_hash_of_a_big_file_is_remembered_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"a" * (1 << 20))
+    monkeypatch.setattr(models, "_RACY_SECONDS", -1.0)
+    first = models.hash_files(tmp_path, ("*.safetensors",))
+
+    def refuse(path: Path) -> str:
+        raise AssertionError(f"{path} was read again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "sha256_file", refuse)
+        assert models.hash_files(tmp_path, ("*.safetensors",)) == first
+    path.write_bytes(b"b" * (1 << 20))
+    assert models.hash_files(tmp_path, ("*.safetensors",)) != first
+
+
+def test_refuses_a_missing_folder_naming_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no/where"):
+        models.model_identity(ModelReference(path="no/where"))
+    with pytest.raises(UserError, match="weights are read from"):
+        models.load_model(ModelReference(path=str(tmp_path), device="cpu"))
+
+
+def test_never_opens_a_pickle(tiny_model_folder: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_model_folder, tmp_path / "pickled")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(UserError, match="a pickle, which can run code"):
+        models.load_model(ModelReference(path=str(folder), device="cpu"))
+
+
+def test_refuses_weights_that_do_not_match_the_configuration(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    folder = copy_of(tiny_model_folder, tmp_path / "deeper")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(UserError, match="weights are missing"):
+        models.load_model(ModelReference(path=str(folder), device="cpu"))
+
+
+def test_refuses_a_truncated_file(tiny_model_folder: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_model_folder, tmp_path / "cut")
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        models.load_model(ModelReference(path=str(folder), device="cpu"))
+
+
+def test_refuses_a_device_that_is_not_there() -> None:
+    with pytest.raises(UserError, match="this machine, which has cpu"):
+        models.resolve_device("cuda:99")
+    with pytest.raises(UserError, match="quantum"):
+        models.resolve_device("quantum")
+
+
+def test_an_adapter_is_merged_and_is_part_of_the_identity(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = models.load_model(ModelReference(path=str(tiny_model_folder), device="cpu"))
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    tuned = get_peft_model(base.model, config).eval()
+    rows = torch.arange(3, 15)[None]
+    expected = tuned(rows).logits
+    tuned.save_pretrained(tmp_path / "adapter")
+
+    plain = ModelReference(path=str(tiny_model_folder), device="cpu")
+    reference = plain.model_copy(update={"adapter": str(tmp_path / "adapter")})
+    loaded = models.load_model(reference)
+    assert loaded.parameters == base.parameters
+    torch.testing.assert_close(loaded.model(rows).logits, expected, atol=1e-5, rtol=1e-4)
+    assert set(models.model_identity(reference)) == {*models.model_identity(plain), "adapter"}
+    with pytest.raises(UserError, match="adapter"):
+        models.load_model(plain.model_copy(update={"adapter": str(tiny_model_folder)}))
