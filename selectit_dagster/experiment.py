@@ -245,7 +245,9 @@ class TuningSection(Section):
     epochs: float = Field(3.0, gt=0, description="passes over the subset")
     max_steps: int | None = Field(None, ge=1, description="stop after so many steps")
     batch_size: int = Field(128, ge=1, description="records per optimiser step, over all devices")
-    micro_batch_size: int = Field(8, ge=1, description="records per forward pass and device")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="records per forward pass and device; default: what memory allows"
+    )
     learning_rate: float = Field(2e-5, gt=0, description="peak learning rate")
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = Field(
         "cosine", description="learning-rate schedule"

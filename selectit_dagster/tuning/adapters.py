@@ -1,0 +1,172 @@
+"""What is trained on the base model: LoRA matrices, LoRA over 4-bit weights, or everything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selectit_dagster.errors import UserError
+from selectit_dagster.files import read_json, staged_folder, write_json
+from selectit_dagster.models import LoadedModel, load_model, resolve_device, resolve_dtype
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from selectit_dagster.experiment import ModelReference, TuningSection
+
+
+def precision_of(tuning: TuningSection, device: str) -> str:
+    """Return the dtype in which the passes are computed; see ``TuningSection.precision``."""
+    return resolve_dtype(tuning.precision, device)
+
+
+def load_base(tuning: TuningSection, device: str) -> LoadedModel:
+    """Load the base model for training.
+
+    Frozen weights (LoRA) are held in the precision of the passes; weights that are trained
+    themselves (full) are held in float32, since steps of 1e-5 vanish in bfloat16.
+    """
+    reference = tuning.base_model
+    dtype = precision_of(tuning, device)
+    if tuning.method == "full":
+        dtype = "float32"
+    elif reference.dtype != "auto":
+        dtype = reference.dtype
+    reference = reference.model_copy(update={"dtype": dtype, "device": device})
+    if tuning.method == "qlora":
+        return _load_four_bit(reference, device)
+    return load_model(reference, training=True)
+
+
+def require_four_bit(device: str) -> None:
+    """Refuse QLoRA where it cannot work, before anything is loaded.
+
+    Raises
+    ------
+    UserError
+        When there is no CUDA device, or bitsandbytes is not installed.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("bitsandbytes") is None:
+        raise UserError(
+            "tuning.method qlora needs bitsandbytes, which is not installed",
+            hint='pip install "selectit-dagster[qlora]", or use method: lora',
+        )
+    if not device.startswith("cuda"):
+        raise UserError(
+            f"tuning.method qlora needs a CUDA device, this run is on {device}",
+            hint="use method: lora, which works on every device",
+        )
+
+
+def _load_four_bit(reference: ModelReference, device: str) -> LoadedModel:
+    """Load the base model in 4-bit NormalFloat with double quantisation (QLoRA)."""
+    import torch
+    from peft import prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    from selectit_dagster import models
+
+    require_four_bit(device)
+    tokenizer = models.load_tokenizer(reference)
+    model = AutoModelForCausalLM.from_pretrained(
+        reference.path,
+        revision=reference.revision,
+        use_safetensors=True,
+        trust_remote_code=reference.trust_remote_code,
+        device_map={"": device},
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, reference.dtype),
+        ),
+    )
+    parameters = int(model.num_parameters())
+    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return LoadedModel(model, tokenizer, parameters, reference.dtype, device, reference.revision)
+
+
+def prepare(model: PreTrainedModel, tuning: TuningSection) -> PreTrainedModel:
+    """Return the model with what is to be trained switched on.
+
+    Raises
+    ------
+    UserError
+        When ``tuning.target_modules`` names modules that the model does not have.
+    """
+    model.config.use_cache = False
+    if tuning.method == "full":
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=tuning.rank,
+        lora_alpha=tuning.lora_alpha,
+        lora_dropout=tuning.dropout,
+        target_modules=list(tuning.target_modules) if tuning.target_modules else "all-linear",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        known = sorted(linear_names(model))
+        raise UserError(
+            f"tuning.target_modules {list(tuning.target_modules or ())} do not go onto "
+            f"{tuning.base_model.path}: {str(error).splitlines()[0][:200]}",
+            hint=f"its linear layers are {', '.join(known)}; leave the key out to take them all",
+        ) from error
+
+
+def linear_names(model: PreTrainedModel) -> set[str]:
+    """Return the last parts of the names of the model's linear layers but the output layer."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    output = model.get_output_embeddings()
+    return {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not output
+    }
+
+
+def trainable_facts(model: PreTrainedModel) -> dict[str, Any]:
+    """Return how many parameters are trained, of how many, and in which modules."""
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    facts: dict[str, Any] = {
+        "trainable_parameters": trained,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+    }
+    if hasattr(model, "peft_config"):
+        names = model.base_model.targeted_module_names
+        facts["adapted_modules"] = len(names)
+        facts["target_modules"] = sorted({name.rsplit(".", 1)[-1] for name in names})
+    return facts
+
+
+def save_trained(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:  # noqa: ANN401
+    """Write the adapter, or the whole model, with the tokenizer into ``folder`` at once."""
+    with staged_folder(folder) as stage:
+        model.save_pretrained(stage, safe_serialization=True)
+        tokenizer.save_pretrained(stage)
+        # peft writes a form to be filled in, and a set of names in no fixed order
+        (stage / "README.md").unlink(missing_ok=True)
+        config = stage / "adapter_config.json"
+        if config.exists():
+            value = read_json(config)
+            if isinstance(value.get("target_modules"), list):
+                value["target_modules"] = sorted(value["target_modules"])
+            write_json(config, dict(sorted(value.items())))
+
+
+def training_device(tuning: TuningSection) -> str:
+    """Return this process's device; in a distributed run each process has its own GPU."""
+    import os
+
+    local = os.environ.get("LOCAL_RANK")
+    device = resolve_device(tuning.base_model.device)
+    if local is not None and device.startswith("cuda"):
+        return f"cuda:{int(local)}"
+    return device

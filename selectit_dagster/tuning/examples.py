@@ -1,0 +1,186 @@
+"""From records to token ids: what is trained, and what does not fit.
+
+An example is the prompt's ids, exactly as they are at inference, followed by the response's
+ids and the end token. Loss falls on the response and the end token only. Nothing is ever cut:
+a record that does not fit is left out, named, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selectit_dagster.errors import ArtefactError, UserError
+from selectit_dagster.tuning.templates import adds_special, render_prompt, without_end
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_COLUMNS = ["record_id", "instruction", "input", "response"]
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Example:
+    """One record as it is trained: ``input_ids[prompt_length:]`` are the trained tokens."""
+
+    record_id: str
+    input_ids: list[int]
+    prompt_length: int
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One record that is not trained, and why."""
+
+    record_id: str
+    reason: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Template:
+    """A template's name and, for ``custom``, its text."""
+
+    name: str
+    custom: str | None = None
+
+
+def read_records(dataset: Path) -> list[dict[str, str]]:
+    """Read the records of a selected dataset folder, in rank order.
+
+    Raises
+    ------
+    ArtefactError
+        When the folder has no ``dataset.parquet`` with the columns of a selected dataset.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = dataset / "dataset.parquet"
+    try:
+        rows = pq.read_table(path, columns=_COLUMNS).to_pylist()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ArtefactError(
+            f"{path} cannot be read as a selected dataset: {error}",
+            hint="materialise the selected dataset again",
+        ) from error
+    return [{name: row[name] or "" for name in _COLUMNS} for row in rows]
+
+
+def build_examples(
+    records: Sequence[dict[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    max_length: int,
+) -> tuple[list[Example], list[Skipped]]:
+    """Return the examples, and the records that do not fit into ``max_length`` tokens.
+
+    Raises
+    ------
+    UserError
+        When the tokenizer has no end token, or no record at all fits.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path} has no end token: a tuned model would not stop",
+            hint="choose a base model whose tokenizer has an eos_token",
+        )
+    examples: list[Example] = []
+    skipped: list[Skipped] = []
+    for start in range(0, len(records), _CHUNK):
+        chunk = records[start : start + _CHUNK]
+        for example in _encoded(chunk, tokenizer, template):
+            reason = _misfit(example, max_length)
+            if reason:
+                skipped.append(Skipped(example.record_id, reason, len(example.input_ids)))
+            else:
+                examples.append(example)
+    if not examples:
+        first = f"; the first: {skipped[0].record_id}, {skipped[0].reason}" if skipped else ""
+        raise UserError(
+            f"none of the {len(records)} selected records can be trained{first}",
+            hint="raise tuning.max_length, or select other records",
+        )
+    return examples, skipped
+
+
+def trained_text(
+    examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, Any]]:
+    """Return, per example, the prompt and the trained tokens decoded, for people to check."""
+    return [
+        {
+            "record_id": example.record_id,
+            "prompt": tokenizer.decode(example.input_ids[: example.prompt_length]),
+            "trained": tokenizer.decode(example.input_ids[example.prompt_length :]),
+            "trained_tokens": len(example.input_ids) - example.prompt_length,
+        }
+        for example in examples
+    ]
+
+
+def _misfit(example: Example, max_length: int) -> str:
+    """Return why the example cannot be trained; empty when it can."""
+    length, trained = len(example.input_ids), len(example.input_ids) - example.prompt_length
+    if trained <= 1:
+        return "the response is empty"
+    if example.prompt_length >= max_length:
+        return f"the prompt alone has {example.prompt_length} tokens, of {max_length} allowed"
+    if length > max_length:
+        return f"prompt and response have {length} tokens, of {max_length} allowed"
+    return ""
+
+
+def _encoded(
+    records: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase, template: Template
+) -> list[Example]:
+    prompts = [
+        render_prompt(
+            template.name,
+            record["instruction"],
+            record["input"],
+            tokenizer=tokenizer,
+            custom=template.custom,
+        )
+        for record in records
+    ]
+    wholes = [prompt + record["response"] for prompt, record in zip(prompts, records, strict=True)]
+    special = adds_special(template.name)
+    # over-long texts are skipped by name below; the tokenizer's own warning would mislead
+    asked = tokenizer(prompts, add_special_tokens=special, verbose=False)["input_ids"]
+    written = tokenizer(wholes, add_special_tokens=special, verbose=False)["input_ids"]
+    examples = []
+    for record, prompt_ids, whole_ids in zip(records, asked, written, strict=True):
+        prompt_ids = without_end(tokenizer, prompt_ids)
+        response_ids = _response_ids(
+            prompt_ids, without_end(tokenizer, whole_ids), record["response"], tokenizer
+        )
+        ids = [*prompt_ids, *response_ids, int(tokenizer.eos_token_id or 0)]
+        examples.append(Example(record["record_id"], ids, len(prompt_ids)))
+    return examples
+
+
+def _response_ids(
+    prompt_ids: list[int],
+    whole_ids: list[int],
+    response: str,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[int]:
+    """Return the ids of the response as they follow the prompt's own ids.
+
+    Where prompt and response melt into one token at the seam (a response that begins with a
+    blank line), the response is encoded after a lone newline instead: at inference the
+    prompt's ids are fixed, so they must stay a prefix.
+    """
+    if not response.strip():
+        return []
+    if whole_ids[: len(prompt_ids)] == prompt_ids:
+        return whole_ids[len(prompt_ids) :]
+    anchor = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    anchored = tokenizer("\n" + response, add_special_tokens=False, verbose=False)["input_ids"]
+    if anchored[: len(anchor)] == anchor:
+        return list(anchored[len(anchor) :])
+    return list(tokenizer(response, add_special_tokens=False, verbose=False)["input_ids"])

@@ -1,0 +1,113 @@
+"""What is settled before the first step: examples, lengths, batches, device, precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selectit_dagster.errors import UserError
+from selectit_dagster.models import load_config, load_tokenizer
+from selectit_dagster.tuning.adapters import precision_of, require_four_bit, training_device
+from selectit_dagster.tuning.examples import (
+    Example,
+    Skipped,
+    Template,
+    build_examples,
+    read_records,
+)
+
+if TYPE_CHECKING:
+    from selectit_dagster.experiment import TuningSection
+
+_MEMORY_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is settled before the first step."""
+
+    examples: list[Example]
+    skipped: list[Skipped]
+    max_length: int
+    micro_batch_size: int
+    accumulation: int
+    device: str
+    precision: str
+
+
+def make_plan(dataset: Path, tuning: TuningSection) -> Plan:
+    """Read and encode the records and settle lengths and batches; loads no weights.
+
+    Raises
+    ------
+    UserError
+        When no record fits, the batch does not divide over the processes, or the device or
+        the method is not to be had here.
+    """
+    device = training_device(tuning)
+    if tuning.method == "qlora":
+        require_four_bit(device)
+    if tuning.batch_size % tuning.processes:
+        raise UserError(
+            f"tuning.batch_size {tuning.batch_size} does not divide over {tuning.processes} "
+            "processes",
+            hint="make batch_size a multiple of processes",
+        )
+    config = load_config(tuning.base_model)
+    context = getattr(config, "max_position_embeddings", None) or tuning.max_length
+    max_length = min(tuning.max_length, int(context))
+    tokenizer = load_tokenizer(tuning.base_model)
+    examples, skipped = build_examples(
+        read_records(dataset),
+        tokenizer,
+        Template(tuning.template, tuning.custom_template),
+        max_length,
+    )
+    longest = max(len(example.input_ids) for example in examples)
+    share = tuning.batch_size // tuning.processes
+    micro = micro_batch_size(tuning, share, longest, config, device)
+    return Plan(
+        examples,
+        skipped,
+        max_length,
+        micro,
+        share // micro,
+        device,
+        precision_of(tuning, device),
+    )
+
+
+def micro_batch_size(
+    tuning: TuningSection,
+    share: int,
+    longest: int,
+    config: Any,  # noqa: ANN401 - one class per architecture
+    device: str,
+) -> int:
+    """Return the records per forward pass: a divisor of ``share``, the device's step share.
+
+    Where the experiment names none, as many as a quarter of the device's whole memory holds
+    (of the whole, not of what is free now: the same machine must choose the same).
+    """
+    limit = tuning.micro_batch_size
+    if limit is None:
+        hidden = int(getattr(config, "hidden_size", 1024))
+        layers = int(getattr(config, "num_hidden_layers", 24))
+        vocabulary = int(getattr(config, "vocab_size", 32_000))
+        # a forward pass keeps about 20 values of the hidden size per layer and token, and
+        # the loss three copies of the logits in float32
+        per_token = 4 * (20 * hidden * layers + 3 * vocabulary)
+        limit = int(_MEMORY_SHARE * _memory_of(device) / (per_token * longest))
+    limit = max(1, min(limit, share))
+    return max(size for size in range(1, limit + 1) if share % size == 0)
+
+
+def _memory_of(device: str) -> int:
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    import psutil
+
+    return int(psutil.virtual_memory().total)

@@ -1,0 +1,110 @@
+"""Prompt templates: the text of a record up to where its response begins.
+
+The same functions serve training, evaluation and chat, so that a model is always asked in
+exactly the form in which it was tuned: the token ids of a prompt at inference are the prefix
+of the token ids that were trained.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from selectit_dagster.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+_ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately "
+    "completes the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+)
+_FIELD = re.compile(r"\{(instruction|input)\}")
+
+
+def render_prompt(
+    template: str,
+    instruction: str,
+    input: str = "",
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    custom: str | None = None,
+) -> str:
+    """Return the prompt's text, up to where the response begins.
+
+    Parameters
+    ----------
+    template:
+        ``alpaca``, ``chat`` (the tokenizer's own chat template) or ``custom``.
+    instruction, input:
+        The record's fields; ``input`` is empty when the record has none.
+    tokenizer:
+        Needed by ``chat``.
+    custom:
+        Needed by ``custom``: text with ``{instruction}`` and, if the record's input has a
+        place of its own, ``{input}``; otherwise the input follows the instruction.
+
+    Raises
+    ------
+    UserError
+        When the tokenizer has no chat template, or the custom text has no ``{instruction}``.
+    """
+    if template == "chat":
+        return _chat(tokenizer, _joined(instruction, input))
+    if template == "alpaca":
+        return _filled(_ALPACA_WITH_INPUT if input else _ALPACA, instruction, input)
+    if not custom or "{instruction}" not in custom:
+        raise UserError(
+            f"template {template!r} needs a custom text with {{instruction}} in it",
+            hint="set custom_template, or use template: alpaca or chat",
+        )
+    if "{input}" in custom:
+        return _filled(custom, instruction, input)
+    return _filled(custom, _joined(instruction, input), "")
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, template: str) -> list[int]:
+    """Return the prompt's token ids as the model is asked and was trained.
+
+    The tokenizer adds its begin token, except where a chat template has written it already.
+    """
+    ids: list[int] = tokenizer(prompt, add_special_tokens=adds_special(template))["input_ids"]
+    return without_end(tokenizer, ids)
+
+
+def adds_special(template: str) -> bool:
+    """Tell whether the tokenizer's own special tokens are added around a rendered prompt."""
+    return template != "chat"
+
+
+def without_end(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    """Drop the end token that some tokenizers append by themselves: a prompt goes on."""
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def _joined(instruction: str, further: str) -> str:
+    return f"{instruction}\n{further}" if further else instruction
+
+
+def _filled(text: str, instruction: str, further: str) -> str:
+    # one pass, so that braces inside a record are never taken for a field
+    values = {"instruction": instruction, "input": further}
+    return _FIELD.sub(lambda match: values[match.group(1)], text)
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase | None, content: str) -> str:
+    if tokenizer is None or not getattr(tokenizer, "chat_template", None):
+        name = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
+        raise UserError(
+            f"{name} has no chat template", hint="use template: alpaca, or template: custom"
+        )
+    return str(
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+    )

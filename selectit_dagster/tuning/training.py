@@ -1,0 +1,226 @@
+"""One process's share of a training run: plan, train, save."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selectit_dagster.files import write_json, write_text
+from selectit_dagster.progress import Progress, Silent
+from selectit_dagster.tuning.adapters import load_base, prepare, save_trained, trainable_facts
+from selectit_dagster.tuning.batches import Collator
+from selectit_dagster.tuning.examples import trained_text
+from selectit_dagster.tuning.log import LOG, StepLog
+from selectit_dagster.tuning.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from selectit_dagster.experiment import TuningSection
+    from selectit_dagster.models import LoadedModel
+
+RESUME = ".resume"
+TRAINED = "trained_tokens.json"
+SKIPPED = "skipped.jsonl"
+FACTS = "facts.json"
+_SHOWN_RECORDS = 5
+_SILENT = Silent()
+
+
+def train(
+    dataset: Path, tuning: TuningSection, seed: int, out: Path, progress: Progress = _SILENT
+) -> dict[str, Any]:
+    """Train, resuming where a killed run stopped, and write everything but the manifest.
+
+    Returns
+    -------
+    facts
+        ``counts`` and ``details`` for the manifest; the main process of a distributed run
+        leaves them in the resume folder as well.
+    """
+    plan = make_plan(dataset, tuning)
+    from transformers import set_seed
+
+    with _device_for_trainer(plan.device):
+        base = load_base(tuning, plan.device)
+        set_seed(seed)  # before the adapter's matrices are drawn
+        model = prepare(base.model, tuning)
+        log = StepLog(out / LOG, progress)
+        trainer = _trainer(model, base, plan, tuning, seed, out, log)
+        resumed = _run(trainer, out, log)
+    facts = {
+        "counts": _counts(plan, log.steps),
+        "details": {
+            **_figures(log.steps),
+            **trainable_facts(model),
+            "base_parameters": base.parameters,
+            "precision": plan.precision,
+            "micro_batch_size": plan.micro_batch_size,
+            "accumulation": plan.accumulation,
+            "max_length": plan.max_length,
+            "resumed_at_step": resumed,
+            "machine": _machine(plan.device),
+        },
+    }
+    if trainer.args.should_save:
+        trained = trained_text(plan.examples[:_SHOWN_RECORDS], base.tokenizer)
+        facts["details"]["trained_text"] = trained
+        write_json(out / TRAINED, trained)
+        lines = (json.dumps(asdict(skipped), ensure_ascii=False) for skipped in plan.skipped)
+        write_text(out / SKIPPED, "".join(f"{line}\n" for line in lines))
+        save_trained(model, base.tokenizer, out / weights_folder(tuning))
+        write_json(out / RESUME / FACTS, facts)
+    return facts
+
+
+def weights_folder(tuning: TuningSection) -> str:
+    """Return the sub-folder that holds what was trained."""
+    return "model" if tuning.method == "full" else "adapter"
+
+
+def _trainer(
+    model: Any,  # noqa: ANN401 - a PeftModel or a PreTrainedModel
+    base: LoadedModel,
+    plan: Plan,
+    tuning: TuningSection,
+    seed: int,
+    out: Path,
+    log: StepLog,
+) -> Any:  # noqa: ANN401 - ResumableTrainer, not importable at module level
+    import inspect
+
+    from selectit_dagster.tuning.resumable import ResumableTrainer
+
+    pad = base.tokenizer.pad_token_id
+    keeps = "logits_to_keep" in inspect.signature(base.model.forward).parameters
+    return ResumableTrainer(
+        model=model,
+        args=training_arguments(plan, tuning, seed, out / RESUME),
+        train_dataset=plan.examples,
+        data_collator=Collator(
+            int(base.tokenizer.eos_token_id if pad is None else pad),
+            multiple_of=8 if plan.device.startswith("cuda") else 1,
+            keep_from_response=keeps,
+        ),
+        on_step=log.append,
+    )
+
+
+def training_arguments(plan: Plan, tuning: TuningSection, seed: int, folder: Path) -> Any:  # noqa: ANN401
+    """Return ``TrainingArguments``: the experiment's settings, and no overhead beside."""
+    from transformers import TrainingArguments
+
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=tuning.epochs,
+        max_steps=tuning.max_steps or -1,
+        per_device_train_batch_size=plan.micro_batch_size,
+        gradient_accumulation_steps=plan.accumulation,
+        learning_rate=tuning.learning_rate,
+        lr_scheduler_type=tuning.schedule,
+        warmup_steps=tuning.warmup_ratio,
+        weight_decay=tuning.weight_decay,
+        bf16=plan.precision == "bfloat16",
+        fp16=plan.precision == "float16",
+        gradient_checkpointing=tuning.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        seed=seed,
+        use_cpu=plan.device == "cpu",
+        ddp_backend="gloo" if plan.device == "cpu" and tuning.processes > 1 else None,
+        ddp_find_unused_parameters=False if tuning.processes > 1 else None,
+        save_strategy="steps",
+        save_steps=tuning.checkpoint_every,
+        save_total_limit=2,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=[],
+        disable_tqdm=True,
+        eval_strategy="no",
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=plan.device.startswith("cuda"),
+    )
+    # with several GPUs in sight and one process, Trainer would spread each batch over all
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
+
+
+def _run(trainer: Any, out: Path, log: StepLog) -> int:  # noqa: ANN401 - ResumableTrainer
+    """Train from the last whole resume point; return the step it lay at (0: from the start)."""
+    from selectit_dagster.tuning.resumable import last_resume_point
+
+    main = trainer.args.should_save
+    if main:
+        last_resume_point(out / RESUME)  # removes broken ones, before anybody looks
+    trainer.accelerator.wait_for_everyone()
+    point = last_resume_point(out / RESUME)
+    step = int(point.name.rsplit("-", 1)[1]) if point else 0
+    log.start(step, write=main)
+    trainer.step_started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=str(point) if point else None)
+    log.close()
+    return step
+
+
+@contextmanager
+def _device_for_trainer(device: str) -> Iterator[None]:
+    """Tell accelerate which GPU a single process uses; it would take the first."""
+    name = "ACCELERATE_TORCH_DEVICE"
+    if "LOCAL_RANK" in os.environ or not device.startswith("cuda"):
+        yield
+        return
+    before = os.environ.get(name)
+    os.environ[name] = device
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _counts(plan: Plan, steps: list[dict[str, float]]) -> dict[str, int]:
+    return {
+        "records": len(plan.examples) + len(plan.skipped),
+        "trained": len(plan.examples),
+        "skipped": len(plan.skipped),
+        "steps": len(steps),
+        "tokens": int(sum(step["tokens"] for step in steps)),
+        "trained_tokens": int(sum(step["trained_tokens"] for step in steps)),
+    }
+
+
+def _figures(steps: list[dict[str, float]]) -> dict[str, float]:
+    """Return loss and speed over all steps, those before a resume included."""
+    seconds = sum(step["seconds"] for step in steps)
+    last = steps[-max(1, len(steps) // 10) :]
+    return {
+        "training_seconds": round(seconds, 3),
+        "first_loss": steps[0]["loss"],
+        # over the last tenth of the steps: one batch says little
+        "final_loss": sum(step["loss"] for step in last) / len(last),
+        "tokens_per_second": round(sum(step["tokens"] for step in steps) / max(seconds, 1e-9), 1),
+        "peak_memory_bytes": max(step["memory_bytes"] for step in steps),
+    }
+
+
+def _machine(device: str) -> dict[str, Any]:
+    """Return what the last bits of the weights may depend on beside the fingerprint."""
+    import torch
+
+    facts: dict[str, Any] = {
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "architecture": platform.machine(),
+        "note": "the same seed gives the same bytes on the same machine with as many threads; "
+        "elsewhere sums are taken in another order and the last bits differ",
+    }
+    if device.startswith("cuda"):
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    return facts
