@@ -1,1 +1,43 @@
-"""The Dagster assets: one thin module per stage of the pipeline."""
+"""The Dagster assets: one thin module per stage of the pipeline, and their checks.
+
+An asset builds a stage, runs it under its MLflow run and returns what its page shows. What
+belongs here: keys, groups, dependencies, partitions, checks, texts for people. What must
+not: models, files, arithmetic.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from selectit_dagster.platform.pipeline import Pipeline
+
+
+def build_assets(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
+    """Return the assets that the pipeline's experiment asks for."""
+    from assets import (
+        arm_comparison,
+        benchmark_evaluations,
+        benchmark_questions,
+        curated_dataset,
+        lora_checkpoints,
+        ranking,
+        raw_dataset,
+        selective_alpaca,
+        uncertainty_scores,
+    )
+
+    experiment = pipeline.experiment
+    found = [raw_dataset.build(experiment), curated_dataset.build(experiment)]
+    if experiment.benchmarks:
+        found.append(benchmark_questions.build())
+    found += [uncertainty_scores.build(model) for model in experiment.scoring_models]
+    found += [ranking.build(experiment), selective_alpaca.build(pipeline)]
+    if experiment.tuning is not None:
+        found.append(lora_checkpoints.build(pipeline))
+        found += benchmark_evaluations.build(pipeline)
+        found.append(arm_comparison.build_comparison())
+    found.append(arm_comparison.build_report(experiment))
+    return found

@@ -1,0 +1,76 @@
+"""Comparison of the arms, and the report."""
+
+import dagster as dg
+
+from assets import benchmark_evaluations, groups, lora_checkpoints, ranking, selective_alpaca
+from selectit_dagster.experiment import Experiment
+from selectit_dagster.platform import views
+from selectit_dagster.platform.resources import PipelineResource, TrackingResource
+from selectit_dagster.platform.steps import run_stage
+
+KEY = dg.AssetKey("arm_comparison")
+REPORT_KEY = dg.AssetKey("report")
+
+
+def build_comparison() -> dg.AssetsDefinition:
+    """Return the asset that compares the arms."""
+
+    @dg.asset(
+        key=KEY,
+        deps=[
+            benchmark_evaluations.KEY,
+            benchmark_evaluations.UNTUNED_KEY,
+            lora_checkpoints.KEY,
+        ],
+        group_name=groups.COMPARISON,
+        kinds={"python"},
+        code_version="1",
+    )
+    def arm_comparison(
+        context: dg.AssetExecutionContext, pipeline: PipelineResource, tracking: TrackingResource
+    ) -> dg.MaterializeResult:
+        """Say with intervals which arm beat which, on the same questions.
+
+        Paired over questions and resampled over training seeds. Where the test could not
+        have seen a difference, it says so, with the smallest one that it could have seen.
+        """
+        line = pipeline.pipeline()
+        tracker = tracking.tracker(line)
+        return run_stage(
+            context,
+            line.comparison(),
+            tracker,
+            describe=views.comparison,
+            track=views.track_comparison(line),
+        )
+
+    return arm_comparison
+
+
+def build_report(experiment: Experiment) -> dg.AssetsDefinition:
+    """Return the asset that writes the report."""
+    deps = [ranking.KEY, selective_alpaca.KEY]
+    if experiment.tuning is not None:
+        deps.append(KEY)
+
+    @dg.asset(
+        key=REPORT_KEY, deps=deps, group_name=groups.COMPARISON, kinds={"python"}, code_version="1"
+    )
+    def report(
+        context: dg.AssetExecutionContext, pipeline: PipelineResource, tracking: TrackingResource
+    ) -> dg.MaterializeResult:
+        """Write the run's report: one HTML file that needs no network, and Markdown.
+
+        What was asked, what became of every record, the scores, the best and the worst
+        records, the arms with their intervals, what it cost, and with which versions.
+        """
+        line = pipeline.pipeline()
+        return run_stage(
+            context,
+            line.report(),
+            tracking.tracker(line),
+            describe=views.report,
+            track=views.track_report,
+        )
+
+    return report

@@ -1,0 +1,86 @@
+"""Benchmark evaluations: every checkpoint, and the untuned base model, on every benchmark."""
+
+from collections.abc import Iterable
+
+import dagster as dg
+
+from assets import benchmark_questions, groups, lora_checkpoints
+from selectit_dagster.artefacts import Manifest
+from selectit_dagster.platform import inspections, views
+from selectit_dagster.platform.inspections import Inspection
+from selectit_dagster.platform.pipeline import Pipeline, Stage
+from selectit_dagster.platform.resources import PipelineResource, TrackingResource
+from selectit_dagster.platform.steps import run_stage
+
+KEY = dg.AssetKey("benchmark_evaluations")
+UNTUNED_KEY = dg.AssetKey("untuned_evaluation")
+_EVERY_QUESTION = "every question has one finite score"
+
+
+def build(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
+    """Return the evaluation of the checkpoints and that of the untuned base model."""
+    line_of = pipeline
+
+    @dg.asset(
+        key=KEY,
+        deps=[lora_checkpoints.KEY, benchmark_questions.KEY],
+        partitions_def=lora_checkpoints.partitions(line_of),
+        group_name=groups.EVALUATION,
+        kinds={"pytorch", "huggingface"},
+        code_version="1",
+        pool=groups.MODEL_POOL,
+        check_specs=[_spec(KEY)],
+    )
+    def benchmark_evaluations(
+        context: dg.AssetExecutionContext, pipeline: PipelineResource, tracking: TrackingResource
+    ) -> dg.MaterializeResult:
+        """Evaluate one checkpoint on the experiment's benchmarks.
+
+        Every question's prompt, output, extracted answer and score is stored, so that any
+        figure can be traced to the answers behind it. Materialise a single partition to
+        evaluate one arm and seed again.
+        """
+        line = pipeline.pipeline()
+        return run_stage(
+            context,
+            line.evaluation(line.units[context.partition_key]),
+            tracking.tracker(line),
+            describe=views.evaluation,
+            inspect=_inspect,
+            track=views.track_evaluation,
+        )
+
+    @dg.asset(
+        key=UNTUNED_KEY,
+        deps=[benchmark_questions.KEY],
+        group_name=groups.EVALUATION,
+        kinds={"pytorch", "huggingface"},
+        code_version="1",
+        pool=groups.MODEL_POOL,
+        check_specs=[_spec(UNTUNED_KEY)],
+    )
+    def untuned_evaluation(
+        context: dg.AssetExecutionContext, pipeline: PipelineResource, tracking: TrackingResource
+    ) -> dg.MaterializeResult:
+        """Evaluate the base model before any tuning, to show what tuning adds at all."""
+        line = pipeline.pipeline()
+        return run_stage(
+            context,
+            line.evaluation(None),
+            tracking.tracker(line),
+            describe=views.evaluation,
+            inspect=_inspect,
+            track=views.track_evaluation,
+        )
+
+    return [benchmark_evaluations, untuned_evaluation]
+
+
+def _spec(key: dg.AssetKey) -> dg.AssetCheckSpec:
+    return dg.AssetCheckSpec(
+        "every_question_scored", asset=key, blocking=True, description=_EVERY_QUESTION
+    )
+
+
+def _inspect(stage: Stage, manifest: Manifest) -> Iterable[Inspection]:
+    yield inspections.every_question_scored(stage, manifest)

@@ -1,0 +1,65 @@
+"""Curated dataset: duplicates, test questions and records that address the rater taken out."""
+
+from collections.abc import Iterable
+
+import dagster as dg
+
+from assets import benchmark_questions, groups, raw_dataset
+from selectit_dagster.artefacts import Manifest
+from selectit_dagster.experiment import Experiment
+from selectit_dagster.platform import inspections, views
+from selectit_dagster.platform.inspections import Inspection
+from selectit_dagster.platform.pipeline import Stage
+from selectit_dagster.platform.resources import PipelineResource, TrackingResource
+from selectit_dagster.platform.steps import run_stage
+
+KEY = dg.AssetKey("curated_dataset")
+
+
+def build(experiment: Experiment) -> dg.AssetsDefinition:
+    """Return the asset that curates the raw dataset."""
+    deps = [raw_dataset.KEY]
+    if experiment.benchmarks:
+        deps.append(benchmark_questions.KEY)
+
+    @dg.asset(
+        key=KEY,
+        deps=deps,
+        group_name=groups.DATA,
+        kinds={"parquet", "python"},
+        code_version="1",
+        check_specs=[
+            dg.AssetCheckSpec(
+                "balance",
+                asset=KEY,
+                blocking=True,
+                description="read = kept + rejected + duplicate + contaminated; ids occur once",
+            )
+        ],
+    )
+    def curated_dataset(
+        context: dg.AssetExecutionContext, pipeline: PipelineResource, tracking: TrackingResource
+    ) -> dg.MaterializeResult:
+        """Take out what must not be rated, and say what was taken out and why.
+
+        Exact and near duplicates, records that share an n-gram with a benchmark question,
+        empty responses and records whose text addresses the rater. Every step can be
+        switched in the experiment's `curation` section; `dropped.jsonl` names each record
+        that left. Records that stay leave byte for byte as they came.
+        """
+        line = pipeline.pipeline()
+        return run_stage(
+            context,
+            line.curated(),
+            tracking.tracker(line),
+            data_file="records.parquet",
+            describe=views.curated_dataset,
+            inspect=_inspect,
+            track=views.track_dataset("curated"),
+        )
+
+    return curated_dataset
+
+
+def _inspect(stage: Stage, manifest: Manifest) -> Iterable[Inspection]:
+    yield inspections.curation_balance(stage, manifest)

@@ -1,0 +1,77 @@
+"""LoRA checkpoints: the base model tuned on each arm, once per training seed."""
+
+from collections.abc import Iterable
+
+import dagster as dg
+
+from assets import groups, selective_alpaca
+from selectit_dagster.artefacts import Manifest
+from selectit_dagster.platform import inspections, views
+from selectit_dagster.platform.inspections import Inspection
+from selectit_dagster.platform.pipeline import Pipeline, Stage
+from selectit_dagster.platform.resources import PipelineResource, TrackingResource
+from selectit_dagster.platform.steps import run_stage
+
+KEY = dg.AssetKey("lora_checkpoints")
+
+
+def partitions(pipeline: Pipeline) -> dg.StaticPartitionsDefinition:
+    """Return one partition per arm and training seed."""
+    return dg.StaticPartitionsDefinition(list(pipeline.units))
+
+
+def arm_mapping(pipeline: Pipeline) -> dg.StaticPartitionMapping:
+    """Map each subset to the checkpoints that are tuned on it."""
+    table: dict[str, list[str]] = {}
+    for unit in pipeline.units.values():
+        table.setdefault(unit.arm, []).append(unit.key)
+    return dg.StaticPartitionMapping(table)
+
+
+def build(pipeline: Pipeline) -> dg.AssetsDefinition:
+    """Return the asset that tunes the base model."""
+    base = pipeline.tuning.base_model.path
+    line_of = pipeline
+
+    @dg.asset(
+        key=KEY,
+        deps=[dg.AssetDep(selective_alpaca.KEY, partition_mapping=arm_mapping(line_of))],
+        partitions_def=partitions(line_of),
+        group_name=groups.TUNING,
+        kinds={"pytorch", "huggingface"},
+        code_version="1",
+        pool=groups.MODEL_POOL,
+        metadata={"base_model": base},
+        check_specs=[
+            dg.AssetCheckSpec(
+                "loads_and_answers",
+                asset=KEY,
+                blocking=True,
+                description="the checkpoint loads over its base model and answers a prompt",
+            )
+        ],
+    )
+    def lora_checkpoints(
+        context: dg.AssetExecutionContext, pipeline: PipelineResource, tracking: TrackingResource
+    ) -> dg.MaterializeResult:
+        """Tune the base model on one arm's subset with one training seed.
+
+        The loss counts the response only; five records' trained text is shown below. An
+        interrupted run resumes from its last resume point. Materialise a single partition
+        to repeat one arm and seed.
+        """
+        line = pipeline.pipeline()
+        return run_stage(
+            context,
+            line.checkpoint(line.units[context.partition_key]),
+            tracking.tracker(line),
+            describe=views.checkpoint,
+            inspect=lambda stage, manifest: _inspect(line, stage, manifest),
+            track=views.track_checkpoint,
+        )
+
+    return lora_checkpoints
+
+
+def _inspect(line: Pipeline, stage: Stage, manifest: Manifest) -> Iterable[Inspection]:
+    yield inspections.checkpoint_answers(line.tuning.base_model, stage, manifest)

@@ -1,0 +1,431 @@
+"""From an experiment and a home to the stages: which engine, which request, which folder.
+
+Belongs here: the wiring of files between stages, and whether a stage is current. Must not
+be here: Dagster, MLflow, and any work of the engines. Importing this module is cheap; the
+engines are imported when a stage is built.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from selectit_dagster.artefacts import Fingerprint, Manifest, is_current, read_manifest
+from selectit_dagster.experiment import Arm, Experiment, RatingSection, TuningSection
+from selectit_dagster.home import Home
+from selectit_dagster.progress import Progress, Silent
+
+Run = Callable[[Progress], Manifest]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One unit of work: where its artefact lies, what it depends on, how to make it.
+
+    Attributes
+    ----------
+    asset:
+        The Dagster asset's name; ``uncertainty_scores/<model>`` for a scoring model.
+    partition:
+        The Dagster partition key, or None.
+    folder:
+        The artefact's folder.
+    fingerprint:
+        Returns the fingerprint that a current artefact has; needs the upstream manifests.
+    run:
+        Makes the artefact (or returns the current one) and returns its manifest.
+    settings:
+        The part of the experiment that this stage depends on, for MLflow's parameters.
+    """
+
+    asset: str
+    folder: Path
+    fingerprint: Callable[[], Fingerprint]
+    run: Run
+    unit: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    partition: str | None = None
+
+    @property
+    def title(self) -> str:
+        """Asset and partition as a person names them."""
+        return f"{self.asset} [{self.partition}]" if self.partition else self.asset
+
+    def is_current(self) -> bool:
+        """Tell whether the artefact is complete and made from what is asked for now."""
+        if read_manifest(self.folder) is None:
+            return False
+        return is_current(self.folder, self.fingerprint())
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What a launchpad run may change without touching the experiment file."""
+
+    alpha: float | None = None
+    num_prompts: int | None = None
+    variant: str | None = None
+    ablation: str | None = None
+    share: float | None = None
+    count: int | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the overrides that were set."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A checkpoint to tune: one arm with one training seed."""
+
+    arm: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """The partition key."""
+        return f"{self.arm}_seed-{self.seed}"
+
+
+class Pipeline:
+    """All stages of one experiment in one home."""
+
+    def __init__(self, experiment: Experiment, home: Home) -> None:
+        self.experiment = experiment
+        self.home = home
+
+    @cached_property
+    def arms(self) -> dict[str, tuple[Arm, int | None]]:
+        """Each subset's name with its arm and, for random draws, its seed."""
+        table: dict[str, tuple[Arm, int | None]] = {}
+        for arm in self.experiment.selection.arms:
+            if arm.kind == "random":
+                table.update({f"random-{seed}": (arm, seed) for seed in arm.seeds})
+            else:
+                table[arm.kind] = (arm, None)
+        return table
+
+    @cached_property
+    def units(self) -> dict[str, Unit]:
+        """The checkpoints to tune, by partition key.
+
+        Every arm is tuned with every training seed, except the draws of the random arm:
+        draw i is tuned with training seed i (in turn), so that the random arm has as many
+        checkpoints as the others and its spread holds both sources of chance.
+        """
+        tuning = self.experiment.tuning
+        if tuning is None:
+            return {}
+        units: list[Unit] = []
+        draws = [name for name in self.arms if name.startswith("random-")]
+        for arm in self.arms:
+            if arm in draws:
+                continue
+            units += [Unit(arm, seed) for seed in tuning.seeds]
+        for index in range(max(len(draws), len(tuning.seeds)) if draws else 0):
+            units.append(Unit(draws[index % len(draws)], tuning.seeds[index % len(tuning.seeds)]))
+        return {unit.key: unit for unit in dict.fromkeys(units)}
+
+    def raw(self) -> Stage:
+        """Build the stage that reads the raw dataset."""
+        from selectit_dagster.data import ingest as engine
+
+        request = engine.IngestRequest(self.experiment.dataset)
+        return Stage(
+            asset="raw_dataset",
+            folder=self.home.raw,
+            fingerprint=lambda: engine.ingest_fingerprint(request),
+            run=lambda progress: engine.ingest(request, self.home.raw, progress),
+            unit="records",
+            settings={"dataset": self.experiment.dataset.model_dump(mode="json")},
+        )
+
+    def questions(self) -> Stage:
+        """Build the stage that gathers the benchmarks' questions."""
+        from selectit_dagster.evaluation import questions as engine
+
+        request = engine.QuestionsRequest(self.experiment.benchmarks)
+        folder = self.home.folder / "questions"
+        return Stage(
+            asset="benchmark_questions",
+            folder=folder,
+            fingerprint=lambda: engine.questions_fingerprint(request),
+            run=lambda progress: engine.collect_questions(request, folder, progress),
+            unit="questions",
+            settings={"benchmarks": [b.model_dump(mode="json") for b in request.benchmarks]},
+        )
+
+    def curated(self) -> Stage:
+        """Build the stage that curates the raw dataset."""
+        from selectit_dagster.data import curation as engine
+
+        questions = self.questions().folder if self.experiment.benchmarks else None
+        request = engine.CurationRequest(self.home.raw, self.experiment.curation, questions)
+        return Stage(
+            asset="curated_dataset",
+            folder=self.home.curated,
+            fingerprint=lambda: engine.curation_fingerprint(request),
+            run=lambda progress: engine.curate(request, self.home.curated, progress),
+            unit="records",
+            settings={"curation": self.experiment.curation.model_dump(mode="json")},
+        )
+
+    def scores(self, name: str) -> Stage:
+        """Build the stage that rates every record with one scoring model."""
+        from selectit_dagster.rating import scoring as engine
+
+        model = next(m for m in self.experiment.scoring_models if m.name == name)
+        _, size = self.experiment.selection.size
+        share = size if self.experiment.selection.size[0] == "share" else 0.2
+        request = engine.ScoringRequest(self.home.curated, model, self.experiment.rating, share)
+        folder = self.home.scores(name)
+        return Stage(
+            asset=f"uncertainty_scores/{name}",
+            folder=folder,
+            fingerprint=lambda: engine.scoring_fingerprint(request),
+            run=lambda progress: engine.score(request, folder, progress),
+            unit="prompts",
+            settings={
+                "model": model.model_dump(mode="json"),
+                "rating": self.experiment.rating.model_dump(mode="json"),
+            },
+        )
+
+    def _score_folders(self) -> tuple[tuple[str, Path], ...]:
+        return tuple((m.name, self.home.scores(m.name)) for m in self.experiment.scoring_models)
+
+    def _thetas(self) -> tuple[tuple[str, float], ...]:
+        models = self.experiment.scoring_models
+        return tuple((m.name, m.theta) for m in models if m.theta is not None)
+
+    def ranking(self, overrides: Overrides | None = None) -> Stage:
+        """Build the stage that fuses the stored scores into one ranking."""
+        from selectit_dagster.selection import ranking as engine
+
+        rating = apply_overrides(self.experiment.rating, overrides)
+        request = engine.RankingRequest(
+            records=self.home.curated,
+            scores=self._score_folders(),
+            num_prompts=rating.num_prompts,
+            num_ratings=rating.num_ratings,
+            alpha=rating.alpha,
+            variant=rating.variant,
+            ablation=rating.ablation,
+            thetas=self._thetas(),
+        )
+        fields = ("num_prompts", "num_ratings", "alpha", "variant", "ablation")
+        return Stage(
+            asset="ranking",
+            folder=self.home.ranking,
+            fingerprint=lambda: engine.ranking_fingerprint(request),
+            run=lambda progress: engine.rank(request, self.home.ranking, progress),
+            unit="records",
+            settings={"rating": {name: getattr(rating, name) for name in fields}},
+        )
+
+    def selected(self, arm: str, overrides: Overrides | None = None) -> Stage:
+        """Build the stage that writes the dataset that one arm chooses."""
+        from selectit_dagster.selection import select as engine
+
+        spec, seed = self.arms[arm]
+        rule, size = _size(self.experiment, overrides)
+        request = engine.SelectionRequest(
+            arm=arm,
+            kind=spec.kind,
+            seed=seed,
+            records=self.home.curated,
+            ranking=self.home.ranking,
+            scores=self._score_folders(),
+            size_rule=rule,
+            size=size,
+            model=self._arm_model(spec),
+            provenance=self._provenance(),
+        )
+        folder = self.home.selected(arm)
+        return Stage(
+            asset="selective_alpaca",
+            partition=arm,
+            folder=folder,
+            fingerprint=lambda: engine.selection_fingerprint(request),
+            run=lambda progress: engine.select(request, folder, progress),
+            unit="records",
+            settings={"arm": spec.model_dump(mode="json"), "size": {rule: size}, "seed": seed},
+        )
+
+    def _arm_model(self, arm: Arm) -> Any:  # noqa: ANN401 - ScoringModel or None
+        """Return the model an arm asks for: the named one, else the last scoring model."""
+        models = {m.name: m for m in self.experiment.scoring_models}
+        return models[arm.model] if arm.model else self.experiment.scoring_models[-1]
+
+    def _provenance(self) -> dict[str, Any]:
+        """Return what the dataset card says about where the selection came from."""
+        experiment = self.experiment
+        return {
+            "experiment": experiment.name,
+            "source": Path(experiment.dataset.path).name,
+            "license": experiment.dataset.license,
+            "models": [m.model_dump(mode="json") for m in experiment.scoring_models],
+            "rating": experiment.rating.model_dump(mode="json"),
+        }
+
+    def checkpoint(self, unit: Unit) -> Stage:
+        """Build the stage that tunes the base model on one arm with one training seed."""
+        from selectit_dagster.tuning import tune as engine
+
+        tuning = self.tuning
+        request = engine.TuningRequest(self.home.selected(unit.arm), tuning, unit.seed)
+        folder = self.home.checkpoint(unit.arm, unit.seed)
+        return Stage(
+            asset="lora_checkpoints",
+            partition=unit.key,
+            folder=folder,
+            fingerprint=lambda: engine.tuning_fingerprint(request),
+            run=lambda progress: engine.tune(request, folder, progress),
+            unit="steps",
+            settings={"tuning": tuning.model_dump(mode="json"), "arm": unit.arm, "seed": unit.seed},
+        )
+
+    @property
+    def tuning(self) -> TuningSection:
+        """The tuning section; only asked for where the experiment has one."""
+        if self.experiment.tuning is None:
+            raise ValueError("this experiment has no tuning section")
+        return self.experiment.tuning
+
+    def evaluation(self, unit: Unit | None) -> Stage:
+        """Build the stage that evaluates one checkpoint; None is the untuned base model."""
+        from selectit_dagster.evaluation import evaluate as engine
+
+        tuning = self.tuning
+        request = engine.EvaluationRequest(
+            base=tuning.base_model,
+            checkpoint=self.home.checkpoint(unit.arm, unit.seed) if unit else None,
+            benchmarks=self.experiment.benchmarks,
+            template=tuning.template,
+            custom_template=tuning.custom_template,
+            seed=unit.seed if unit else tuning.seeds[0],
+        )
+        folder = self.home.evaluation(unit.arm, unit.seed) if unit else self._untuned
+        return Stage(
+            asset="benchmark_evaluations" if unit else "untuned_evaluation",
+            partition=unit.key if unit else None,
+            folder=folder,
+            fingerprint=lambda: engine.evaluation_fingerprint(request),
+            run=lambda progress: engine.evaluate(request, folder, progress),
+            unit="questions",
+            settings={
+                "benchmarks": [b.model_dump(mode="json") for b in self.experiment.benchmarks],
+                **({"arm": unit.arm, "seed": unit.seed} if unit else {"arm": "untuned"}),
+            },
+        )
+
+    @property
+    def _untuned(self) -> Path:
+        return self.home.evaluation("base", None)
+
+    def costs(self) -> dict[str, Any]:
+        """Return seconds and tokens of scoring and of each arm's tuning, as stored."""
+        scoring = {}
+        for name, folder in self._score_folders():
+            manifest = read_manifest(folder)
+            if manifest is not None:
+                scoring[name] = {"seconds": manifest.details.get("seconds", manifest.seconds)}
+                scoring[name]["device"] = manifest.details.get("device", "")
+        tuning: dict[str, list[dict[str, Any]]] = {}
+        for unit in self.units.values():
+            manifest = read_manifest(self.home.checkpoint(unit.arm, unit.seed))
+            if manifest is not None:
+                entry = {
+                    "seed": unit.seed,
+                    "seconds": manifest.details.get("seconds", manifest.seconds),
+                    "tokens": manifest.counts.get("tokens", 0),
+                    "device": manifest.details.get("device", ""),
+                }
+                tuning.setdefault(group_of(unit.arm), []).append(entry)
+        return {"scoring": scoring, "tuning": tuning}
+
+    def comparison(self) -> Stage:
+        """Build the stage that compares the arms."""
+        from selectit_dagster.comparison import compare as engine
+
+        evaluations = [("base", self.tuning.seeds[0], self._untuned)]
+        evaluations += [
+            (group_of(unit.arm), unit.seed, self.home.evaluation(unit.arm, unit.seed))
+            for unit in self.units.values()
+        ]
+        section = self.experiment.comparison
+        request = engine.ComparisonRequest(
+            evaluations=tuple(evaluations), section=section, costs=self.costs()
+        )
+        return Stage(
+            asset="arm_comparison",
+            folder=self.home.comparison,
+            fingerprint=lambda: engine.comparison_fingerprint(request),
+            run=lambda progress: engine.compare(request, self.home.comparison, progress),
+            unit="comparisons",
+            settings={"comparison": section.model_dump(mode="json")},
+        )
+
+    def report(self) -> Stage:
+        """Build the stage that writes the report."""
+        from selectit_dagster.platform import report as engine
+
+        request = engine.ReportRequest(self.experiment, self.home)
+        return Stage(
+            asset="report",
+            folder=self.home.report,
+            fingerprint=lambda: engine.report_fingerprint(request),
+            run=lambda progress: engine.write_report(request, self.home.report, progress),
+            unit="sections",
+        )
+
+    def phases(self) -> Iterator[list[Stage]]:
+        """Yield the stages in order, those that one Dagster run makes together.
+
+        A Dagster run has one partition key, so stages without partitions come together,
+        then each arm, then each checkpoint with its evaluation, then what compares them.
+        """
+        first = [self.raw()]
+        if self.experiment.benchmarks:
+            first.append(self.questions())
+        first.append(self.curated())
+        first += [self.scores(model.name) for model in self.experiment.scoring_models]
+        yield [*first, self.ranking()]
+        for arm in self.arms:
+            yield [self.selected(arm)]
+        if self.experiment.tuning is not None:
+            yield [self.evaluation(None)]
+            for unit in self.units.values():
+                yield [self.checkpoint(unit), self.evaluation(unit)]
+            yield [self.comparison()]
+        yield [self.report()]
+
+
+def group_of(arm: str) -> str:
+    """Return the arm that a subset belongs to: ``random-2`` is a draw of ``random``."""
+    return "random" if arm.startswith("random-") else arm
+
+
+def apply_overrides(rating: RatingSection, overrides: Overrides | None) -> RatingSection:
+    """Return the rating section with the launchpad's values in place."""
+    if overrides is None:
+        return rating
+    known = {k: v for k, v in overrides.given().items() if k in RatingSection.model_fields}
+    return RatingSection.model_validate({**rating.model_dump(), **known})
+
+
+def _size(experiment: Experiment, overrides: Overrides | None) -> tuple[str, float]:
+    if overrides is not None and overrides.count is not None:
+        return "count", overrides.count
+    if overrides is not None and overrides.share is not None:
+        return "share", overrides.share
+    return experiment.selection.size
+
+
+def done(stage: Stage) -> Manifest:
+    """Return a stage's manifest, running nothing that is current."""
+    return stage.run(Silent())

@@ -1,0 +1,56 @@
+"""Dagster resources: they hold settings and return plain objects of this project."""
+
+import os
+from pathlib import Path
+
+import dagster as dg
+
+from selectit_dagster.experiment import load_experiment
+from selectit_dagster.home import Home, home_root
+from selectit_dagster.platform.pipeline import Pipeline
+from selectit_dagster.platform.tracking import Tracker
+
+DEFAULT_UI_URL = "http://127.0.0.1:5000"
+
+
+class PipelineResource(dg.ConfigurableResource):
+    """The experiment file and the home that all assets work in."""
+
+    experiment_file: str
+    home: str
+
+    def pipeline(self) -> Pipeline:
+        """Return the pipeline of the experiment as the file stands now."""
+        experiment = load_experiment(Path(self.experiment_file))
+        return Pipeline(experiment, Home(home_root(self.home), experiment.name))
+
+
+class TrackingResource(dg.ConfigurableResource):
+    """MLflow: where it is written to, and where a browser finds it.
+
+    An empty ``uri`` means the experiment's own, else ``$MLFLOW_TRACKING_URI``, else a
+    sqlite store in the home.
+    """
+
+    uri: str = ""
+    ui_url: str = ""
+
+    def tracker(self, pipeline: Pipeline) -> Tracker:
+        """Return the tracker of one experiment."""
+        return make_tracker(pipeline, uri=self.uri, ui_url=self.ui_url)
+
+
+def make_tracker(pipeline: Pipeline, *, uri: str = "", ui_url: str = "") -> Tracker:
+    """Return the tracker that an experiment asks for."""
+    section = pipeline.experiment.tracking
+    folder = pipeline.home.mlflow
+    default = f"sqlite:///{folder / 'mlflow.db'}"
+    return Tracker(
+        uri=uri or section.uri or os.environ.get("MLFLOW_TRACKING_URI") or default,
+        experiment=section.experiment or pipeline.experiment.name,
+        folder=folder,
+        ui_url=(
+            ui_url or section.ui_url or os.environ.get("SELECTIT_MLFLOW_UI") or DEFAULT_UI_URL
+        ).rstrip("/"),
+        enabled=section.enabled,
+    )

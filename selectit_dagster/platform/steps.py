@@ -1,0 +1,140 @@
+"""What every asset does around its engine: MLflow run, progress, errors, metadata.
+
+Permanent errors (the user's input) fail without retries and carry their remedy; transient
+ones are retried by Dagster and resume from what the engine stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import dagster as dg
+
+from selectit_dagster.artefacts import Manifest
+from selectit_dagster.errors import TransientError, UserError
+from selectit_dagster.platform.inspections import Inspection
+from selectit_dagster.platform.metadata import Metadata, base_metadata
+from selectit_dagster.platform.pipeline import Stage
+from selectit_dagster.platform.tracking import TrackedRun, Tracker, record_manifest
+from selectit_dagster.progress import Reporter
+
+_TRANSIENT = (TransientError, ConnectionError, TimeoutError)
+
+
+Inspect = Callable[[Stage, Manifest], Iterable[Inspection]]
+Describe = Callable[[Stage, Manifest], Metadata]
+Track = Callable[[TrackedRun, Stage, Manifest], None]
+
+
+def _nothing(stage: Stage, manifest: Manifest) -> Metadata:
+    return {}
+
+
+def _no_inspections(stage: Stage, manifest: Manifest) -> Iterable[Inspection]:
+    return ()
+
+
+def _no_tracking(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
+    return None
+
+
+def run_stage(
+    context: dg.AssetExecutionContext,
+    stage: Stage,
+    tracking: Tracker,
+    *,
+    data_file: str | None = None,
+    describe: Describe = _nothing,
+    inspect: Inspect = _no_inspections,
+    track: Track = _no_tracking,
+) -> dg.MaterializeResult:
+    """Run one stage under its own MLflow run and return what Dagster stores of it.
+
+    Raises
+    ------
+    dagster.Failure
+        For a permanent error, with the message and the remedy, without retries.
+    dagster.RetryRequested
+        For a transient one.
+    """
+    parent = _parent(context, tracking)
+    name = f"{stage.title} · {context.run.run_id[:8]}"
+    with tracking.asset_run(parent, name, _tags(context, stage)) as run:
+        run.params(stage.settings)
+        reporter = Reporter(
+            stage.title,
+            stage.unit,
+            emit=context.log.info,
+            metrics=lambda figures, step: run.metrics(
+                {f"progress.{k}": v for k, v in figures.items()}, step
+            ),
+        )
+        manifest = _guarded(stage, reporter)
+        record_manifest(run, manifest, stage.folder)
+        track(run, stage, manifest)
+        checks = [_check(context, i) for i in inspect(stage, manifest)]
+        run.tags({f"check.{c.check_name}": "passed" if c.passed else "FAILED" for c in checks})
+    metadata = base_metadata(manifest, stage.folder, data_file)
+    metadata.update(describe(stage, manifest))
+    if run.url is not None:
+        metadata["mlflow_run"] = dg.MetadataValue.url(run.url)
+    return dg.MaterializeResult(
+        asset_key=context.asset_key,
+        data_version=dg.DataVersion(manifest.digest),
+        metadata=metadata,
+        check_results=checks,
+    )
+
+
+def _guarded(stage: Stage, reporter: Reporter) -> Manifest:
+    try:
+        return stage.run(reporter)
+    except UserError as error:
+        raise dg.Failure(
+            description=str(error), metadata={"remedy": error.hint or "-"}, allow_retries=False
+        ) from error
+    except _TRANSIENT as error:
+        raise dg.RetryRequested(max_retries=3, seconds_to_wait=10) from error
+
+
+def _tags(context: dg.AssetExecutionContext, stage: Stage) -> dict[str, str]:
+    tags = {
+        "dagster.run_id": context.run.run_id,
+        "dagster.asset_key": context.asset_key.to_user_string(),
+        "dagster.attempt": str(context.retry_number + 1),
+        "code_version": str(context.assets_def.code_versions_by_key.get(context.asset_key) or ""),
+        "asset": stage.asset,
+    }
+    if stage.partition:
+        tags["dagster.partition"] = stage.partition
+    for name in ("arm", "seed"):
+        if isinstance(value := stage.settings.get(name), str | int):
+            tags[name] = str(value)
+    return tags
+
+
+def _parent(context: dg.AssetExecutionContext, tracking: Tracker) -> str | None:
+    """Return the parent MLflow run of this Dagster run and link the two."""
+    run = context.run
+    what = run.tags.get("selectit/what") or run.job_name
+    known = run.tags.get("mlflow/run_id")
+    if known:
+        return known
+    tags = {"dagster.job": run.job_name, "selectit.launch": run.tags.get("selectit/launch", "")}
+    parent = tracking.parent(run.run_id, f"{what} · {run.run_id[:8]}", tags)
+    if parent is not None:
+        context.instance.add_run_tags(
+            run.run_id, {"mlflow/run_id": parent, "mlflow/url": tracking.link(parent)}
+        )
+    return parent
+
+
+def _check(context: dg.AssetExecutionContext, inspection: Inspection) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        asset_key=context.asset_key,
+        check_name=inspection.name,
+        passed=inspection.passed,
+        description=inspection.message,
+        metadata=inspection.facts,
+        severity=dg.AssetCheckSeverity.ERROR,
+    )

@@ -1,0 +1,277 @@
+"""What each asset adds to its page in Dagster and to its run in MLflow.
+
+``describe`` functions return metadata from the manifest and the stored files; ``track``
+functions log to MLflow. Neither computes anything that the engines have not stored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from selectit_dagster.artefacts import Manifest, read_manifest
+from selectit_dagster.platform.metadata import Metadata, lineage, picture, shorten, table
+from selectit_dagster.platform.pipeline import Pipeline, Stage
+from selectit_dagster.platform.steps import Track
+from selectit_dagster.platform.tracking import TrackedRun, numbers
+
+_TEXT_COLUMNS = ("record_id", "instruction", "input", "response")
+_MAX_LINES = 10
+
+
+def nothing_more(stage: Stage, manifest: Manifest) -> Metadata:
+    """Show only what every asset shows."""
+    return _figures(stage)
+
+
+def _figures(stage: Stage) -> Metadata:
+    """Return every small picture in the artefact's folder."""
+    return {
+        f"plot_{path.stem.replace('-', '_')}": picture(path.read_bytes(), path.stem)
+        for path in sorted(stage.folder.glob("*.png"))
+    }
+
+
+def _first_lines(path: Path, count: int = _MAX_LINES) -> list[dict[str, Any]]:
+    """Return the first objects of a JSON Lines file."""
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8", errors="replace") as handle:
+        for line in handle:
+            if len(rows) == count:
+                break
+            rows.append(json.loads(line))
+    return rows
+
+
+def _with_table(shown: Metadata, name: str, rows: list[dict[str, Any]]) -> None:
+    if (found := table(rows)) is not None:
+        shown[name] = found
+
+
+def _details(manifest: Manifest, *leave_out: str) -> dg.JsonMetadataValue:
+    return dg.MetadataValue.json({k: v for k, v in manifest.details.items() if k not in leave_out})
+
+
+def raw_dataset(stage: Stage, manifest: Manifest) -> Metadata:
+    """Show rejected records and the data profile."""
+    shown = _figures(stage)
+    _with_table(shown, "rejected", _first_lines(stage.folder / "rejected.jsonl"))
+    shown["profile"] = _details(manifest)
+    return shown
+
+
+def curated_dataset(stage: Stage, manifest: Manifest) -> Metadata:
+    """Show dropped records, the curation's facts and where the columns come from."""
+    shown = _figures(stage)
+    _with_table(shown, "dropped", _first_lines(stage.folder / "dropped.jsonl"))
+    shown["curation"] = _details(manifest)
+    shown["dagster/column_lineage"] = lineage(
+        dg.AssetKey("raw_dataset"), {name: name for name in (*_TEXT_COLUMNS, "position", "raw")}
+    )
+    return shown
+
+
+def uncertainty_scores(stage: Stage, manifest: Manifest) -> Metadata:
+    """Show the rating tokens, rates, warnings and a preview of the distributions."""
+    from selectit_dagster.platform.metadata import column_schema, preview
+
+    shown = _figures(stage)
+    shards = sorted(stage.folder.glob("*.parquet"))
+    if shards:
+        shown["dagster/column_schema"] = column_schema(shards[0])
+        _with_table(shown, "preview", preview(shards[0]))
+    shown["dagster/row_count"] = sum(_rows(path) for path in shards)
+    shown["model_facts"] = _details(manifest)
+    warnings = manifest.details.get("warnings") or []
+    if warnings:
+        shown["warnings"] = dg.MetadataValue.md("\n".join(f"- {shorten(w, 400)}" for w in warnings))
+    return shown
+
+
+def _rows(path: Path) -> int:
+    import pyarrow.parquet as pq
+
+    return int(pq.read_metadata(path).num_rows)
+
+
+def ranking(stage: Stage, manifest: Manifest) -> Metadata:
+    """Show the score's summary and column lineage to the curated dataset."""
+    shown = _figures(stage)
+    shown["fusion"] = _details(manifest)
+    shown["dagster/column_lineage"] = lineage(
+        dg.AssetKey("curated_dataset"), {"record_id": "record_id"}
+    )
+    return shown
+
+
+def selected(stage: Stage, manifest: Manifest) -> Metadata:
+    """Show the dataset card and column lineage to the curated dataset."""
+    shown = _figures(stage)
+    card = stage.folder / "README.md"
+    if card.exists():
+        text = card.read_text(encoding="utf-8")
+        body = text.split("---\n", 2)[-1] if text.startswith("---") else text
+        shown["dataset_card"] = dg.MetadataValue.md(body[:8000])
+    shown["selection"] = _details(manifest)
+    columns = lineage(dg.AssetKey("curated_dataset"), {name: name for name in _TEXT_COLUMNS})
+    deps = dict(columns.deps_by_column)
+    for name in ("rank", "score"):
+        deps[name] = [dg.TableColumnDep(asset_key=dg.AssetKey("ranking"), column_name=name)]
+    shown["dagster/column_lineage"] = dg.TableColumnLineage(deps)
+    return shown
+
+
+def checkpoint(stage: Stage, manifest: Manifest) -> Metadata:
+    """Show the loss curve, the trained text of some records, and skipped records."""
+    shown = _figures(stage)
+    trained = stage.folder / "trained_tokens.json"
+    if trained.exists():
+        rows = json.loads(trained.read_text(encoding="utf-8"))
+        rows = [row if isinstance(row, dict) else {"trained": row} for row in rows]
+        _with_table(shown, "trained_tokens", rows)
+    _with_table(shown, "skipped", _first_lines(stage.folder / "skipped.jsonl"))
+    shown["tuning"] = _details(manifest)
+    return shown
+
+
+def evaluation(stage: Stage, manifest: Manifest) -> Metadata:
+    """Show each benchmark's score with its interval and some answers."""
+    from selectit_dagster.platform.metadata import preview
+
+    shown = _figures(stage)
+    rows = [
+        {
+            "benchmark": name,
+            "score": f"{entry['score']:.4f}",
+            "interval": " to ".join(f"{v:.4f}" for v in entry.get("interval") or []),
+            "questions": entry.get("n", ""),
+            "metric": entry.get("metric", ""),
+        }
+        for name, entry in manifest.details.get("scores", {}).items()
+    ]
+    _with_table(shown, "scores", rows)
+    total = 0
+    for path in sorted(stage.folder.glob("*.parquet")):
+        total += _rows(path)
+        _with_table(shown, f"answers_{path.stem.replace('-', '_')}", preview(path))
+    shown["dagster/row_count"] = total
+    return shown
+
+
+def comparison(stage: Stage, manifest: Manifest) -> Metadata:
+    """Show the table of arms, the sentences and the forest plot."""
+    shown = _figures(stage)
+    for name in ("table.md", "paper_table.md"):
+        path = stage.folder / name
+        if path.exists():
+            text = path.read_text(encoding="utf-8")
+            shown[name.removesuffix(".md")] = dg.MetadataValue.md(text)
+    shown["comparison"] = _details(manifest)
+    return shown
+
+
+def report(stage: Stage, manifest: Manifest) -> Metadata:
+    """Show where the report is and its Markdown form."""
+    shown: Metadata = {"report": dg.MetadataValue.path(str(stage.folder / "report.html"))}
+    path = stage.folder / "report.md"
+    if path.exists():
+        shown["summary"] = dg.MetadataValue.md(path.read_text(encoding="utf-8")[:60_000])
+    return shown
+
+
+def track_figures(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
+    """Log the manifest's numbers and the stored pictures."""
+    run.metrics(numbers(manifest.details))
+    for path in sorted(stage.folder.glob("*.png")):
+        run.artifact(path, "plots")
+
+
+def track_dataset(context: str) -> Track:
+    """Return a function that logs the stage's dataset as an input with its digest."""
+
+    def track(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
+        rows = manifest.counts.get("selected", manifest.counts.get("kept", 0))
+        name = f"{stage.asset}-{stage.partition}" if stage.partition else stage.asset
+        run.dataset(name, manifest.digest, stage.folder, rows, context)
+        for file in ("rejected.jsonl", "dropped.jsonl", "README.md"):
+            if (stage.folder / file).exists():
+                run.artifact(stage.folder / file)
+        track_figures(run, stage, manifest)
+
+    return track
+
+
+def _input(run: TrackedRun, folder: Path, name: str, context: str) -> None:
+    """Log the dataset that a stage read, by its stored digest."""
+    source = read_manifest(folder)
+    if source is not None:
+        rows = source.counts.get("selected", source.counts.get("kept", 0))
+        run.dataset(name, source.digest, folder, rows, context)
+
+
+def track_scores(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
+    """Log the scored dataset, rates and rating mass."""
+    _input(run, stage.folder.parents[1] / "curated", "curated_dataset", "scoring")
+    track_figures(run, stage, manifest)
+
+
+def track_checkpoint(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
+    """Log the training set, the training log as stepped metrics, and the adapter."""
+    arm = str(stage.settings["arm"])
+    folder = stage.folder.parents[2] / "selected" / arm
+    _input(run, folder, f"selective_alpaca-{arm}", "training")
+    run.series(_first_lines(stage.folder / "log.jsonl", 100_000), "step")
+    for name in ("trained_tokens.json", "skipped.jsonl", "log.jsonl"):
+        if (stage.folder / name).exists():
+            run.artifact(stage.folder / name)
+    track_figures(run, stage, manifest)
+    adapter = stage.folder / "adapter"
+    if adapter.is_dir():
+        base = json.dumps(manifest.details.get("base", {}), default=str)[:2000]
+        run.adapter(adapter, name=f"{arm}-seed-{stage.settings['seed']}", tags={"base": base})
+
+
+def track_evaluation(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
+    """Log each benchmark's score as a column of its own, and the answers as artefacts."""
+    for name, entry in manifest.details.get("scores", {}).items():
+        lower, upper = (entry.get("interval") or [entry["score"]] * 2)[:2]
+        run.metrics({name: entry["score"], f"{name}.lower": lower, f"{name}.upper": upper})
+    for path in sorted(stage.folder.glob("*.parquet")):
+        run.artifact(path, "answers")
+
+
+def track_comparison(line: Pipeline) -> Callable[[TrackedRun, Stage, Manifest], None]:
+    """Return a function that logs the comparison and gives the best adapter its alias."""
+
+    def track(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
+        for path in sorted(stage.folder.iterdir()):
+            if path.suffix in {".md", ".json", ".png"} and path.name != "manifest.json":
+                run.artifact(path, "comparison")
+        champion = manifest.details.get("champion")
+        if isinstance(champion, dict) and champion.get("arm") not in (None, "base"):
+            run.champion(line.experiment.name, _champion_unit(line, champion))
+
+    return track
+
+
+def _champion_unit(line: Pipeline, champion: dict[str, Any]) -> str:
+    """Return the logged model's name of the champion's checkpoint."""
+    arm, seed = str(champion["arm"]), int(champion["seed"])
+    for unit in line.units.values():
+        if unit.seed == seed and unit.arm in (arm, f"{arm}-{seed}"):
+            return f"{unit.arm}-seed-{unit.seed}"
+    named = [u for u in line.units.values() if u.seed == seed and u.arm.startswith(arm)]
+    return f"{named[0].arm}-seed-{seed}" if named else f"{arm}-seed-{seed}"
+
+
+def track_report(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
+    """Store the report with the run."""
+    for name in ("report.html", "report.md"):
+        if (stage.folder / name).exists():
+            run.artifact(stage.folder / name)
