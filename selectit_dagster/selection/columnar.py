@@ -1,0 +1,169 @@
+"""Tables that are larger than memory: one DuckDB connection with a limit, streams in and out.
+
+Belongs here: opening the columnar engine with its memory limit and spill folder, streaming
+a query's result in batches, and writing a stream of batches to Parquet. Must not be here:
+anything that knows what a score or an arm is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+MEMORY_LIMIT = 600 * 1000 * 1000
+BATCH_ROWS = 1 << 16
+_GLOB_CHARACTERS = frozenset("*?[]{}")
+
+
+class Workspace:
+    """A scratch folder beside an artefact, with a DuckDB connection that spills into it.
+
+    Everything in it is gone when the block ends, however it ends.
+
+    Parameters
+    ----------
+    beside:
+        The artefact's folder: scratch files lie in it, on its file system.
+    memory_limit:
+        Bytes that DuckDB may hold before it spills to the scratch folder.
+    """
+
+    def __init__(self, beside: Path, memory_limit: int = MEMORY_LIMIT) -> None:
+        self.beside = beside
+        self.memory_limit = memory_limit
+
+    def __enter__(self) -> Workspace:
+        import duckdb
+
+        self.beside.mkdir(parents=True, exist_ok=True)
+        for stale in self.beside.glob(".work-*"):
+            # the artefact's lock is held, so a scratch folder is what a killed run left behind
+            shutil.rmtree(stale, ignore_errors=True)
+        self.folder = Path(tempfile.mkdtemp(prefix=".work-", dir=self.beside))
+        self._links = Path(tempfile.mkdtemp(prefix="selectit-links-"))
+        self.connection: duckdb.DuckDBPyConnection = duckdb.connect(
+            config={
+                "memory_limit": f"{self.memory_limit // 1000 // 1000}MB",
+                "temp_directory": str(self.folder / "spill"),
+                "threads": min(8, os.cpu_count() or 1),
+                "preserve_insertion_order": False,
+                # nothing is ever fetched
+                "autoinstall_known_extensions": False,
+            }
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.connection.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self._links, ignore_errors=True)
+
+    def table(self, path: Path) -> str:
+        """Return the SQL expression that reads the Parquet file ``path``.
+
+        DuckDB takes ``*``, ``?`` and brackets in a path for patterns, so a path that has
+        them is read through a link with a plain name.
+        """
+        if _GLOB_CHARACTERS & set(str(path)):
+            link = self._links / f"{len(list(self._links.iterdir()))}.parquet"
+            link.symlink_to(path.resolve())
+            path = link
+        escaped = str(path).replace("'", "''")
+        return f"read_parquet('{escaped}')"
+
+    def batches(self, query: str, rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+        """Run ``query`` and yield its result in batches of up to ``rows`` rows."""
+        relation = self.connection.sql(query)
+        # the name before DuckDB 1.5 was fetch_arrow_reader
+        modern = hasattr(type(relation), "to_arrow_reader")
+        name = "to_arrow_reader" if modern else "fetch_arrow_reader"
+        for batch in getattr(relation, name)(rows):
+            if batch.num_rows:
+                yield batch
+
+    def row(self, query: str) -> tuple[object, ...]:
+        """Run a query that has one row, and return it."""
+        return tuple(self.connection.sql(query).fetchall()[0])
+
+
+class ParquetStream:
+    """Write batches to one Parquet file, whose schema is the first batch's or given.
+
+    The file is complete when the block ends; write it in a :class:`Workspace` and move it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        schema: pa.Schema | None = None,
+        compression: str = "zstd",
+    ) -> None:
+        self.path = path
+        self.schema = schema
+        self.compression = compression
+        self.rows = 0
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> ParquetStream:
+        if self.schema is not None:
+            self._open(self.schema)
+        return self
+
+    def _open(self, schema: pa.Schema) -> pq.ParquetWriter:
+        import pyarrow.parquet as pq
+
+        self._writer = pq.ParquetWriter(self.path, schema, compression=self.compression)
+        return self._writer
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Append a batch as one row group."""
+        writer = self._writer or self._open(batch.schema)
+        writer.write_batch(batch)
+        self.rows += batch.num_rows
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def move_into(stage: Path, out: Path, names: list[str], old_names: list[str]) -> None:
+    """Move finished files from a scratch folder to their artefact, dropping what was there.
+
+    The old manifest goes first, so that at no moment a manifest stands beside files that
+    it does not describe; the caller writes the new one.
+    """
+    from selectit_dagster.artefacts import MANIFEST
+
+    (out / MANIFEST).unlink(missing_ok=True)
+    for name in old_names:
+        if name not in names:
+            with contextlib.suppress(OSError):
+                (out / name).unlink(missing_ok=True)
+    for name in names:
+        source = stage / name
+        with source.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        source.chmod(0o644)
+        source.replace(out / name)

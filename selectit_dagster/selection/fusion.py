@@ -1,0 +1,282 @@
+"""Sentence level to model level to order: the streaming work behind a ranking."""
+
+# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from selectit_dagster.artefacts import read_manifest
+from selectit_dagster.errors import ArtefactError
+from selectit_dagster.progress import Progress
+from selectit_dagster.rating import levels
+from selectit_dagster.selection.columnar import ParquetStream, Workspace, move_into
+from selectit_dagster.selection.stored import (
+    STATUSES,
+    NotGroupedError,
+    StoredBatch,
+    StoredScores,
+    open_scores,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from selectit_dagster.selection.ranking import RankingRequest
+
+Floats = npt.NDArray[np.float64]
+# Scores that are equal on paper differ in the last bits with the order of summation (for
+# instance the same ratings from other prompts); rounding lets the record id decide there.
+# Stored probabilities are float32, so no real difference is that small.
+SCORE_DECIMALS = 12
+_EXAMPLES = 10
+_SCORE_SAMPLE = 20
+
+
+@dataclass
+class Tally:
+    """What was counted while the ranking was written."""
+
+    records: int = 0
+    ranked: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    excluded: list[str] = field(default_factory=list)
+    examples: list[dict[str, str]] = field(default_factory=list)
+    scores: list[Floats] = field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        """Return minimum, quantiles, mean, spread and a histogram of the ranked scores."""
+        scores = np.concatenate(self.scores) if self.scores else np.empty(0)
+        if not scores.size:
+            return {}
+        quantiles = np.quantile(scores, [0.05, 0.25, 0.5, 0.75, 0.95])
+        counts, edges = np.histogram(scores, bins=_SCORE_SAMPLE)
+        return {
+            "min": float(scores.min()),
+            "max": float(scores.max()),
+            "mean": float(scores.mean()),
+            "std": float(scores.std()),
+            **dict(zip(("p05", "p25", "p50", "p75", "p95"), map(float, quantiles), strict=True)),
+            "distinct": int(np.unique(scores).size),
+            "histogram": {"counts": counts.tolist(), "edges": edges.tolist()},
+        }
+
+
+def fuse(request: RankingRequest, thetas: dict[str, float], out: Path, progress: Progress) -> Tally:
+    """Write ``out/ranking.parquet``; see :func:`selectit_dagster.selection.ranking.rank`."""
+    from selectit_dagster.selection.ranking import RANKING_FILE
+
+    stores = open_scores(request.scores, request.num_prompts, request.num_ratings)
+    records = request.records / "records.parquet"
+    with Workspace(out) as work:
+        total = int(cast(int, work.row(f"SELECT count(*) FROM {work.table(records)}")[0]))
+        for number, store in enumerate(stores):
+            target = work.folder / f"model-{number}.parquet"
+            count = _sentence_scores(store, request, target, work)
+            if count != total:
+                raise _not_one_to_one(store, records, target, work)
+            progress.update((number + 1) * total, (len(stores) + 2) * total)
+        joined = work.folder / "joined.parquet"
+        _join(request, stores, records, np.array(list(thetas.values())), joined, work)
+        progress.update((len(stores) + 1) * total, (len(stores) + 2) * total)
+        tally = _write_sorted(request, stores, joined, work.folder / RANKING_FILE, work)
+        old = read_manifest(out)
+        move_into(work.folder, out, [RANKING_FILE], list(old.files) if old else [])
+        progress.update((len(stores) + 2) * total, (len(stores) + 2) * total)
+    return tally
+
+
+def sentence_scores(batch: StoredBatch, alpha: float, variant: str, ablation: str) -> Floats:
+    """Return (n,) sentence-level scores, NaN where the record's status is not ok."""
+    scores = levels.record_score(
+        batch.probabilities,
+        alpha=alpha,
+        variant=cast(levels.Variant, variant),
+        ablation=cast(levels.Ablation, ablation),
+    )
+    return np.where(batch.status == 0, scores, np.nan)
+
+
+def _sentence_scores(
+    store: StoredScores, request: RankingRequest, target: Path, work: Workspace
+) -> int:
+    """Write (record_id, score, status, reason) of one model; return the number of rows."""
+
+    def write(batches: Iterator[StoredBatch]) -> int:
+        with ParquetStream(target, compression="lz4") as stream:
+            for batch in batches:
+                score = sentence_scores(batch, request.alpha, request.variant, request.ablation)
+                stream.write(_sentence_batch(batch, score))
+        return stream.rows
+
+    try:
+        return write(store.as_stored())
+    except NotGroupedError:
+        return write(store.sorted(work))
+
+
+def _sentence_batch(batch: StoredBatch, score: Floats) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    reasons: list[str | None] = [None] * len(score)
+    for index, reason in batch.reasons.items():
+        reasons[index] = reason
+    return pa.record_batch(
+        {
+            "record_id": batch.record_ids.cast(pa.string()),
+            "score": pa.array(score, from_pandas=True),
+            "status": pa.array(batch.status),
+            "reason": pa.array(reasons, pa.string()),
+        }
+    )
+
+
+def _not_one_to_one(
+    store: StoredScores, records: Path, scored: Path, work: Workspace
+) -> ArtefactError:
+    """Name a record that the model's scores lack, have twice, or have without need."""
+    ids, scores = work.table(records), work.table(scored)
+    queries = {
+        "no scores for": f"SELECT min(record_id) FROM {ids} ANTI JOIN {scores} USING (record_id)",
+        "scores for the unknown": f"SELECT min(record_id) FROM {scores} ANTI JOIN {ids} "
+        "USING (record_id)",
+        "several scores for": "SELECT min(record_id) FROM (SELECT record_id FROM "
+        f"{scores} GROUP BY record_id HAVING count(*) > 1)",
+    }
+    for what, query in queries.items():
+        if (found := work.row(query)[0]) is not None:
+            return ArtefactError(
+                f"model {store.name} has {what} record {found!r}",
+                hint=f"materialise uncertainty_scores/{store.name} again",
+            )
+    return ArtefactError(f"the scores of model {store.name} do not match the records")
+
+
+def _join(
+    request: RankingRequest,
+    stores: list[StoredScores],
+    records: Path,
+    thetas: Floats,
+    target: Path,
+    work: Workspace,
+) -> None:
+    """Join the models' scores by record id, fuse them, and write one row per record."""
+    numbers = range(len(stores))
+    columns = [f"m{i}.score AS s{i}, m{i}.status AS c{i}, m{i}.reason AS r{i}" for i in numbers]
+    joins = [
+        f"LEFT JOIN {work.table(work.folder / f'model-{i}.parquet')} m{i} USING (record_id)"
+        for i in numbers
+    ]
+    query = (
+        f"SELECT record_id, position, {', '.join(columns)} "
+        f"FROM {work.table(records)} {' '.join(joins)}"
+    )
+    with ParquetStream(target, compression="lz4") as stream:
+        for batch in work.batches(query):
+            stream.write(_fused_batch(batch, request, stores, thetas))
+
+
+def _fused_batch(
+    batch: pa.RecordBatch, request: RankingRequest, stores: list[StoredScores], thetas: Floats
+) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    numbers = range(len(stores))
+    codes = [batch.column(f"c{i}") for i in numbers]
+    for store, code in zip(stores, codes, strict=True):
+        # as many rows as records, but some record without one: another has several
+        if code.null_count:
+            index = code.is_null().to_numpy(zero_copy_only=False).argmax()
+            record = batch.column("record_id")[int(index)]
+            raise ArtefactError(
+                f"model {store.name} has no scores for record {record.as_py()!r}",
+                hint=f"materialise uncertainty_scores/{store.name} again",
+            )
+    worst = np.stack([code.to_numpy(zero_copy_only=False) for code in codes]).max(axis=0)
+    each = [batch.column(f"s{i}").to_numpy(zero_copy_only=False) for i in numbers]
+    fused = levels.model_level(np.stack(each), thetas, cast(levels.Variant, request.variant))
+    fused = np.where(worst == 0, np.round(fused, SCORE_DECIMALS), np.nan)
+    return pa.record_batch(
+        {
+            "record_id": batch.column("record_id"),
+            "position": batch.column("position"),
+            "score": pa.array(fused, from_pandas=True),
+            **{f"s{i}": batch.column(f"s{i}") for i in numbers},
+            "status": pa.array(worst.astype(np.int8)),
+            "reason": _joint_reasons(batch, stores, worst),
+        }
+    )
+
+
+def _joint_reasons(
+    batch: pa.RecordBatch, stores: list[StoredScores], worst: npt.NDArray[np.int8]
+) -> pa.Array:
+    """Return (n,) reasons that name each model which did not rate the record."""
+    import pyarrow as pa
+
+    reasons: list[str | None] = [None] * batch.num_rows
+    for index in np.flatnonzero(worst):
+        found = [(s.name, batch.column(f"r{i}")[int(index)].as_py()) for i, s in enumerate(stores)]
+        reasons[index] = "; ".join(f"{name}: {text}" for name, text in found if text)
+    return pa.array(reasons, pa.string())
+
+
+def _write_sorted(
+    request: RankingRequest, stores: list[StoredScores], joined: Path, target: Path, work: Workspace
+) -> Tally:
+    """Sort the fused scores and write the ranking with its ranks."""
+    tie = "position DESC" if request.variant == "released-code" else "record_id"
+    order = f"ORDER BY score DESC NULLS LAST, CASE WHEN score IS NULL THEN record_id END, {tie}"
+    tally = Tally()
+    with ParquetStream(target) as stream:
+        for batch in work.batches(f"SELECT * FROM {work.table(joined)} {order}"):
+            stream.write(_ranked_batch(batch, [store.name for store in stores], tally))
+    return tally
+
+
+def _ranked_batch(batch: pa.RecordBatch, models: list[str], tally: Tally) -> pa.RecordBatch:
+    """Return the batch in the stored schema, counting it in ``tally``."""
+    import pyarrow as pa
+
+    codes = batch.column("status").to_numpy()
+    rows = np.arange(batch.num_rows)
+    ranks = np.where(codes == 0, tally.records + rows + 1, 0).astype(np.int32)
+    scores = batch.column("score")
+    tally.records += batch.num_rows
+    tally.ranked += int((codes == 0).sum())
+    tally.scores.append(scores.to_numpy(zero_copy_only=False)[codes == 0])
+    for index in np.flatnonzero(codes):
+        record, reason = (batch.column(c)[int(index)].as_py() for c in ("record_id", "reason"))
+        status = STATUSES[codes[index]]
+        tally.statuses[status] += 1
+        tally.excluded.append(record)
+        if len(tally.examples) < _EXAMPLES:
+            tally.examples.append({"record_id": record, "status": status, "reason": reason or ""})
+    return pa.record_batch(
+        {
+            "record_id": batch.column("record_id"),
+            "rank": pa.array(ranks, mask=ranks == 0),
+            "score": scores,
+            "sentence_score": _score_map(batch, models),
+            "status": pa.array(STATUSES).take(batch.column("status")),
+            "reason": batch.column("reason"),
+        }
+    )
+
+
+def _score_map(batch: pa.RecordBatch, models: list[str]) -> pa.Array:
+    """Return (n,) maps from model name to sentence-level score (null where it has none)."""
+    import pyarrow as pa
+
+    count, rows = len(models), batch.num_rows
+    columns = [batch.column(f"s{i}").to_numpy(zero_copy_only=False) for i in range(count)]
+    values = np.stack(columns, axis=1).reshape(-1)
+    keys = pa.array(models).take(pa.array(np.tile(np.arange(count), rows)))
+    offsets = pa.array(np.arange(0, (rows + 1) * count, count, dtype=np.int32))
+    return pa.MapArray.from_arrays(offsets, keys, pa.array(values, from_pandas=True))

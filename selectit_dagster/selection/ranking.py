@@ -1,0 +1,215 @@
+"""Rank all records by the model-level score, from the stored rating distributions alone.
+
+No model is loaded: K, alpha, variant, ablation and fusion weights are applied anew to what
+the scoring stage stored, so another ranking costs seconds. A record that any model could
+not rate is not ranked; it is listed with its status and reason.
+
+Everything streams: each model's distributions become one sentence-level score per record,
+the models are joined by record id, fused, and sorted, outside memory where need be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selectit_dagster.artefacts import (
+    Fingerprint,
+    Manifest,
+    is_current,
+    library_versions,
+    read_manifest,
+    require_manifest,
+    write_manifest,
+)
+from selectit_dagster.errors import ArtefactError, UserError
+from selectit_dagster.files import folder_lock
+from selectit_dagster.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from selectit_dagster.selection.fusion import Tally
+
+RANKING_FILE = "ranking.parquet"
+# what the stored file means; a change makes stored rankings out of date
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RankingRequest:
+    """What a ranking is made from.
+
+    Attributes
+    ----------
+    records:
+        Folder of the curated dataset.
+    scores:
+        (model name, score folder) of each model.
+    num_prompts:
+        K, at most the number of prompts that were stored.
+    num_ratings:
+        R, the number of ratings that were stored.
+    alpha:
+        Weight of the disagreement between prompts, at least 0.
+    variant:
+        ``paper`` or ``released-code``.
+    ablation:
+        ``none``, ``sentence-r`` or ``model-r``.
+    thetas:
+        (model name, fusion weight) where it is not the model's parameter count.
+    """
+
+    records: Path
+    scores: tuple[tuple[str, Path], ...]
+    num_prompts: int
+    num_ratings: int
+    alpha: float
+    variant: str
+    ablation: str
+    thetas: tuple[tuple[str, float], ...] = ()
+
+
+def fusion_thetas(request: RankingRequest) -> dict[str, float]:
+    """Return each model's fusion weight θ by model name, in the order of the names.
+
+    A weight that the request does not give is the parameter count in the model's score
+    manifest. For ``released-code``, which does not divide by the sum, weights taken from
+    parameter counts are divided here, so that scores keep their scale.
+
+    Raises
+    ------
+    UserError
+        When there is no model, a name occurs twice, or a weight is for no model.
+    ArtefactError
+        When a model's score folder is incomplete.
+    """
+    names = sorted(name for name, _ in request.scores)
+    if not names or len(set(names)) != len(names):
+        raise UserError(f"a ranking needs models with different names, found {names}")
+    given = dict(request.thetas)
+    if unknown := sorted(set(given) - set(names)):
+        raise UserError(f"fusion weight for {unknown[0]!r}, which is not one of {names}")
+    thetas = {}
+    for name, folder in sorted(request.scores):
+        manifest = require_manifest(folder, made_by=f"uncertainty_scores/{name}")
+        thetas[name] = float(given.get(name, manifest.details["parameters"]))
+        if not 0 < thetas[name] < float("inf"):
+            raise UserError(f"fusion weight of {name} must be positive, found {thetas[name]}")
+    if request.variant == "released-code" and not given:
+        total = sum(thetas.values())
+        return {name: theta / total for name, theta in thetas.items()}
+    return thetas
+
+
+def ranking_fingerprint(request: RankingRequest) -> Fingerprint:
+    """Return what the ranking's content depends on."""
+    records = require_manifest(request.records, made_by="curated_dataset")
+    return {
+        "format": _FORMAT,
+        "records": records.digest,
+        "scores": {
+            name: require_manifest(folder, made_by=f"uncertainty_scores/{name}").digest
+            for name, folder in sorted(request.scores)
+        },
+        "num_prompts": request.num_prompts,
+        "num_ratings": request.num_ratings,
+        "alpha": request.alpha,
+        "variant": request.variant,
+        "ablation": request.ablation,
+        "thetas": fusion_thetas(request),
+    }
+
+
+def rank(request: RankingRequest, out: Path, progress: Progress | None = None) -> Manifest:
+    """Rank the records into ``out/ranking.parquet`` and return the manifest.
+
+    The file lists ranked records best first, then the others by record id: ``record_id``,
+    ``rank`` (1 is best; null where not ranked), ``score`` (null likewise),
+    ``sentence_score`` per model, ``status`` and ``reason``. Equal scores are ordered by
+    record id; in ``released-code`` by source position, the later record first.
+
+    Raises
+    ------
+    UserError
+        When more prompts or other ratings are asked for than were stored.
+    ArtefactError
+        When a model's scores are not exactly one set per curated record.
+    """
+    from selectit_dagster.selection.fusion import fuse
+
+    fingerprint = ranking_fingerprint(request)
+    if is_current(out, fingerprint):
+        return require_manifest(out, made_by="ranking")
+    began = time.monotonic()
+    with folder_lock(out, "ranking"):
+        tally = fuse(request, fingerprint["thetas"], out, progress or Silent())
+        counts = _balanced(tally, request.records)
+        return write_manifest(
+            out,
+            kind="ranking",
+            fingerprint=fingerprint,
+            files=[RANKING_FILE],
+            counts=counts,
+            details=_details(request, fingerprint["thetas"], tally),
+            versions=library_versions("numpy", "pyarrow", "duckdb"),
+            seconds=time.monotonic() - began,
+        )
+
+
+def _balanced(tally: Tally, records: Path) -> dict[str, int]:
+    """Return the counts after checking kept = ranked + too_long + failed."""
+    counts = {status: tally.statuses[status] for status in ("too_long", "failed")}
+    counts = {"kept": tally.records, "ranked": tally.ranked, **counts}
+    curated = require_manifest(records, made_by="curated_dataset").counts.get("kept")
+    parts = counts["ranked"] + counts["too_long"] + counts["failed"]
+    if counts["kept"] != parts or curated not in (None, counts["kept"]):
+        raise ArtefactError(
+            f"the balance does not hold: {curated} curated records, {counts['kept']} in the "
+            f"ranking, of them {parts} ranked, too long or failed",
+            hint="run the curation and the scoring again",
+        )
+    return counts
+
+
+def _details(request: RankingRequest, thetas: dict[str, float], tally: Tally) -> dict[str, Any]:
+    """Return what pages and reports show, and what later stages need to know."""
+    excluded = hashlib.sha256("\n".join(map(repr, tally.excluded)).encode()).hexdigest()
+    return {
+        "theta": thetas,
+        "models": {
+            name: {
+                "revision": manifest.details.get("revision"),
+                "parameters": manifest.details.get("parameters"),
+                "digest": manifest.digest,
+            }
+            for name, folder in sorted(request.scores)
+            if (manifest := read_manifest(folder)) is not None
+        },
+        "parameters": {
+            "num_prompts": request.num_prompts,
+            "num_ratings": request.num_ratings,
+            "alpha": request.alpha,
+            "variant": request.variant,
+            "ablation": request.ablation,
+        },
+        "score": tally.summary(),
+        # arms that need no ranking still draw from the same candidates
+        "excluded_sha256": excluded,
+        "not_ranked_examples": tally.examples,
+        "warnings": _warnings(request, thetas),
+    }
+
+
+def _warnings(request: RankingRequest, thetas: dict[str, float]) -> list[str]:
+    warnings: Sequence[str] = []
+    given = {name for name, _ in request.thetas}
+    if given and given != set(thetas):
+        defaults = ", ".join(sorted(set(thetas) - given))
+        warnings = [
+            f"fusion weights were given for {', '.join(sorted(given))} and taken from the "
+            f"parameter count for {defaults}: check that both are on one scale"
+        ]
+    return list(warnings)
