@@ -1,0 +1,3 @@
+"""Further commands: doctor, rank, explain, merge, chat."""
+
+from __future__ import annotations

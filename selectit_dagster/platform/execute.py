@@ -1,0 +1,109 @@
+"""One Dagster run in this process, for the command line, with its MLflow parent closed."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from assets.uncertainty_scores import asset_name
+from selectit_dagster.definitions import build_defs
+from selectit_dagster.platform.pipeline import Pipeline, Stage
+from selectit_dagster.platform.resources import make_tracker
+from selectit_dagster.platform.run import StageFailedError
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+_DEFINITIONS: dict[tuple[str, str], dg.Definitions] = {}
+_QUIET = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
+
+
+def execute(
+    instance: DagsterInstance,
+    experiment_file: Path,
+    pipeline: Pipeline,
+    stages: list[Stage],
+    launch: str,
+) -> int:
+    """Materialise ``stages`` in one in-process run and return how many tracking calls failed.
+
+    Raises
+    ------
+    StageFailedError
+        With the failed stage's message and remedy.
+    """
+    warnings.filterwarnings("ignore", category=dg.BetaWarning)
+    warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+    definitions = _definitions(experiment_file, pipeline)
+    keys = [dg.AssetKey([asset_name(p) for p in stage.asset.split("/")]) for stage in stages]
+    partition = next((stage.partition for stage in stages if stage.partition), None)
+    job = definitions.get_implicit_global_asset_job_def()
+    tracker = make_tracker(pipeline)
+    before = len(tracker.failures())
+    result: Any = None
+    status = "KILLED"
+    try:
+        result = job.execute_in_process(
+            instance=instance,
+            asset_selection=keys,
+            partition_key=partition,
+            run_config=_QUIET,
+            raise_on_error=False,
+            tags={"selectit/launch": launch, "selectit/what": _what(stages)},
+        )
+        status = "FINISHED" if result.success else "FAILED"
+    finally:
+        run_id = result.run_id if result is not None else _last_run(instance, launch)
+        if run_id is not None and pipeline.experiment.tracking.enabled:
+            tracker.close_run(run_id, status)
+    if not result.success:
+        raise _failure(result, stages)
+    return len(tracker.failures()) - before
+
+
+def _definitions(experiment_file: Path, pipeline: Pipeline) -> dg.Definitions:
+    """Return the definitions, built once per process."""
+    key = (str(Path(experiment_file).resolve()), str(pipeline.home.root))
+    if key not in _DEFINITIONS:
+        _DEFINITIONS[key] = build_defs(experiment_file=experiment_file, home=pipeline.home.root)
+    return _DEFINITIONS[key]
+
+
+def _what(stages: list[Stage]) -> str:
+    if len(stages) == 1:
+        return stages[0].title
+    names = [stage.asset for stage in stages]
+    partition = next((f" [{s.partition}]" for s in stages if s.partition), "")
+    return f"{names[0]} to {names[-1]}{partition}"
+
+
+def _last_run(instance: DagsterInstance, launch: str) -> str | None:
+    """Return the newest Dagster run of this launch, after an interruption."""
+    found = instance.get_runs(dg.RunsFilter(tags={"selectit/launch": launch}), limit=1)
+    return found[0].run_id if found else None
+
+
+def _failure(result: Any, stages: list[Stage]) -> StageFailedError:  # noqa: ANN401 - Dagster's result
+    """Return the first failed step as one message with its remedy."""
+    for event in result.all_events:
+        if event.event_type_value != "STEP_FAILURE":
+            continue
+        data = event.step_failure_data
+        permanent = data.user_failure_data is not None
+        name = event.step_key.replace("__", "/")
+        if permanent:
+            description = data.user_failure_data.description or ""
+            message, _, hint = description.partition("\n  hint: ")
+            return StageFailedError(f"{name}: {message}", hint=hint, permanent=True)
+        error = data.error.cause or data.error
+        logging.getLogger("selectit_dagster.run").debug("%s", error.to_string())
+        return StageFailedError(
+            f"{name} failed: {error.message.strip()}",
+            hint="",
+            permanent=False,
+        )
+    return StageFailedError(f"{_what(stages)} failed", permanent=False)

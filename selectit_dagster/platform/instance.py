@@ -1,0 +1,78 @@
+"""The Dagster instance of a home: storage, pools, monitoring, logs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from selectit_dagster.errors import UserError
+from selectit_dagster.files import write_text
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+# One model in memory at a time: the default limit of a pool is 1. Run monitoring frees what
+# a killed worker held. Steps are not retried by the run: assets say themselves what is
+# transient.
+DAGSTER_YAML = """\
+# Written by selectit when this home was made; edit it as you like.
+telemetry:
+  enabled: false
+concurrency:
+  pools:
+    default_limit: 1
+    granularity: op
+  runs:
+    max_concurrent_runs: 2
+run_monitoring:
+  enabled: true
+  start_timeout_seconds: 300
+  free_slots_after_run_end_seconds: 60
+run_retries:
+  enabled: true
+  max_retries: 0
+  retry_on_asset_or_op_failure: false
+python_logs:
+  python_log_level: INFO
+  managed_python_loggers:
+    - selectit_dagster
+"""
+
+
+def prepare_dagster_home(folder: Path) -> Path:
+    """Make the instance's folder with its settings, once, and return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = folder / "dagster.yaml"
+    if not settings.exists():
+        write_text(settings, DAGSTER_YAML)
+    return folder
+
+
+@contextlib.contextmanager
+def open_instance(folder: Path) -> Iterator[dg.DagsterInstance]:
+    """Open the Dagster instance in ``folder``.
+
+    Raises
+    ------
+    UserError
+        When its settings or its database cannot be used.
+    """
+    os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    import dagster as dg
+
+    prepare_dagster_home(folder)
+    os.environ["DAGSTER_HOME"] = str(folder)
+    try:
+        instance = dg.DagsterInstance.from_config(str(folder))
+    except Exception as error:
+        raise UserError(
+            f"the Dagster instance in {folder} cannot be opened: {error}",
+            hint=f"mend {folder / 'dagster.yaml'}, or choose another home with --home",
+        ) from error
+    with instance:
+        yield instance
