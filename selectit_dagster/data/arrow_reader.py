@@ -1,0 +1,274 @@
+"""Readers of typed tables: Parquet, saved ``datasets`` folders and the hub.
+
+A row's ``raw`` is its canonical JSON (columns in the schema's order), because a typed row
+has no bytes of its own; its position leads back to the typed row (``take_rows``).
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from selectit_dagster.data.json_reader import Row
+from selectit_dagster.data.layouts import WHOLE_RECORD, Unusable
+from selectit_dagster.errors import TransientError, UserError
+from selectit_dagster.experiment import DatasetSection
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BATCH_ROWS = 2048
+
+
+class TypedReader:
+    """Yields the rows of a table that comes in Arrow batches."""
+
+    def __init__(self, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+        self.schema = schema
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Row]:
+        for batch in self.batches:
+            try:
+                rows: list[Any] = batch.to_pylist()
+            except (UnicodeDecodeError, OverflowError, ValueError):
+                rows = [_python_row(batch, index) for index in range(batch.num_rows)]
+            for row in rows:
+                if isinstance(row, Unusable):
+                    yield b"", row, 0
+                else:
+                    yield canonical_json(row), row, 0
+
+
+def _python_row(batch: pa.RecordBatch, index: int) -> dict[str, Any] | Unusable:
+    """Return one row, or the first column whose value has no Python form."""
+    row = {}
+    for name in batch.schema.names:
+        try:
+            row[name] = batch.column(name)[index].as_py()
+        except UnicodeDecodeError as error:
+            return Unusable(name, f"is not valid UTF-8 ({error.reason})")
+        except (OverflowError, ValueError) as error:
+            return Unusable(name, f"has a value that cannot be read: {error}")
+    return row
+
+
+def canonical_json(row: dict[str, Any]) -> bytes:
+    """Return a typed row as JSON; what JSON lacks becomes text (bytes as base64)."""
+    try:
+        return orjson.dumps(row, default=_plain, option=orjson.OPT_NON_STR_KEYS)
+    except (orjson.JSONEncodeError, TypeError):
+        return repr(row).encode("utf-8", "backslashreplace")
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    return str(value)
+
+
+def schema_table(schema: pa.Schema) -> list[dict[str, str]]:
+    """Return a schema as name and type of each column."""
+    return [{"name": field.name, "type": str(field.type)} for field in schema]
+
+
+def open_parquet(path: Path) -> TypedReader:
+    """Open a Parquet file for streaming.
+
+    Raises
+    ------
+    UserError
+        When the file is no Parquet, is damaged, or was not written to its end.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        parquet = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}",
+            hint="the file is damaged, or was not written to its end",
+        ) from error
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        done = 0
+        try:
+            for batch in parquet.iter_batches(batch_size=BATCH_ROWS):
+                done += batch.num_rows
+                yield batch
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(
+                f"{path}: the Parquet data are damaged after row {done:,}: "
+                f"{str(error).splitlines()[0]}",
+                hint="copy or make the file again",
+            ) from error
+
+    return TypedReader(parquet.schema_arrow, batches())
+
+
+def open_saved(path: Path, split: str) -> TypedReader:
+    """Open a folder written by ``datasets.save_to_disk``.
+
+    Raises
+    ------
+    UserError
+        When it cannot be loaded or has no such split.
+    """
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # the library raises many kinds for a damaged folder
+        raise UserError(
+            f"{path} cannot be loaded as a saved dataset: {str(error).splitlines()[0]}",
+            hint="save it again with datasets.save_to_disk",
+        ) from error
+    if isinstance(loaded, datasets.DatasetDict):
+        if split not in loaded:
+            raise UserError(
+                f"{path} has no split {split!r}; it has: {', '.join(loaded)}",
+                hint="set dataset.split",
+            )
+        loaded = loaded[split]
+    return TypedReader(loaded.features.arrow_schema, _arrow_batches(loaded))
+
+
+def _arrow_batches(dataset: Any) -> Iterator[pa.RecordBatch]:  # noqa: ANN401 - lazy library
+    """Yield the batches of a map-style or streamed dataset."""
+    for table in dataset.with_format("arrow").iter(batch_size=BATCH_ROWS):
+        yield from table.to_batches()
+
+
+def resolve_hub_commit(name: str, revision: str | None) -> str:
+    """Return the commit that a hub dataset's revision stands for.
+
+    Raises
+    ------
+    UserError
+        When there is no such dataset or revision, or it may not be read.
+    TransientError
+        When the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub import errors as hub_errors
+
+    try:
+        return str(HfApi().dataset_info(name, revision=revision).sha)
+    except hub_errors.OfflineModeIsEnabled as error:
+        raise UserError(
+            f"dataset {name!r} is no local file or folder, and the hub is switched off "
+            "(HF_HUB_OFFLINE)",
+            hint="give a local path, or allow the hub",
+        ) from error
+    except (hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError) as error:
+        raise UserError(
+            f"the hub has no dataset {name!r}" + (f" at revision {revision!r}" if revision else "")
+            + ", or you may not read it",
+            hint="check dataset.path and dataset.revision; a private one needs HF_TOKEN",
+        ) from error
+    except hub_errors.HFValidationError as error:
+        raise UserError(f"{name!r} is neither a file here nor a hub name: {error}") from error
+    except (hub_errors.HfHubHTTPError, OSError) as error:
+        raise TransientError(f"the hub cannot be reached for dataset {name!r}: {error}") from error
+
+
+def open_loaded(section: DatasetSection, revision: str | None) -> TypedReader:
+    """Open a hub dataset, or a local folder of data files, through ``load_dataset``.
+
+    Raises
+    ------
+    UserError
+        When it cannot be loaded or has no such split.
+    TransientError
+        When the hub cannot be reached.
+    """
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(
+            section.path, split=section.split, revision=revision, streaming=True
+        )
+        features = loaded.features or loaded._resolve_features().features
+    except ConnectionError as error:
+        raise TransientError(f"dataset {section.path!r} cannot be fetched: {error}") from error
+    except Exception as error:  # the library raises many kinds for a bad folder or split
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"dataset {section.path!r} (split {section.split!r}) cannot be loaded: {text}",
+            hint="check dataset.path, dataset.split and dataset.revision",
+        ) from error
+    return TypedReader(features.arrow_schema, _guarded(_arrow_batches(loaded), section.path))
+
+
+def _guarded(batches: Iterator[pa.RecordBatch], name: str) -> Iterator[pa.RecordBatch]:
+    """Name the dataset when its data turn out to be unreadable half-way."""
+    done = 0
+    try:
+        for batch in batches:
+            done += batch.num_rows
+            yield batch
+    except (UserError, TransientError, GeneratorExit):
+        raise
+    except ConnectionError as error:
+        raise TransientError(f"dataset {name!r}: connection lost after row {done:,}") from error
+    except Exception as error:  # the library's readers raise many kinds
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"dataset {name!r}: the data cannot be read after row {done:,}: {text}"
+        ) from error
+
+
+def take_rows(section: DatasetSection, source: dict[str, Any], positions: list[int]) -> pa.Table:
+    """Return the typed rows at ``positions``, in that order, from a typed source.
+
+    Parameters
+    ----------
+    section:
+        The dataset's options, as they were when it was read.
+    source:
+        ``details["source"]`` of the raw artefact's manifest.
+    positions:
+        Row numbers in the source, as in the column ``position``.
+
+    Raises
+    ------
+    UserError
+        When the source is gone or no longer has these rows.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    reader = open_typed(section, source["format"], source.get("revision"))
+    order = np.argsort(np.asarray(positions, dtype=np.int64), kind="stable")
+    wanted = np.asarray(positions, dtype=np.int64)[order]
+    parts, start = [], 0
+    with contextlib.closing(reader.batches):  # type: ignore[type-var]
+        for batch in reader.batches:
+            low, high = np.searchsorted(wanted, [start, start + batch.num_rows])
+            if high > low:
+                parts.append(batch.take(pa.array(wanted[low:high] - start)))
+            start += batch.num_rows
+            if high == len(wanted):
+                break
+    taken = pa.Table.from_batches(parts, schema=reader.schema)
+    if taken.num_rows != len(positions):
+        raise UserError(
+            f"{section.path} no longer has the rows that were read from it",
+            hint="it was changed since; materialise raw_dataset again",
+        )
+    return taken.take(pa.array(np.argsort(order, kind="stable")))
+
+
+def open_typed(section: DatasetSection, kind: str, revision: str | None) -> TypedReader:
+    """Open a source of one of the typed formats: ``parquet``, ``datasets`` or ``hub``."""
+    if kind == "parquet":
+        return open_parquet(Path(section.path))
+    if kind == "datasets":
+        return open_saved(Path(section.path), section.split)
+    return open_loaded(section, revision)

@@ -1,0 +1,367 @@
+"""The inner loop of reading: one pass over the source, one over the staged copy.
+
+The first pass checks every record, writes the rejects and stages the rest in a compressed
+Arrow file; when all ids are known the second pass writes ``records.parquet``. Batches are
+bounded in rows and in bytes, so memory does not grow with the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from selectit_dagster.data.identity import Identities, content_digest, own_id
+from selectit_dagster.data.json_reader import MAX_RECORD_BYTES, ArrayReader, Row, read_lines
+from selectit_dagster.data.layouts import WHOLE_RECORD, Layout, Unusable, choose_layout
+from selectit_dagster.data.profile import Profile
+from selectit_dagster.data.sources import ByteSource
+from selectit_dagster.data.text import shown
+from selectit_dagster.experiment import DatasetSection
+from selectit_dagster.files import atomic_file
+from selectit_dagster.progress import Progress
+
+if TYPE_CHECKING:
+    from selectit_dagster.data.arrow_reader import TypedReader
+    from selectit_dagster.data.csv_reader import CsvReader
+
+BATCH_ROWS = 1 << 14
+BATCH_BYTES = 48 << 20
+LAYOUT_SAMPLE = 200
+PREVIEW = 5
+MAX_SHAPES = 1000  # distinct lists of columns that are counted
+
+STAGED = pa.schema(
+    [
+        ("own_id", pa.string()),
+        ("position", pa.int64()),
+        ("instruction", pa.string()),
+        ("input", pa.string()),
+        ("response", pa.string()),
+        ("turns", pa.int16()),
+        ("raw", pa.binary()),
+        ("content_hash", pa.string()),
+    ]
+)
+RECORD_FIELDS = [pa.field("record_id", pa.string()), *list(STAGED)[1:]]
+RECORD_SCHEMA = pa.schema(RECORD_FIELDS)
+# long texts hardly repeat: their dictionaries cost time and save nothing
+PARQUET_OPTIONS: dict[str, Any] = {
+    "compression": "zstd",
+    "compression_level": 1,
+    "use_dictionary": ["turns"],
+    "write_statistics": ["record_id", "position"],
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What reading gave: the counts and what the manifest shows."""
+
+    read: int
+    kept: int
+    rejected: int
+    details: dict[str, Any]
+
+
+@dataclass
+class Reader:
+    """A source of rows with what is known about it."""
+
+    rows: Iterable[Row]
+    source: ByteSource | None = None
+    csv: CsvReader | None = None
+    typed: TypedReader | None = None
+
+    def share_read(self) -> float | None:
+        """Return the share of the file that was read so far, where that is known."""
+        if self.source is None or not self.source.size:
+            return None
+        return min(1.0, self.source.consumed / self.source.size)
+
+
+def open_reader(
+    section: DatasetSection, fingerprint: dict[str, Any], max_bytes: int = MAX_RECORD_BYTES
+) -> Reader:
+    """Open the source in the format that the fingerprint names."""
+    kind = fingerprint["format"]
+    if kind in {"parquet", "datasets", "hub"}:
+        from selectit_dagster.data.arrow_reader import open_typed
+
+        typed = open_typed(section, kind, fingerprint["source"].get("revision"))
+        return Reader(typed, typed=typed)
+    source = ByteSource(Path(section.path), fingerprint["compression"])
+    if kind == "csv":
+        from selectit_dagster.data.csv_reader import CsvReader
+
+        reader = CsvReader(source, section.columns, max_bytes)
+        return Reader(reader, source, csv=reader)
+    if kind == "json":
+        return Reader(ArrayReader(source, max_bytes), source)
+    return Reader(read_lines(source, max_bytes), source)
+
+
+@dataclass
+class _Rejects:
+    """The rejected records: every one on disk, the reasons counted."""
+
+    handle: IO[bytes]
+    total: int = 0
+    reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
+    first: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+
+    def add(self, position: int, line: int, fault: Unusable, raw: bytes) -> None:
+        """Write one reject."""
+        excerpt = shown(raw[:400].decode("utf-8", "backslashreplace"))
+        name = shown(fault.field)
+        entry = {"position": position, "field": name, "reason": fault.reason, "excerpt": excerpt}
+        if line:
+            entry["line"] = line
+        self.handle.write(json.dumps(entry, ensure_ascii=False).encode("utf-8") + b"\n")
+        self.total += 1
+        # places inside a conversation differ from record to record; the kind of fault does not
+        key = (name.split("[")[0], fault.reason.split(" (column")[0])
+        if key in self.reasons or len(self.reasons) < 1000:
+            self.reasons[key] += 1
+            if len(positions := self.first.setdefault(key, [])) < PREVIEW:
+                positions.append(position)
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return the reasons, the most frequent first, with their first positions."""
+        ordered = sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))
+        return [
+            {"field": key[0], "reason": key[1], "count": n, "first_positions": self.first[key]}
+            for key, n in ordered[:20]
+        ]
+
+
+class Collector:
+    """Checks, stages and names the records of one source."""
+
+    def __init__(
+        self,
+        section: DatasetSection,
+        reader: Reader,
+        stage: Path,
+        rejects: IO[bytes],
+        progress: Progress,
+    ) -> None:
+        self.section = section
+        self.reader = reader
+        self.stage = stage
+        self.rejects = _Rejects(rejects)
+        self.progress = progress
+        self.identities = Identities()
+        self.profile = Profile()
+        self.shapes: Counter[tuple[str, ...]] = Counter()
+        self.preview: list[dict[str, Any]] = []
+        self.layout: Layout | None = None
+        self.read = self.kept = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._columns: tuple[list[Any], ...] = tuple([] for _ in STAGED)
+        self._digests: list[bytes] = []
+        self._bytes = 0
+
+    def run(self) -> None:
+        """Read every record; what is usable lies in the staged file afterwards."""
+        rows = iter(self.reader.rows)
+        head: list[Row] = []
+        for row in rows:
+            head.append(row)
+            if len(head) >= LAYOUT_SAMPLE:
+                break
+        samples = [value for _, value, _ in head if isinstance(value, dict)]
+        if samples:
+            self.layout = choose_layout(self.section, samples, self.section.path)
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        with pa.ipc.new_file(str(self.stage), STAGED, options=options) as sink:
+            self._collect(chain(head, rows), sink)
+            self._flush(sink)
+
+    def _collect(self, rows: Iterator[Row], sink: pa.RecordBatchFileWriter) -> None:
+        limit = self.section.limit
+        extract = self.layout.extract if self.layout else None
+        own, positions, instructions, inputs, responses, turns, raws, _ = self._columns
+        for raw, value, line in rows:
+            if limit is not None and self.read >= limit:
+                return
+            position = self.read
+            self.read += 1
+            if type(value) is not dict:
+                self.rejects.add(position, line, _as_fault(value), raw)
+                continue
+            try:
+                if extract is None:
+                    # the first records were no objects: look at the first that is
+                    self.layout = choose_layout(self.section, [value], self.section.path)
+                    extract = self.layout.extract
+                instruction, given, response, turn = extract(value)
+                text = f"{instruction}\x00{given}\x00{response}".encode()
+                if text.count(b"\x00") != 2:
+                    raise Unusable(_where(self.layout, "\x00", instruction, given), _NUL)
+                name = own_id(value)
+                if name is not None and not name.isascii():
+                    name.encode()
+            except Unusable as fault:
+                self.rejects.add(position, line, fault, raw)
+                continue
+            except UnicodeEncodeError:
+                self.rejects.add(position, line, _encoding_fault(value), raw)
+                continue
+            if (shape := tuple(value)) in self.shapes or len(self.shapes) < MAX_SHAPES:
+                self.shapes[shape] += 1
+            self._digests.append(content_digest(text))
+            own.append(name)
+            positions.append(position)
+            instructions.append(instruction)
+            inputs.append(given)
+            responses.append(response)
+            turns.append(turn)
+            raws.append(raw)
+            self._bytes += len(text) + len(raw)
+            if len(own) >= BATCH_ROWS or self._bytes >= BATCH_BYTES:
+                self._flush(sink)
+                own, positions, instructions, inputs, responses, turns, raws, _ = self._columns
+
+    def _flush(self, sink: pa.RecordBatchFileWriter) -> None:
+        """Write the held records to the staged file."""
+        if not self._digests:
+            return
+        own, _, _, _, _, _, raws, hashes = self._columns
+        hashes.extend(digest.hex() for digest in self._digests)
+        self.identities.add(self._digests, own, raws)
+        arrays = [
+            pa.array(column, type=entry.type)
+            for column, entry in zip(self._columns, STAGED, strict=True)
+        ]
+        batch = pa.record_batch(arrays, schema=STAGED)
+        sink.write_batch(batch)
+        self.profile.add(batch)
+        self.kept += batch.num_rows
+        self._clear()
+        share = self.reader.share_read()
+        total = int(self.read / share) if share else self.read + 1
+        self.progress.update(self.read, max(total, self.read + 1), rejected=self.rejects.total)
+
+    def finish(self, target: Path, fingerprint: dict[str, Any]) -> Outcome:
+        """Name the records, write them to ``target`` and return what the manifest shows."""
+        self.identities.resolve()
+        with atomic_file(target) as handle:
+            writer = pq.ParquetWriter(handle, RECORD_SCHEMA, **PARQUET_OPTIONS)
+            with writer, pa.ipc.open_file(pa.memory_map(str(self.stage))) as staged:
+                for index in range(staged.num_record_batches):
+                    writer.write_batch(self._named(staged.get_batch(index)))
+        self.progress.update(self.read, self.read, rejected=self.rejects.total)
+        return Outcome(self.read, self.kept, self.rejects.total, self._details(fingerprint))
+
+    def _named(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Return a staged batch with record ids instead of own ids."""
+        names = self.identities.names(batch.column("own_id"), batch.column("content_hash"))
+        named = pa.record_batch([names, *batch.columns[1:]], schema=RECORD_SCHEMA)
+        if len(self.preview) < PREVIEW:
+            self.preview.extend(preview_rows(named, PREVIEW - len(self.preview)))
+        return named
+
+    def _details(self, fingerprint: dict[str, Any]) -> dict[str, Any]:
+        source = {
+            "path": self.section.path,
+            "format": fingerprint["format"],
+            "compression": fingerprint["compression"],
+            "suffix": fingerprint["suffix"],
+            "split": self.section.split,
+            "license": self.section.license,
+            **fingerprint["source"],
+        }
+        if self.reader.typed is not None:
+            from selectit_dagster.data.arrow_reader import schema_table
+
+            source["schema"] = schema_table(self.reader.typed.schema)
+        if self.reader.csv is not None and self.reader.csv.shape is not None:
+            shape = self.reader.csv.shape
+            source["csv"] = {
+                "header": shape.header,
+                "columns": list(shape.columns),
+                "delimiter": shape.delimiter,
+                "line_ending": shape.line_ending,
+            }
+        return {
+            "source": source,
+            "format": fingerprint["format"],
+            "suffix": fingerprint["suffix"],
+            "sha256": fingerprint["source"].get("sha256"),
+            "layout": self.layout.name if self.layout else None,
+            "fields": self.layout.fields if self.layout else {},
+            "columns": self._column_table(),
+            "ids": {
+                "own": self.identities.own_unique,
+                "own_but_repeated": self.identities.own_repeated,
+                "made_from_content": self.kept - self.identities.own_unique,
+            },
+            "rejects": self.rejects.table(),
+            "profile": self.profile.details(),
+            "preview": self.preview,
+        }
+
+    def _column_table(self) -> list[dict[str, Any]]:
+        """Return each source column: in how many kept records, and what it is used as."""
+        used = {column: part for part, column in (self.layout.fields if self.layout else {}).items()}
+        counts: Counter[str] = Counter()
+        for shape, n in self.shapes.items():
+            for column in shape:
+                counts[column] += n
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:100]
+        return [
+            {
+                "column": shown(str(column), 80),
+                "records": n,
+                "used_as": used.get(column) or ("id" if column == "id" else ""),
+            }
+            for column, n in ordered
+        ]
+
+
+_NUL = "holds a NUL character"
+
+
+def _as_fault(value: object) -> Unusable:
+    return value if isinstance(value, Unusable) else Unusable(WHOLE_RECORD, "is no object")
+
+
+def _where(layout: Layout | None, mark: str, instruction: str, given: str) -> str:
+    """Return the source field that holds ``mark``."""
+    part = "instruction" if mark in instruction else "input" if mark in given else "response"
+    fields = layout.fields if layout else {}
+    return fields.get(part) or fields.get("conversation") or part
+
+
+def _encoding_fault(value: dict[str, Any]) -> Unusable:
+    """Return the first field that holds bytes that are no UTF-8, or a lone surrogate."""
+    for name, text in value.items():
+        if isinstance(text, str):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                character = text[error.start]
+                reason = (
+                    "is not valid UTF-8"
+                    if "\udc80" <= character <= "\udcff"
+                    else "holds a lone surrogate, which is no character"
+                )
+                return Unusable(str(name), reason)
+    return Unusable(WHOLE_RECORD, "holds a lone surrogate, which is no character")
+
+
+def preview_rows(batch: pa.RecordBatch, count: int) -> list[dict[str, Any]]:
+    """Return the first records, shortened and with control characters escaped."""
+    columns = ["record_id", "instruction", "input", "response"]
+    rows = batch.slice(0, count).select(columns).to_pylist()
+    return [{name: shown(row[name]) for name in columns} for row in rows]

@@ -1,0 +1,145 @@
+"""Streaming reader of CSV: quoted fields may span lines, and every row keeps its own text."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from selectit_dagster.data.json_reader import MAX_RECORD_BYTES, Row, too_big
+from selectit_dagster.data.layouts import KNOWN_COLUMNS, WHOLE_RECORD, Unusable
+from selectit_dagster.data.sources import ByteSource
+from selectit_dagster.experiment import ColumnMapping
+
+from selectit_dagster.errors import UserError
+
+_DELIMITERS = (",", ";", "\t", "|")
+_KNOWN = {column for known in KNOWN_COLUMNS for column in known if column} | {"id"}
+
+
+@dataclass(frozen=True)
+class CsvShape:
+    """What a writer needs to write rows back: header text, delimiter and line ending."""
+
+    header: str
+    columns: tuple[str, ...]
+    delimiter: str
+    line_ending: str
+
+
+class CsvReader:
+    """Yields the rows of a CSV file with a header, each with its text as it was read.
+
+    Bytes that are not UTF-8 survive in ``raw``; the record is named as unusable.
+
+    Raises
+    ------
+    UserError
+        When there is no usable header, or a quote is never closed.
+    """
+
+    def __init__(
+        self,
+        source: ByteSource,
+        mapping: ColumnMapping | None = None,
+        max_bytes: int = MAX_RECORD_BYTES,
+    ) -> None:
+        self.source = source
+        self.max_bytes = max_bytes
+        self.mapping = mapping
+        self.shape: CsvShape | None = None
+        self.line = 0
+        self._consumed: list[str] = []
+        self._held = 0
+        self._overlong = False
+
+    def _lines(self) -> Iterator[str]:
+        """Yield lines with their ends; remember those that the current row consumed."""
+        rest = b""
+        for block in self.source.blocks():
+            *whole, rest = (rest + block).split(b"\n")
+            for line in whole:
+                yield self._taken(line + b"\n")
+            if len(rest) > self.max_bytes:
+                # a line that never ends: keep no more than its start
+                self._overlong = True
+                rest = rest[:1]
+        if rest:
+            yield self._taken(rest)
+
+    def _taken(self, line: bytes) -> str:
+        self.line += 1
+        text = line.decode("utf-8", "surrogateescape")
+        self._held += len(line)
+        if self._held > self.max_bytes:
+            self._overlong = True
+            self._consumed.clear()
+            return text[:1] if len(line) > self.max_bytes else text
+        self._consumed.append(text)
+        return text
+
+    def __iter__(self) -> Iterator[Row]:
+        lines = self._lines()
+        self.shape = self._header(lines)
+        columns, width = self.shape.columns, len(self.shape.columns)
+        csv.field_size_limit(self.max_bytes)
+        rows = csv.reader(lines, delimiter=self.shape.delimiter, strict=True)
+        while True:
+            first_line = self.line + 1
+            self._consumed, self._held, self._overlong = [], 0, False
+            fault: Unusable | None = None
+            row: list[str] = []
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if "unexpected end of data" in str(error):
+                    raise self._unclosed(first_line) from error
+                fault = Unusable(WHOLE_RECORD, f"is not valid CSV: {error}")
+            raw = "".join(self._consumed).rstrip("\r\n").encode("utf-8", "surrogateescape")
+            if self._overlong:
+                yield b"", too_big(self.max_bytes), first_line
+            elif fault is not None:
+                yield raw, fault, first_line
+            elif len(row) == width:
+                yield raw, dict(zip(columns, row, strict=True)), first_line
+            elif row:
+                reason = f"has {len(row)} columns, the header has {width}"
+                yield raw, Unusable(WHOLE_RECORD, reason), first_line
+
+    def _unclosed(self, first_line: int) -> UserError:
+        return UserError(
+            f"{self.source.path}: a quote in the row that starts on line {first_line} "
+            "is never closed",
+            hint="close the quote; a quote inside a quoted field is written twice",
+        )
+
+    def _header(self, lines: Iterator[str]) -> CsvShape:
+        """Read the header with each delimiter and keep the one that names known columns."""
+        wanted = set(_KNOWN)
+        if self.mapping is not None:
+            wanted |= {self.mapping.instruction, self.mapping.response, self.mapping.input or ""}
+        text = next((line for line in lines if line.strip()), "")
+        # a header field may span lines as well
+        while text.count('"') % 2 and (more := next(lines, "")):
+            text += more
+        try:
+            tries = {
+                mark: next(csv.reader(text.splitlines(keepends=True), delimiter=mark), [])
+                for mark in _DELIMITERS
+            }
+        except csv.Error as error:
+            raise UserError(f"{self.source.path}, line 1: no CSV header: {error}") from error
+        delimiter = max(
+            _DELIMITERS, key=lambda mark: (len(wanted & set(tries[mark])), len(tries[mark]) > 1)
+        )
+        columns = tuple(tries[delimiter])
+        if len(set(columns)) != len(columns) or not any(columns):
+            raise UserError(
+                f"{self.source.path}, line 1: the CSV header names a column twice or none: "
+                f"{', '.join(columns)[:200]}",
+                hint="the first line of a CSV file names its columns, each once",
+            )
+        ending = "\r\n" if text.endswith("\r\n") else "\n"
+        return CsvShape(text.rstrip("\r\n"), columns, delimiter, ending)

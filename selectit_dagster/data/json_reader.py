@@ -1,0 +1,362 @@
+"""Streaming readers of JSON arrays and JSON Lines.
+
+Both yield ``(raw, value, line)``: the record's bytes exactly as they lie in the file, the
+parsed record or the ``Unusable`` that says why there is none, and the line it starts on.
+Memory is bounded by one block and one record of at most ``MAX_RECORD_BYTES``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import orjson
+
+from selectit_dagster.data.layouts import WHOLE_RECORD, Unusable, type_name
+from selectit_dagster.data.sources import ByteSource
+from selectit_dagster.errors import UserError
+
+MAX_RECORD_BYTES = 16 << 20
+Row = tuple[bytes, "dict[str, Any] | Unusable", int]
+
+_BLANKS = b" \t\r\n"
+_QUOTE, _BACKSLASH, _COMMA = 0x22, 0x5C, 0x2C
+_OPEN, _CLOSE = 0x7B, 0x7D  # "[" and "]" are these with bit 5 cleared
+_HEAD = 1 << 16
+
+
+class BrokenJson(Exception):
+    """Text that is not JSON: the message and the offset in bytes where it goes wrong."""
+
+    def __init__(self, message: str, offset: int) -> None:
+        super().__init__(message)
+        self.message = message
+        self.offset = offset
+
+
+def parse_record(raw: bytes) -> dict[str, Any] | Unusable:
+    """Return the parsed record, or why the text is JSON but no usable record.
+
+    Raises
+    ------
+    BrokenJson
+        When the text is not JSON.
+    """
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return _diagnose(raw)
+    if type(value) is dict:
+        return value
+    return Unusable(WHOLE_RECORD, f"is {type_name(value)}, expected an object")
+
+
+def _diagnose(raw: bytes) -> Unusable:
+    """Return why the strict parser refused ``raw``; raise ``BrokenJson`` when it is no JSON."""
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return Unusable(WHOLE_RECORD, f"is not valid UTF-8 ({error.reason})")
+    try:
+        value = json.loads(text, parse_constant=_Constant, strict=False)
+    except json.JSONDecodeError as error:
+        offset = len(text[: error.pos].encode("utf-8"))
+        raise BrokenJson(error.msg, offset) from error
+    except (RecursionError, ValueError):
+        return Unusable(WHOLE_RECORD, "is nested too deeply or holds a number that is too long")
+    return _first_fault(value, WHOLE_RECORD) or Unusable(
+        WHOLE_RECORD, "holds a control character that JSON wants escaped, or is nested too deeply"
+    )
+
+
+class _Constant(str):
+    """NaN, Infinity or -Infinity: JSON has none of them."""
+
+
+def _first_fault(value: object, where: str) -> Unusable | None:
+    """Return the first constant or lone surrogate inside a parsed value, with its path."""
+    stack: list[tuple[object, str]] = [(value, where)]
+    while stack:
+        item, path = stack.pop()
+        inner = "" if path == WHOLE_RECORD else path
+        if isinstance(item, _Constant):
+            return Unusable(path, f"is {item}, which JSON does not have")
+        if isinstance(item, str):
+            if any("\ud800" <= character <= "\udfff" for character in item):
+                return Unusable(path, "holds a lone surrogate, which is no character")
+        elif isinstance(item, dict):
+            entries = [(v, f"{inner}.{k}" if inner else str(k)) for k, v in item.items()]
+            stack.extend(reversed([*((k, path) for k in item), *entries]))
+        elif isinstance(item, list):
+            stack.extend(reversed([(v, f"{inner}[{i}]") for i, v in enumerate(item)]))
+    return None
+
+
+def read_lines(source: ByteSource, max_bytes: int = MAX_RECORD_BYTES) -> Iterator[Row]:
+    """Yield the records of a JSON Lines file; blank lines are no records.
+
+    A line that is not JSON, or longer than ``max_bytes``, is an unusable record; the
+    lines after it are read as usual.
+    """
+    line = 0
+    for raw in _bounded_lines(source, max_bytes):
+        line += 1
+        if raw is None:
+            yield b"", too_big(max_bytes), line
+            continue
+        try:
+            value = orjson.loads(raw)
+            if type(value) is dict:
+                yield raw, value, line
+                continue
+        except orjson.JSONDecodeError:
+            pass
+        if not raw.strip():
+            continue
+        try:
+            yield raw, parse_record(raw), line
+        except BrokenJson as error:
+            reason = f"is not JSON: {error.message} (column {error.offset + 1})"
+            yield raw, Unusable(WHOLE_RECORD, reason), line
+
+
+def too_big(max_bytes: int) -> Unusable:
+    """Return the reason for a record above the limit."""
+    size = f"{max_bytes >> 20} MiB" if max_bytes >= 1 << 20 else f"{max_bytes} bytes"
+    return Unusable(WHOLE_RECORD, f"is larger than {size}")
+
+
+def _bounded_lines(source: ByteSource, max_bytes: int) -> Iterator[bytes | None]:
+    """Yield each line without its line feed, or None for one that is too long."""
+    parts: list[bytes] = []
+    held, skipping = 0, False
+    for block in source.blocks():
+        first, *rest = block.split(b"\n")
+        if not skipping:
+            parts.append(first)
+            held += len(first)
+            if held > max_bytes:
+                parts, held, skipping = [], 0, True
+        if not rest:
+            continue
+        yield None if skipping else b"".join(parts)
+        *whole, last = rest
+        for line in whole:
+            yield line if len(line) <= max_bytes else None
+        parts, held, skipping = [last], len(last), False
+    if skipping or held:
+        yield None if skipping else b"".join(parts)
+
+
+class _Structure:
+    """Finds the commas between the elements of a JSON array and its end, block by block.
+
+    Works on whole blocks with numpy: quotes that are not escaped tell what lies inside
+    strings, and the depth of brackets tells which commas separate elements.
+    """
+
+    def __init__(self) -> None:
+        self.in_string = 0
+        self.backslashes = 0  # length of the run of backslashes that ends the block before
+        self.depth = 0
+
+    def scan(self, block: bytes) -> tuple[np.ndarray, np.ndarray, int | None]:
+        """Return (positions of ``[`` at the root, commas between elements, end or None)."""
+        data = np.frombuffer(block, np.uint8)
+        quotes = self._plain_quotes(data, block)
+        folded = data | 0x20
+        found = np.flatnonzero((folded == _OPEN) | (folded == _CLOSE) | (data == _COMMA))
+        inside = (np.searchsorted(quotes, found) + self.in_string) & 1
+        found = found[inside == 0]
+        self.in_string = (self.in_string + len(quotes)) & 1
+        kinds = folded[found]
+        steps = (kinds == _OPEN).astype(np.int64) - (kinds == _CLOSE)
+        depths = self.depth + np.cumsum(steps)
+        starts = found[(depths == 1) & (steps == 1)]
+        commas = found[(depths == 1) & (steps == 0)]
+        ends = found[(depths <= 0) & (steps == -1)]
+        self.depth = int(depths[-1]) if len(depths) else self.depth
+        end = int(ends[0]) if len(ends) else None
+        return starts, commas if end is None else commas[commas < end], end
+
+    def _plain_quotes(self, data: np.ndarray, block: bytes) -> np.ndarray:
+        """Return the positions of quotes that no backslash escapes."""
+        quotes = np.flatnonzero(data == _QUOTE)
+        carried, self.backslashes = self.backslashes, 0
+        slashes = np.flatnonzero(data == _BACKSLASH) if b"\\" in block else None
+        if slashes is None or not len(slashes):
+            if carried & 1 and len(quotes) and quotes[0] == 0:
+                return quotes[1:]
+            return quotes
+        breaks = np.flatnonzero(np.diff(slashes) != 1) + 1
+        firsts = np.concatenate(([0], breaks))
+        lengths = np.diff(np.append(firsts, len(slashes)))
+        lasts = slashes[np.append(breaks, len(slashes)) - 1]
+        if slashes[0] == 0:
+            lengths[0] += carried
+        if lasts[-1] == len(data) - 1:
+            self.backslashes = int(lengths[-1])
+        odd_ends = lasts[(lengths & 1) == 1] + 1
+        escaped = np.isin(quotes, odd_ends, assume_unique=True)
+        if carried & 1 and slashes[0] != 0 and len(quotes) and quotes[0] == 0:
+            escaped[0] = True
+        return quotes[~escaped]
+
+
+class ArrayReader:
+    """Yields the elements of one JSON array.
+
+    Raises
+    ------
+    UserError
+        When the text is not a JSON array of values, with the line and the column.
+    """
+
+    def __init__(self, source: ByteSource, max_bytes: int = MAX_RECORD_BYTES) -> None:
+        self.source = source
+        self.max_bytes = max_bytes
+        self.line, self.column = 1, 1  # of the next byte
+        self.count = 0
+        self.started = self.ended = False
+        self.parts: list[bytes] = []
+        self.held = 0
+        self.skipping = False
+        self.head = b""
+        self.head_at = (1, 1)
+
+    def __iter__(self) -> Iterator[Row]:
+        structure = _Structure()
+        for block in self.source.blocks():
+            if self.ended:
+                self._only_blanks(block)
+                continue
+            starts, commas, end = structure.scan(block)
+            at = 0
+            if not self.started:
+                at = self._begin(block, starts)
+                if not self.started:
+                    continue
+            for comma in commas.tolist():
+                yield self._element(block[at:comma], last=False)
+                self._advance(b",")
+                at = comma + 1
+            if end is None:
+                self._hold(block[at:])
+                continue
+            yield from self._close(block[at:end])
+            if block[end : end + 1] != b"]":
+                raise self._broken("the array is closed by '}'", self.line, self.column)
+            self._advance(b"]")
+            self.ended = True
+            self._only_blanks(block[end + 1 :])
+        if not self.ended:
+            self._unfinished()
+
+    def _begin(self, block: bytes, starts: np.ndarray) -> int:
+        """Step over what stands before the first element; return where that starts."""
+        opening = block[: int(starts[0])] if len(starts) else block
+        blanks = len(opening) - len(opening.lstrip(_BLANKS))
+        self._advance(opening[:blanks])
+        if blanks < len(opening) or (len(starts) and block[blanks : blanks + 1] != b"["):
+            raise UserError(
+                f"{self.source.path}, line {self.line}, column {self.column}: "
+                "not a JSON array of records",
+                hint="a JSON dataset is one array: [{...}, {...}]; one object a line is "
+                "format: jsonl",
+            )
+        if not len(starts):
+            return blanks
+        self._advance(b"[")
+        self.started = True
+        self.head_at = (self.line, self.column)
+        return blanks + 1
+
+    def _advance(self, text: bytes) -> None:
+        """Move the position over ``text``."""
+        feeds = text.count(b"\n")
+        if feeds:
+            self.line += feeds
+            self.column = len(text) - text.rindex(b"\n")
+        else:
+            self.column += len(text)
+
+    def _hold(self, piece: bytes) -> None:
+        """Keep the start of an element that goes on in the next block."""
+        if not self.held and not self.skipping:
+            self.head_at = (self.line, self.column)
+            self.head = b""
+        if len(self.head) < _HEAD:
+            self.head += piece[: _HEAD - len(self.head)]
+        self._advance(piece)
+        self.held += len(piece)
+        if self.skipping:
+            return
+        self.parts.append(piece)
+        if self.held > self.max_bytes:
+            self.parts, self.skipping = [], True
+
+    def _element(self, piece: bytes, *, last: bool) -> Row:
+        """Return the element that ``piece`` completes."""
+        self._hold(piece)
+        whole = b"".join(self.parts)
+        skipped, at = self.skipping, self.head_at
+        self.parts, self.held, self.skipping = [], 0, False
+        lead = len(whole) - len(whole.lstrip(_BLANKS))
+        line = at[0] + whole.count(b"\n", 0, lead)
+        self.count += 1
+        if skipped:
+            return b"", too_big(self.max_bytes), line
+        raw = whole.strip(_BLANKS)
+        if not raw:
+            what = "a comma before the closing bracket" if last else "a comma without a value"
+            raise self._broken(what, self.line, self.column)
+        try:
+            return raw, parse_record(raw), line
+        except BrokenJson as error:
+            raise self._broken_inside(whole, lead + error.offset, error.message, at) from error
+
+    def _close(self, piece: bytes) -> Iterator[Row]:
+        """Yield the last element; an empty array has none."""
+        if self.count or self.skipping or b"".join([*self.parts, piece]).strip(_BLANKS):
+            yield self._element(piece, last=True)
+        else:
+            self._advance(piece)
+
+    def _only_blanks(self, rest: bytes) -> None:
+        blanks = len(rest) - len(rest.lstrip(_BLANKS))
+        self._advance(rest[:blanks])
+        if blanks < len(rest):
+            raise self._broken("text after the end of the array", self.line, self.column)
+
+    def _unfinished(self) -> None:
+        """Raise for a file that ends before its array does."""
+        if not self.started:
+            raise UserError(f"{self.source.path} holds no JSON array: only blanks")
+        if self.head.strip(_BLANKS) and self.held:
+            try:
+                parse_record(self.head.strip(_BLANKS))
+            except BrokenJson as error:
+                lead = len(self.head) - len(self.head.lstrip(_BLANKS))
+                at_end = lead + error.offset >= len(self.head.rstrip(_BLANKS))
+                if not at_end and "Unterminated" not in error.message:
+                    raise self._broken_inside(
+                        self.head, lead + error.offset, error.message, self.head_at
+                    ) from error
+        raise self._broken("the file ends before the array does", self.line, self.column)
+
+    def _broken_inside(
+        self, text: bytes, offset: int, message: str, at: tuple[int, int]
+    ) -> UserError:
+        """Return the error for byte ``offset`` of ``text``, which starts at ``at``."""
+        self.line, self.column = at
+        self._advance(text[:offset])
+        return self._broken(message, self.line, self.column)
+
+    def _broken(self, message: str, line: int, column: int) -> UserError:
+        return UserError(
+            f"{self.source.path}, line {line}, column {column}: not valid JSON after "
+            f"{self.count:,} records: {message}",
+            hint="mend the file there, or make it again; JSON Lines survives a broken record",
+        )

@@ -1,0 +1,261 @@
+"""Where bytes come from: opening, decompressing, hashing and recognising a dataset file.
+
+Everything streams: no reader above holds more than a few blocks, so a decompression bomb
+costs time and not memory. The SHA-256 is that of the file as it lies on the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from selectit_dagster.errors import UserError
+
+BLOCK = 4 << 20
+_DISK_BLOCK = 1 << 20
+# Highest expansion of one zstd block is 128 KiB from 4 bytes: 1 KiB in is at most 32 MiB out
+_ZSTD_BLOCK = 1 << 10
+
+_MAGIC = (
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"PAR1", "parquet"),
+    (b"PK\x03\x04", "zip"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\x00", "xz"),
+    (b"ARROW1", "arrow"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+    (b"SQLite format 3", "sqlite"),
+)
+_REFUSED = {
+    "zip": "a zip archive (or an Excel file)",
+    "bzip2": "compressed with bzip2",
+    "xz": "compressed with xz",
+    "arrow": "a bare Arrow file",
+    "utf-16": "UTF-16 text",
+    "sqlite": "an SQLite database",
+}
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass
+class ByteSource:
+    """A file that is read once, in blocks, decompressed and hashed on the way.
+
+    Attributes
+    ----------
+    size, consumed:
+        Bytes on the disk, and how many of them were read so far.
+    unpacked:
+        Bytes after decompression so far.
+    """
+
+    path: Path
+    compression: str
+    size: int = 0
+    consumed: int = 0
+    unpacked: int = 0
+    _digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+
+    def __post_init__(self) -> None:
+        self.size = self.path.stat().st_size
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the bytes read so far."""
+        return self._digest.hexdigest()
+
+    def drain(self) -> str:
+        """Return the SHA-256 of the whole file; what was not read yet is read from the disk."""
+        with self.path.open("rb") as handle:
+            handle.seek(self.consumed)
+            while chunk := handle.read(_DISK_BLOCK):
+                self._digest.update(chunk)
+        return self._digest.hexdigest()
+
+    def _disk(self, size: int = _DISK_BLOCK) -> Iterator[bytes]:
+        try:
+            with self.path.open("rb") as handle:
+                while chunk := handle.read(size):
+                    self.consumed += len(chunk)
+                    self._digest.update(chunk)
+                    yield chunk
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror or error}") from error
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield the unpacked bytes in blocks of about 4 MiB, without a byte-order mark.
+
+        Raises
+        ------
+        UserError
+            When the compressed data are damaged or end early, naming the byte.
+        """
+        unpack = {"none": self._plain, "gzip": self._gzip, "zstd": self._zstd}[self.compression]
+        first, parts, held = True, [], 0
+        for piece in unpack():
+            self.unpacked += len(piece)
+            parts.append(piece)
+            held += len(piece)
+            if held < BLOCK:
+                continue
+            block, parts, held = b"".join(parts), [], 0
+            yield block.removeprefix(_BOM) if first else block
+            first = False
+        if held:
+            block = b"".join(parts)
+            yield block.removeprefix(_BOM) if first else block
+
+    def _plain(self) -> Iterator[bytes]:
+        return self._disk(BLOCK)
+
+    def _damaged(self, what: str, error: object = "") -> UserError:
+        detail = f" ({error})" if error else ""
+        return UserError(
+            f"{self.path}: the {self.compression} data {what} at byte {self.consumed:,} of the "
+            f"file, after {self.unpacked:,} bytes of unpacked text{detail}",
+            hint="the file is damaged or was not written to its end; copy or make it again",
+        )
+
+    def _gzip(self) -> Iterator[bytes]:
+        """Unpack one or more gzip members; never more than one block at once."""
+        member = zlib.decompressobj(wbits=31)
+        started = False
+        for chunk in self._disk():
+            data = chunk
+            while data:
+                if not started and not data.strip(b"\x00"):
+                    break  # zero padding after the last member is allowed
+                started = True
+                try:
+                    piece = member.decompress(data, BLOCK)
+                except zlib.error as error:
+                    raise self._damaged("are damaged", error) from error
+                if piece:
+                    yield piece
+                data = member.unconsumed_tail
+                if member.eof:
+                    data = member.unused_data
+                    member, started = zlib.decompressobj(wbits=31), False
+        while started and (piece := member.decompress(member.unconsumed_tail, BLOCK)):
+            yield piece
+        if started and not member.eof:
+            raise self._damaged("end in the middle")
+
+    def _zstd(self) -> Iterator[bytes]:
+        """Unpack one or more zstd frames."""
+        import zstandard
+
+        unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+        frame, started = unpacker.decompressobj(), False
+        for chunk in self._disk(_ZSTD_BLOCK):
+            data = chunk
+            while data:
+                started = True
+                try:
+                    piece = frame.decompress(data)
+                except zstandard.ZstdError as error:
+                    raise self._damaged("are damaged", error) from error
+                if piece:
+                    yield piece
+                data = b""
+                if frame.eof:
+                    data = frame.unused_data
+                    frame, started = unpacker.decompressobj(), False
+        if started:
+            raise self._damaged("end in the middle")
+
+
+def head_of(path: Path, size: int = 1 << 16) -> tuple[str, bytes]:
+    """Return the compression of a file and its first unpacked bytes.
+
+    Raises
+    ------
+    UserError
+        When it is not a readable, non-empty regular file of a supported kind.
+    """
+    if not path.exists():
+        raise UserError(
+            f"the dataset {path} does not exist", hint="check dataset.path in the experiment"
+        )
+    if not path.is_file():
+        raise UserError(f"the dataset {path} is not a regular file or folder")
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(size)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if not head:
+        raise UserError(f"{path} is empty: 0 bytes", hint="give a file that holds records")
+    kind = kind_of(head)
+    if kind not in {"gzip", "zstd"}:
+        return "none", head
+    return kind, next(ByteSource(path, kind).blocks(), b"")[:size]
+
+
+def kind_of(head: bytes) -> str | None:
+    """Return what the first bytes say about a file, or None for plain text."""
+    return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
+
+
+def detect_format(path: Path, compression: str, head: bytes) -> str:
+    """Return ``json``, ``jsonl``, ``csv`` or ``parquet`` by looking at the first bytes.
+
+    Raises
+    ------
+    UserError
+        When the content is of no supported format.
+    """
+    kind = kind_of(head)
+    if kind == "parquet" and compression == "none":
+        return "parquet"
+    if kind is not None:
+        what = _REFUSED.get(kind, f"{kind} inside {compression}")
+        raise UserError(
+            f"{path} is {what}, which is not read",
+            hint="convert it to JSON, JSON Lines (.gz, .zst), CSV or Parquet, in UTF-8",
+        )
+    text = head.removeprefix(_BOM).lstrip()
+    if not text:
+        raise UserError(f"{path} holds no records: only blanks", hint="give a file with records")
+    if text[:1] == b"[":
+        return "json"
+    if text[:1] == b"{":
+        return "json" if _is_one_object(text) else "jsonl"
+    if b"\x00" in text:
+        raise UserError(
+            f"{path} is binary data of no known format",
+            hint="convert it to JSON, JSON Lines, CSV or Parquet",
+        )
+    if _looks_like_csv(text, path):
+        return "csv"
+    raise UserError(
+        f"{path}: the content is neither JSON, JSON Lines, CSV nor Parquet; it starts with "
+        f"{text[:40]!r}",
+        hint="dataset.format forces a format",
+    )
+
+
+def _is_one_object(text: bytes) -> bool:
+    """Tell a whole file of one JSON object over several lines from JSON Lines."""
+    import orjson
+
+    lines = [line for line in text.splitlines()[:20] if line.strip()]
+    for line in lines[:-1] or lines:
+        try:
+            orjson.loads(line)
+        except orjson.JSONDecodeError:
+            continue
+        return False
+    return len(lines) > 1 and lines[0].rstrip()[-1:] in (b"{", b"[", b",")
+
+
+def _looks_like_csv(text: bytes, path: Path) -> bool:
+    first = text.splitlines()[0]
+    return any(mark in first for mark in (b",", b";", b"\t", b"|")) or any(
+        suffix in {".csv", ".tsv"} for suffix in path.suffixes
+    )

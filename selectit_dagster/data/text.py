@@ -1,0 +1,68 @@
+"""Text as curation sees it: normalised for comparison, split into words, made safe to show.
+
+Nothing here changes a record. The normal form exists for comparison only; records leave
+the project byte for byte as they came.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# whitespace and the invisible characters that make an empty text look filled
+_BLANK = (
+    " \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005"
+    "\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000\u180e\u200b\u200c\u200d"
+    "\u2060\ufeff\xad"
+)
+
+# scripts that are written without blanks between words: one character is one word
+_UNSPACED = (
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u1000-\u109f\u1780-\u17ff"  # Myanmar, Khmer
+    "\u3040-\u30ff\u31f0-\u31ff"  # Hiragana, Katakana
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
+)
+_WORDS = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+_ASCII_WORDS = re.compile(r"\w+", re.ASCII)
+
+
+def is_blank(text: str) -> bool:
+    """Tell whether ``text`` holds nothing that can be seen."""
+    return not text.strip(_BLANK)
+
+
+def normal_form(text: str) -> str:
+    """Return ``text`` for comparison: NFKC, case folded, runs of whitespace as one blank."""
+    if text.isascii():
+        return " ".join(text.lower().split())
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    # folding can undo the normal form (for instance of a ligature), so it is applied again
+    return " ".join(unicodedata.normalize("NFKC", folded).split())
+
+
+def words(text: str) -> list[str]:
+    """Return the words of ``text`` in its normal form, without punctuation.
+
+    A character of a script without blanks (Han, Kana, Thai, ...) counts as a word.
+    """
+    if text.isascii():
+        return _ASCII_WORDS.findall(text.lower())
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return _WORDS.findall(folded)
+
+
+def shown(text: str, length: int = 200) -> str:
+    """Return ``text`` shortened, with control characters and lone surrogates escaped.
+
+    Line feeds and tabs become visible escapes too, so that one value is one line.
+    """
+    cut = text if len(text) <= length else text[: length - 1] + "…"
+    return "".join(_escape(character) for character in cut)
+
+
+def _escape(character: str) -> str:
+    # Cc control, Cf format (direction overrides), Cs surrogates, Zl/Zp line separators
+    if unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"}:
+        return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+    return character
