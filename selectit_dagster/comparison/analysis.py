@@ -1,0 +1,285 @@
+"""From aligned scores to findings: differences, verdicts, sentences, the best run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from selectit_dagster.comparison.load import AVERAGE, UNTUNED, BenchmarkScores, Run
+from selectit_dagster.comparison.sentences import arm_sentence, benchmark_sentence, title
+from selectit_dagster.comparison.statistics import (
+    Estimate,
+    Floats,
+    Questions,
+    RunSpread,
+    estimate,
+    holm,
+    mcnemar,
+    run_spread,
+)
+from selectit_dagster.errors import UserError
+from selectit_dagster.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from selectit_dagster.experiment import ComparisonSection
+
+_SILENT = Silent()
+
+
+def compare_scores(
+    benchmarks: Sequence[BenchmarkScores],
+    runs: Sequence[Run],
+    section: ComparisonSection,
+    share: float | None = None,
+    progress: Progress = _SILENT,
+) -> dict[str, Any]:
+    """Return the whole comparison as JSON values.
+
+    ``arms``: per arm its title, runs, seeds, sentence, and per benchmark (and for their
+    average) a result. A result holds ``mean``, ``interval``, ``run_means`` and, but for the
+    baseline, ``difference`` with ``low`` and ``high``, ``p``, ``p_holm``, ``test``,
+    ``smallest_detectable``, ``verdict`` (``better``, ``worse``, ``not seen``), ``sentence``.
+    All are on the scores' own scale; ``scale`` is 100 where they lie between 0 and 1.
+
+    Raises
+    ------
+    UserError
+        When the baseline is not among the arms.
+    """
+    arms = list(dict.fromkeys(run.arm for run in runs))
+    baseline = section.baseline
+    if baseline not in arms:
+        raise UserError(
+            f"comparison.baseline {baseline!r} is not one of the arms: {', '.join(arms)}",
+            hint="name one of them, or add that arm to selection.arms",
+        )
+    untuned = {run.arm for run in runs if run.seed is None}
+    columns = [*benchmarks, *_average(benchmarks)]
+    results: dict[str, dict[str, Any]] = {arm: {} for arm in arms}
+    for done, column in enumerate(columns):
+        spreads = arm_spreads(column, untuned)
+        for arm in arms:
+            results[arm][column.name] = _result(column, arm, baseline, spreads, section)
+        progress.update(done + 1, len(columns))
+    names = [benchmark.name for benchmark in benchmarks]
+    for arm in arms:
+        if arm != baseline:
+            _judge(results[arm], names, section.confidence)
+    titles = {arm: title(arm, share) for arm in arms}
+    return {
+        "arms": {
+            arm: {
+                "title": titles[arm],
+                "runs": sum(run.arm == arm for run in runs),
+                "seeds": [run.seed for run in runs if run.arm == arm],
+                "results": results[arm],
+                "sentence": _sentences(results[arm], arm, baseline, names, titles),
+            }
+            for arm in arms
+        },
+        "baseline": baseline,
+        "benchmarks": {
+            benchmark.name: {
+                "metric": benchmark.metric,
+                "questions": benchmark.count,
+                "groups": benchmark.groups,
+                "right_wrong": benchmark.binary,
+            }
+            for benchmark in benchmarks
+        },
+        "sentences": [
+            results_sentence
+            for arm in arms
+            if (results_sentence := _sentences(results[arm], arm, baseline, names, titles))
+        ],
+        "champion": champion(benchmarks, runs),
+        "share": share,
+        "method": _method(section, results),
+    }
+
+
+def _average(benchmarks: Sequence[BenchmarkScores]) -> list[BenchmarkScores]:
+    """Return the mean over the benchmarks as a benchmark of its own, when there are several."""
+    if len(benchmarks) < 2:
+        return []
+    return [
+        BenchmarkScores(
+            name=AVERAGE,
+            metric="mean over the benchmarks",
+            questions=Questions.average([benchmark.questions for benchmark in benchmarks]),
+            scores={
+                arm: np.concatenate([benchmark.scores[arm] for benchmark in benchmarks], axis=1)
+                for arm in benchmarks[0].scores
+            },
+            groups=len(benchmarks),
+        )
+    ]
+
+
+def arm_spreads(column: BenchmarkScores, untuned: set[str]) -> dict[str, RunSpread]:
+    """Return each arm's run spread; an arm of one run borrows from those with several."""
+    own = {arm: run_spread(scores, column.questions) for arm, scores in column.scores.items()}
+    others = [(own[arm], len(column.scores[arm])) for arm in own if arm not in untuned]
+    spreads = {}
+    for arm, scores in column.scores.items():
+        if arm in untuned:
+            spreads[arm] = RunSpread.fixed()
+        else:
+            spreads[arm] = own[arm] if len(scores) > 1 else RunSpread.borrowed(others)
+    return spreads
+
+
+def _result(
+    column: BenchmarkScores,
+    arm: str,
+    baseline: str,
+    spreads: dict[str, RunSpread],
+    section: ComparisonSection,
+) -> dict[str, Any]:
+    """Return one arm's figures on one benchmark, all on the scale of the scores."""
+    scores = column.scores[arm]
+
+    def estimated(against: Floats | None, parts: list[RunSpread]) -> Estimate:
+        # its own stream for each figure, so that adding an arm leaves the others as they are
+        key = [section.seed, *f"{column.name}/{arm}/{against is None}".encode()]
+        return estimate(
+            scores,
+            against,
+            column.questions,
+            parts,
+            confidence=section.confidence,
+            resamples=section.resamples,
+            generator=np.random.default_rng(key),
+        )
+
+    mean = estimated(None, [spreads[arm]])
+    within_one = all(v.min() >= 0 and v.max() <= 1 for v in column.scores.values())
+    entry: dict[str, Any] = {
+        "benchmark": column.name,
+        "scale": 100 if within_one else 1,
+        "mean": mean.value,
+        "interval": [mean.low, mean.high],
+        "run_means": [float(value) for value in scores @ column.questions.weights],
+        "covers_runs": mean.covers_runs,
+    }
+    if arm == baseline:
+        return entry
+    reference = column.scores[baseline]
+    gap = estimated(reference, [spreads[arm], spreads[baseline]])
+    entry |= {
+        "difference": gap.value,
+        "low": gap.low,
+        "high": gap.high,
+        "standard_error": gap.standard_error,
+        "smallest_detectable": gap.detectable,
+        "p_bootstrap": gap.p,
+        "covers_runs": gap.covers_runs,
+    }
+    spread = spreads[arm].variance + spreads[baseline].variance
+    return entry | _right_wrong(column, scores, reference, gap.p, spread)
+
+
+def _right_wrong(
+    column: BenchmarkScores, scores: Floats, reference: Floats, p: float, run_variance: float
+) -> dict[str, Any]:
+    """Return the p-value that counts, and McNemar's where outcomes are right or wrong.
+
+    Between two single runs McNemar's exact test is the one that counts. With several runs
+    it judges the questions' majority outcome and stands beside the bootstrap, which alone
+    knows of the spread between runs.
+    """
+    if column.name == AVERAGE or not column.binary:
+        return {"p": p, "test": "bootstrap"}
+    first, second = _majority(scores), _majority(reference)
+    decided = ~(np.isnan(first) | np.isnan(second))
+    exact, only_arm, only_baseline = mcnemar(first[decided], second[decided])
+    single = len(scores) == len(reference) == 1 and column.groups == 1 and run_variance == 0.0
+    return {
+        "p": exact if single else p,
+        "test": "mcnemar" if single else "bootstrap",
+        "mcnemar": {"p": exact, "only_arm": only_arm, "only_baseline": only_baseline},
+    }
+
+
+def _majority(scores: Floats) -> Floats:
+    """Return (Q,) 1 or 0 as most runs had it, NaN where they are split evenly."""
+    share = scores.mean(axis=0)
+    return np.where(share == 0.5, np.nan, (share > 0.5).astype(np.float64))
+
+
+def _judge(results: dict[str, Any], names: Sequence[str], confidence: float) -> None:
+    """Add Holm's p over the benchmarks and the verdict to each of an arm's results."""
+    adjusted = dict(zip(names, holm([results[name]["p"] for name in names]), strict=True))
+    for name, entry in results.items():
+        entry["p_holm"] = adjusted.get(name, entry["p"])
+        seen = entry["p_holm"] < 1.0 - confidence
+        # the interval must agree, or the sentence would contradict its own figures
+        if seen and entry["low"] > 0:
+            entry["verdict"] = "better"
+        elif seen and entry["high"] < 0:
+            entry["verdict"] = "worse"
+        else:
+            entry["verdict"] = "not seen"
+
+
+def _sentences(
+    results: dict[str, Any],
+    arm: str,
+    baseline: str,
+    names: Sequence[str],
+    titles: dict[str, str],
+) -> str:
+    if arm == baseline:
+        return ""
+    for entry in results.values():
+        entry["sentence"] = benchmark_sentence(titles[arm], titles[baseline], entry)
+    return arm_sentence(titles[arm], titles[baseline], [results[name] for name in names])
+
+
+def champion(benchmarks: Sequence[BenchmarkScores], runs: Sequence[Run]) -> dict[str, Any] | None:
+    """Return the best run of the tuned arm with the best average, or None without one.
+
+    The arm is chosen by the mean over its runs, so that no arm wins by the luck of one run
+    among many; of its runs the one with the best average is taken.
+    """
+    position: dict[str, int] = {}
+    entries = []
+    for run in runs:
+        at = position[run.arm] = position.get(run.arm, -1) + 1
+        averages = [b.scores[run.arm][at] @ b.questions.weights for b in benchmarks]
+        if run.seed is not None and run.arm != UNTUNED and averages:
+            entries.append((run, float(np.mean(averages))))
+    if not entries:
+        return None
+    means = {
+        arm: float(np.mean([value for run, value in entries if run.arm == arm]))
+        for arm in dict.fromkeys(run.arm for run, _ in entries)
+    }
+    best_arm = max(means, key=lambda arm: means[arm])
+    run, value = max(
+        (entry for entry in entries if entry[0].arm == best_arm), key=lambda entry: entry[1]
+    )
+    return {
+        "arm": run.arm,
+        "seed": run.seed,
+        "evaluation": str(run.folder),
+        "average": value,
+        "arm_average": means[best_arm],
+    }
+
+
+def _method(section: ComparisonSection, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    covered = all(entry["covers_runs"] for arm in results.values() for entry in arm.values())
+    notes = [
+        "paired over the same questions; intervals resample questions and training runs",
+        "p-values are Holm's over the benchmarks, per arm",
+        "smallest detectable: the difference that a single test finds in 80 of 100 trials",
+    ]
+    if not covered:
+        notes.append(
+            "some arms have one training run and none to borrow from: their intervals do not "
+            "cover the spread between runs"
+        )
+    return {"notes": notes, "covers_runs": covered, **section.model_dump(mode="json")}

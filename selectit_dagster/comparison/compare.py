@@ -1,0 +1,120 @@
+"""The comparison stage: every arm against the baseline arm, question by question."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selectit_dagster.artefacts import (
+    Fingerprint,
+    Manifest,
+    is_current,
+    library_versions,
+    require_manifest,
+    write_manifest,
+)
+from selectit_dagster.comparison.analysis import compare_scores
+from selectit_dagster.comparison.load import Run, load_benchmarks
+from selectit_dagster.files import folder_lock, sha256_json, write_bytes, write_json, write_text
+from selectit_dagster.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from selectit_dagster.experiment import ComparisonSection
+
+KIND = "comparison"
+_SILENT = Silent()
+
+
+@dataclass(frozen=True)
+class ComparisonRequest:
+    """What is compared, and how.
+
+    Parameters
+    ----------
+    evaluations:
+        (arm group, training seed, evaluation folder) of every run; random-1, random-2 and
+        random-3 all belong to the group ``random``. A seed of None means an untuned model.
+    section:
+        Baseline, level, resamples, seed.
+    costs:
+        Per arm group (or any other name, e.g. ``scoring``): named figures such as
+        ``seconds``, ``tokens``, ``gpu_hours``; shown beside the quality.
+    share:
+        The selection's share of the dataset, for the sentences.
+    base_model:
+        Path or name of the base model: published figures stand beside ours when it is theirs.
+    """
+
+    evaluations: tuple[tuple[str, int | None, Path], ...]
+    section: ComparisonSection
+    costs: dict[str, dict[str, float]] = field(default_factory=dict)
+    share: float | None = None
+    base_model: str = ""
+
+
+def comparison_fingerprint(request: ComparisonRequest) -> Fingerprint:
+    """Return what the comparison depends on: evaluations, settings, costs."""
+    digests = [
+        [arm, seed, require_manifest(folder, made_by="the evaluation").digest]
+        for arm, seed, folder in request.evaluations
+    ]
+    return {
+        "evaluations": sha256_json(digests),
+        "section": request.section.model_dump(mode="json"),
+        "costs": sha256_json(request.costs),
+        "share": request.share,
+        "base_model": request.base_model,
+        "versions": library_versions("numpy", "scipy", "statsmodels"),
+    }
+
+
+def compare(request: ComparisonRequest, out: Path, progress: Progress = _SILENT) -> Manifest:
+    """Compare the arms and return the manifest; its ``details`` hold every figure.
+
+    ``out`` holds ``comparison.json``, ``table.md``, ``paper_table.md``, ``forest.png``.
+
+    Raises
+    ------
+    ArtefactError
+        When runs did not answer the same questions.
+    UserError
+        When the baseline is not among the arms.
+    """
+    fingerprint = comparison_fingerprint(request)
+    if is_current(out, fingerprint):
+        return require_manifest(out, made_by="the comparison")
+    started = time.perf_counter()
+    with folder_lock(out, "comparison"):
+        runs = [Run(arm, seed, Path(folder)) for arm, seed, folder in request.evaluations]
+        benchmarks = load_benchmarks(runs)
+        details = compare_scores(benchmarks, runs, request.section, request.share, progress)
+        details |= {"costs": request.costs, "base_model": request.base_model}
+        write_views(details, out)
+        return write_manifest(
+            out,
+            kind=KIND,
+            fingerprint=fingerprint,
+            files=["comparison.json", "table.md", "paper_table.md", "forest.png"],
+            counts={
+                "arms": len(details["arms"]),
+                "runs": len(runs),
+                "benchmarks": len(benchmarks),
+                "questions": sum(benchmark.count for benchmark in benchmarks),
+            },
+            details=details,
+            versions=library_versions("numpy", "scipy", "statsmodels"),
+            seconds=time.perf_counter() - started,
+        )
+
+
+def write_views(details: dict[str, Any], out: Path) -> None:
+    """Write the JSON, the two tables and the plot."""
+    from selectit_dagster.comparison.plots import forest
+    from selectit_dagster.comparison.tables import comparison_table, paper_table
+
+    write_json(out / "comparison.json", details)
+    write_text(out / "table.md", comparison_table(details))
+    write_text(out / "paper_table.md", paper_table(details))
+    write_bytes(out / "forest.png", forest(details))
