@@ -1,0 +1,299 @@
+"""Evaluate one checkpoint on the experiment's benchmarks.
+
+Per benchmark one Parquet file with every question's prompt, output, answer, reference and
+score; over all of them ``scores.json``. Finished batches are journalled, so a killed
+evaluation goes on where it stopped and ends with the same result; a benchmark whose data and
+settings have not changed is taken over from the stored artefact.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selectit_dagster.artefacts import (
+    Fingerprint,
+    Manifest,
+    is_current,
+    library_versions,
+    read_manifest,
+    require_manifest,
+    write_manifest,
+)
+from selectit_dagster.experiment import Benchmark, ModelReference
+from selectit_dagster.files import folder_lock, read_json, sha256_file, write_json, write_parquet
+from selectit_dagster.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from selectit_dagster.evaluation.benchmarks.base import Task
+    from selectit_dagster.evaluation.engine import Engine
+    from selectit_dagster.evaluation.runner import Result
+
+SCORES = "scores.json"
+PARTIAL = ".partial"
+# settings that change how fast an answer comes and not what it is
+_IDLE_SETTINGS = {"name", "path", "batch_tokens"}
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """A model and what it is asked.
+
+    Parameters
+    ----------
+    base:
+        The base model.
+    checkpoint:
+        Folder of a tuned checkpoint over it; None evaluates the base model.
+    benchmarks:
+        The benchmarks.
+    template, custom_template:
+        The template that the checkpoint was tuned with.
+    seed:
+        Seed of sampled decoding. Which questions are asked depends on each benchmark's own
+        seed, so that all checkpoints answer the same ones.
+    """
+
+    base: ModelReference
+    checkpoint: Path | None
+    benchmarks: tuple[Benchmark, ...]
+    template: str
+    custom_template: str | None
+    seed: int
+
+
+def evaluation_fingerprint(request: EvaluationRequest) -> Fingerprint:
+    """Return what the evaluation depends on; no model is loaded."""
+    from selectit_dagster.models import model_identity
+
+    digest = None
+    if request.checkpoint is not None:
+        digest = require_manifest(request.checkpoint, made_by="its checkpoint").digest
+    return {
+        "stage": "evaluation",
+        "format": 1,
+        "base": model_identity(request.base),
+        "dtype": request.base.dtype,
+        "checkpoint": digest,
+        "template": [request.template, request.custom_template],
+        "seed": request.seed,
+        "versions": library_versions("torch", "transformers"),
+        "benchmarks": {b.name: _benchmark_identity(b) for b in request.benchmarks},
+    }
+
+
+def _benchmark_identity(benchmark: Benchmark) -> dict[str, Any]:
+    from selectit_dagster.evaluation.benchmarks import make_task
+
+    settings = benchmark.model_dump(mode="json", exclude=_IDLE_SETTINGS)
+    return {"settings": settings, "data": make_task(benchmark).data_identity()}
+
+
+def evaluate(request: EvaluationRequest, out: Path, progress: Progress | None = None) -> Manifest:
+    """Run every benchmark and write its outputs and scores; see the module's docstring.
+
+    Returns
+    -------
+    The manifest: ``counts`` has ``questions``, ``too_long`` and the questions of each
+    benchmark; ``details.scores`` is ``{benchmark: {score, interval, n, metric, ...}}`` with
+    scores in [0, 1]; ``details.benchmarks`` has what else is worth knowing of each;
+    ``details.unscored`` names benchmarks that only have outputs (AlpacaEval without a judge).
+
+    Raises
+    ------
+    UserError
+        When data, model or checkpoint cannot be used, before anything is generated.
+    """
+    fingerprint = evaluation_fingerprint(request)
+    if is_current(out, fingerprint):
+        return require_manifest(out, made_by="benchmark_evaluations")
+    started = time.monotonic()
+    with folder_lock(out, "evaluating"):
+        tasks = _tasks(request)
+        kept = _reusable(out, fingerprint)
+        _Evaluation(request, fingerprint, out, progress or Silent(), tasks, kept).run()
+        manifest = _finish(request, fingerprint, out, time.monotonic() - started)
+        shutil.rmtree(out / PARTIAL, ignore_errors=True)
+    return manifest
+
+
+def _tasks(request: EvaluationRequest) -> dict[str, Task]:
+    """Return the benchmarks, their questions read once so that faults show at the start."""
+    from selectit_dagster.evaluation.benchmarks import make_task
+    from selectit_dagster.evaluation.benchmarks.base import Template
+    from selectit_dagster.evaluation.questions import refuse_double_ids
+
+    tasks = {}
+    for benchmark in request.benchmarks:
+        task = make_task(benchmark, Template(request.template, request.custom_template))
+        task.check()
+        refuse_double_ids(benchmark.name, [q.question_id for q in task.questions()])
+        tasks[benchmark.name] = task
+    return tasks
+
+
+def _reusable(out: Path, fingerprint: Fingerprint) -> set[str]:
+    """Return the benchmarks whose stored rows were made from exactly this request."""
+    stored = read_manifest(out)
+    if stored is None:
+        return set()
+    rest = {k: v for k, v in fingerprint.items() if k != "benchmarks"}
+    if rest != {k: v for k, v in stored.fingerprint.items() if k != "benchmarks"}:
+        return set()
+    known = stored.fingerprint.get("benchmarks", {})
+    same = {n for n, identity in fingerprint["benchmarks"].items() if known.get(n) == identity}
+    return {name for name in same if _intact(out, stored, name)}
+
+
+def _intact(out: Path, stored: Manifest, name: str) -> bool:
+    """Tell whether a stored benchmark's rows are what its manifest says; keep its summary."""
+    path, entry = out / f"{name}.parquet", stored.files.get(f"{name}.parquet")
+    if entry is None or not path.exists() or sha256_file(path) != entry["sha256"]:
+        return False
+    facts = stored.details.get("benchmarks", {}).get(name)
+    if facts is None:
+        return False
+    summary = {"score": stored.details.get("scores", {}).get(name), "facts": facts}
+    write_json(_summary_path(out, name), summary)
+    return True
+
+
+def _summary_path(out: Path, name: str) -> Path:
+    return out / PARTIAL / f"{name}.json"
+
+
+@dataclass
+class _Evaluation:
+    """One evaluation under way; the model is loaded when the first benchmark needs it."""
+
+    request: EvaluationRequest
+    fingerprint: Fingerprint
+    out: Path
+    progress: Progress
+    tasks: dict[str, Task]
+    kept: set[str]
+    _engine: Engine | None = None
+
+    def run(self) -> None:
+        """Run every benchmark that has no stored result."""
+        (self.out / "manifest.json").unlink(missing_ok=True)
+        totals = {name: len(task.questions()) for name, task in self.tasks.items()}
+        total, before = sum(totals.values()), 0
+        for name, task in self.tasks.items():
+            if not self._done(name):
+                self._run_one(name, task, self._reporter(before, total, totals[name]))
+            before += totals[name]
+            self.progress.update(before, total)
+
+    def _identity(self, name: str) -> dict[str, Any]:
+        rest = {k: v for k, v in self.fingerprint.items() if k != "benchmarks"}
+        mine = self.fingerprint["benchmarks"][name]
+        # another batch size makes other batches, which the journal could not be matched with
+        return {**rest, "own": mine, "batch": self.tasks[name].benchmark.batch_tokens}
+
+    def _done(self, name: str) -> bool:
+        path = _summary_path(self.out, name)
+        if name in self.kept:
+            return True
+        return path.exists() and read_json(path).get("identity") == self._identity(name)
+
+    def _reporter(self, before: int, total: int, own: int) -> Callable[[int, int], None]:
+        def report(done: int, of: int) -> None:
+            self.progress.update(min(before + done, before + own), total)
+
+        return report
+
+    def _run_one(self, name: str, task: Task, report: Callable[[int, int], None]) -> None:
+        from selectit_dagster.evaluation.journal import Journal
+
+        started = time.monotonic()
+        journal = Journal(self.out / PARTIAL / f"{name}.jsonl", self._identity(name))
+        try:
+            result = task.run(self.engine, journal, seed=self.request.seed, report=report)
+        finally:
+            journal.close()
+        _write_rows(self.out / f"{name}.parquet", result)
+        files = task.extra_files(result.scored, self.out)
+        facts = {
+            "task": task.benchmark.task,
+            "protocol": task.benchmark.protocol,
+            "questions": len(result.rows),
+            "too_long": result.too_long,
+            "seconds": round(time.monotonic() - started, 2),
+            "files": files,
+            **result.facts,
+        }
+        score = result.score.as_json() if result.score else None
+        write_json(
+            _summary_path(self.out, name),
+            {"identity": self._identity(name), "score": score, "facts": facts},
+        )
+
+    @property
+    def engine(self) -> Engine:
+        """The model, loaded once."""
+        if self._engine is None:
+            from selectit_dagster.evaluation.engine import Engine
+
+            self._engine = Engine(load(self.request.base, self.request.checkpoint))
+        return self._engine
+
+
+def load(base: ModelReference, checkpoint: Path | None) -> Any:  # noqa: ANN401 - LoadedModel
+    """Load the base model, or the checkpoint over it, in evaluation mode."""
+    if checkpoint is None:
+        from selectit_dagster.models import load_model
+
+        return load_model(base)
+    from selectit_dagster.tuning.checkpoint import load_checkpoint
+
+    loaded = load_checkpoint(base, checkpoint)
+    loaded.model.eval()
+    return loaded
+
+
+def _write_rows(path: Path, result: Result) -> None:
+    import pyarrow as pa
+
+    kinds = {"score": pa.float64(), "shots": pa.int16()}
+    names = list(result.rows[0])
+    columns = {
+        name: pa.array([row[name] for row in result.rows], kinds.get(name, pa.string()))
+        for name in names
+    }
+    write_parquet(path, pa.table(columns))
+
+
+def _finish(
+    request: EvaluationRequest, fingerprint: Fingerprint, out: Path, seconds: float
+) -> Manifest:
+    """Gather the benchmarks' summaries into ``scores.json`` and the manifest."""
+    summaries = {b.name: read_json(_summary_path(out, b.name)) for b in request.benchmarks}
+    scores = {name: s["score"] for name, s in summaries.items() if s["score"] is not None}
+    facts = {name: s["facts"] for name, s in summaries.items()}
+    write_json(out / SCORES, scores)
+    files = [SCORES]
+    for name, entry in facts.items():
+        files += [f"{name}.parquet", *entry["files"]]
+    counts = {f"questions_{name}": int(entry["questions"]) for name, entry in facts.items()}
+    counts["questions"] = sum(counts.values())
+    counts["too_long"] = sum(len(entry["too_long"]) for entry in facts.values())
+    return write_manifest(
+        out,
+        kind="evaluation",
+        fingerprint=fingerprint,
+        files=files,
+        counts=counts,
+        details={
+            "scores": scores,
+            "benchmarks": facts,
+            "unscored": sorted(set(summaries) - set(scores)),
+            "seconds": round(seconds, 2),
+        },
+        versions=library_versions("torch", "transformers", "evaluate", "datasets"),
+        seconds=seconds,
+    )

@@ -1,0 +1,212 @@
+"""Where benchmark questions come from: local folders in the published layout, or the hub."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from selectit_dagster.errors import TransientError, UserError
+from selectit_dagster.files import sha256_file, sha256_json
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class HubData:
+    """One configuration of a hub dataset."""
+
+    name: str
+    config: str | None = None
+    files: str | None = None
+
+
+def open_text(path: Path) -> str:
+    """Return the text of a file that may be gzipped.
+
+    Raises
+    ------
+    UserError
+        When it cannot be read as UTF-8.
+    """
+    try:
+        data = path.read_bytes()
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"cannot read the benchmark file {path}: {error}", hint="check the benchmark's path"
+        ) from error
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON value
+    """Read a JSON file that may be gzipped; a fault is named with its line."""
+    try:
+        return json.loads(open_text(path))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read JSON Lines that may be gzipped; a fault is named with its line."""
+    records = []
+    for number, line in enumerate(open_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: not JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise UserError(f"{path}, line {number}: expected an object with the question's fields")
+        records.append(value)
+    return records
+
+
+def read_csv(path: Path) -> list[list[str]]:
+    """Read a headerless CSV file; every field stays the text it is."""
+    return list(csv.reader(io.StringIO(open_text(path), newline="")))
+
+
+def field(record: dict[str, Any], name: str, where: str) -> str:
+    """Return a text field of a question.
+
+    Raises
+    ------
+    UserError
+        When it is missing or no text, naming the question and the field.
+    """
+    value = record.get(name)
+    if not isinstance(value, str):
+        found = "nothing" if value is None else type(value).__name__
+        raise UserError(f"{where}: field {name!r} must be a text, found {found}")
+    return value
+
+
+def local_files(path: Path, patterns: Sequence[str], what: str) -> list[Path]:
+    """Return the files of a benchmark: ``path`` itself, or those that match in its folder.
+
+    Raises
+    ------
+    UserError
+        When there are none, naming what was expected.
+    """
+    if path.is_file():
+        return [path]
+    found = sorted({p for pattern in patterns for p in path.glob(pattern) if p.is_file()})
+    if not found:
+        raise UserError(
+            f"{path} holds no {what}: expected {' or '.join(patterns)}",
+            hint="give the folder or file in the published layout",
+        )
+    return found
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """Return one SHA-256 over names and contents of files."""
+    return sha256_json([[p.name, sha256_file(p)] for p in sorted(paths)])
+
+
+def hub_commit(data: HubData) -> str:
+    """Return the commit that the hub dataset's main branch stands at (or the cached one).
+
+    Raises
+    ------
+    UserError
+        When the dataset is neither on the hub nor in its cache.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        card = hf_hub_download(data.name, "README.md", repo_type="dataset")
+    except (OSError, ValueError) as error:
+        raise _hub_error(data, error) from error
+    # the hub's cache keeps each commit's files under snapshots/<commit>/
+    return Path(card).parent.name
+
+
+def hub_records(data: HubData, split: str, commit: str | None = None) -> list[dict[str, Any]]:
+    """Return one split of a hub dataset as plain records.
+
+    Raises
+    ------
+    UserError
+        When the dataset cannot be found or read.
+    """
+    import datasets
+
+    try:
+        if data.files is not None:
+            at = f"@{commit}" if commit else ""
+            url = f"hf://datasets/{data.name}{at}/{data.files}"
+            table = datasets.load_dataset("json", data_files=url, split="train")
+        else:
+            table = datasets.load_dataset(data.name, data.config, split=split, revision=commit)
+    except ConnectionError as error:
+        raise TransientError(f"the hub cannot be reached for {data.name}: {error}") from error
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise _hub_error(data, error) from error
+    return [dict(record) for record in table]
+
+
+def _hub_error(data: HubData, error: Exception) -> UserError:
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    return UserError(
+        f"benchmark data {data.name!r} is neither a local folder nor a hub dataset that can be "
+        f"reached: {first[:300]}",
+        hint="give the benchmark's path: a local folder in the published layout",
+    )
+
+
+def sample_groups(
+    items: Sequence[T],
+    groups: Sequence[str],
+    *,
+    limit: int | None,
+    per_group: int | None,
+    seed: int,
+) -> list[T]:
+    """Return a seeded sample, in the items' own order.
+
+    Parameters
+    ----------
+    items, groups:
+        The questions and the group of each.
+    limit:
+        Questions in all, spread over the groups as evenly as they allow.
+    per_group:
+        Questions per group, where ``limit`` is not given.
+    seed:
+        Each group is drawn from its own stream, so other groups do not disturb it.
+    """
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    if limit is not None:
+        quota = _spread(limit, {name: len(part) for name, part in members.items()})
+    elif per_group is not None:
+        quota = dict.fromkeys(members, per_group)
+    else:
+        return list(items)
+    chosen: list[int] = []
+    for name, part in members.items():
+        count = min(quota[name], len(part))
+        # a draw that a seed must reproduce, nothing secret
+        chosen += random.Random(f"{seed}/{name}").sample(part, count)  # noqa: S311
+    return [items[index] for index in sorted(chosen)]
+
+
+def _spread(total: int, sizes: dict[str, int]) -> dict[str, int]:
+    """Share ``total`` out over groups of ``sizes``, evenly, the smallest groups first full."""
+    quota: dict[str, int] = {}
+    left = total
+    names = sorted(sizes, key=lambda name: (sizes[name], name))
+    for position, name in enumerate(names):
+        quota[name] = min(sizes[name], left // (len(names) - position))
+        left -= quota[name]
+    return quota
