@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from selectit_dagster.data.json_reader import Row
-from selectit_dagster.data.layouts import WHOLE_RECORD, Unusable
+from selectit_dagster.data.layouts import Unusable
 from selectit_dagster.errors import TransientError, UserError
 from selectit_dagster.experiment import DatasetSection
 
@@ -168,7 +168,8 @@ def resolve_hub_commit(name: str, revision: str | None) -> str:
         ) from error
     except (hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError) as error:
         raise UserError(
-            f"the hub has no dataset {name!r}" + (f" at revision {revision!r}" if revision else "")
+            f"the hub has no dataset {name!r}"
+            + (f" at revision {revision!r}" if revision else "")
             + ", or you may not read it",
             hint="check dataset.path and dataset.revision; a private one needs HF_TOKEN",
         ) from error

@@ -313,7 +313,9 @@ class Collector:
 
     def _column_table(self) -> list[dict[str, Any]]:
         """Return each source column: in how many kept records, and what it is used as."""
-        used = {column: part for part, column in (self.layout.fields if self.layout else {}).items()}
+        used = {
+            column: part for part, column in (self.layout.fields if self.layout else {}).items()
+        }
         counts: Counter[str] = Counter()
         for shape, n in self.shapes.items():
             for column in shape:

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from selectit_dagster.data.json_reader import MAX_RECORD_BYTES, Row, too_big
 from selectit_dagster.data.layouts import KNOWN_COLUMNS, WHOLE_RECORD, Unusable
 from selectit_dagster.data.sources import ByteSource
-from selectit_dagster.experiment import ColumnMapping
-
 from selectit_dagster.errors import UserError
+from selectit_dagster.experiment import ColumnMapping
 
 _DELIMITERS = (",", ";", "\t", "|")
 _KNOWN = {column for known in KNOWN_COLUMNS for column in known if column} | {"id"}

@@ -154,9 +154,7 @@ def _read(
         stage.unlink(missing_ok=True)
 
 
-def _check(
-    section: DatasetSection, fingerprint: Fingerprint, outcome: Outcome, out: Path
-) -> None:
+def _check(section: DatasetSection, fingerprint: Fingerprint, outcome: Outcome, out: Path) -> None:
     """Hold the balance, the source's identity and the user's share of rejects."""
     if outcome.read != outcome.kept + outcome.rejected:
         raise RuntimeError(

@@ -286,7 +286,9 @@ def _detected(section: DatasetSection, samples: list[dict[str, Any]], source: st
         fits = sum(all(column in record for column in needed) for record in samples)
         if fits and (best is None or fits > best[0]):
             name = "alpaca" if known is KNOWN_COLUMNS[0] else "columns"
-            best = fits, _column_layout(name, _mapping(known))
+            given = known[1] if any(known[1] in record for record in samples) else None
+            mapping = _mapping((known[0], given if name == "columns" else known[1], known[2]))
+            best = fits, _column_layout(name, mapping)
     if best is None:
         found = sorted({str(column) for record in samples for column in record})
         listed = ", ".join(found[:20]) or "none"

@@ -59,7 +59,7 @@ class ByteSource:
     size: int = 0
     consumed: int = 0
     unpacked: int = 0
-    _digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    _digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     def __post_init__(self) -> None:
         self.size = self.path.stat().st_size

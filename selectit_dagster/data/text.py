@@ -24,6 +24,8 @@ _UNSPACED = (
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
 )
 _WORDS = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+# zero-width and direction marks: they hide a word from a search and show nothing
+_HIDDEN = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]")
 _ASCII_WORDS = re.compile(r"\w+", re.ASCII)
 
 
@@ -33,10 +35,13 @@ def is_blank(text: str) -> bool:
 
 
 def normal_form(text: str) -> str:
-    """Return ``text`` for comparison: NFKC, case folded, runs of whitespace as one blank."""
+    """Return ``text`` for comparison: NFKC, case folded, runs of whitespace as one blank.
+
+    Invisible format characters are left out.
+    """
     if text.isascii():
         return " ".join(text.lower().split())
-    folded = unicodedata.normalize("NFKC", text).casefold()
+    folded = unicodedata.normalize("NFKC", _HIDDEN.sub("", text)).casefold()
     # folding can undo the normal form (for instance of a ligature), so it is applied again
     return " ".join(unicodedata.normalize("NFKC", folded).split())
 

@@ -1,0 +1,134 @@
+"""From the raw to the curated dataset: flags, duplicates, decontamination.
+
+Every record that does not get through is in ``dropped.jsonl`` with the step and the
+reason. The steps, in this order, each looking only at what the ones before left:
+
+1. flags that the options say to drop (empty, rating injection, ...): ``rejected``
+2. exact duplicates: ``duplicate``
+3. contamination with the experiment's benchmarks: ``contaminated``
+4. near duplicates: ``near_duplicate``
+
+raw = kept + rejected + duplicate + contaminated + near_duplicate, checked.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selectit_dagster.artefacts import (
+    MANIFEST,
+    Fingerprint,
+    Manifest,
+    is_current,
+    library_versions,
+    read_manifest,
+    require_manifest,
+    write_manifest,
+)
+from selectit_dagster.data.ingest import RECORDS
+from selectit_dagster.errors import UserError
+from selectit_dagster.experiment import CurationSection
+from selectit_dagster.files import folder_lock, sha256_file
+from selectit_dagster.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from selectit_dagster.data.steps import Curator
+
+DROPPED = "dropped.jsonl"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class CurationRequest:
+    """What is curated, how, and against which questions (None: no benchmarks)."""
+
+    raw: Path
+    curation: CurationSection
+    questions: Path | None = None
+
+
+def curation_fingerprint(request: CurationRequest) -> Fingerprint:
+    """Return what the curated dataset depends on."""
+    raw = require_manifest(request.raw, made_by="raw_dataset")
+    questions = None
+    if request.curation.decontamination and request.questions is not None:
+        questions = _questions_identity(request.questions)
+    return {
+        "stage": "curate",
+        "version": VERSION,
+        "raw": raw.digest,
+        "questions": questions,
+        **request.curation.model_dump(),
+    }
+
+
+def _questions_identity(path: Path) -> str:
+    """Return the digest of the questions' artefact, or the hash of a bare file."""
+    manifest = read_manifest(path) if path.is_dir() else None
+    if manifest is not None:
+        return manifest.digest
+    file = path / "questions.parquet" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(
+            f"{file} does not exist",
+            hint="materialise benchmark_questions first, or switch curation.decontamination off",
+        )
+    return sha256_file(file)
+
+
+def curate(request: CurationRequest, out: Path, progress: Progress | None = None) -> Manifest:
+    """Curate the records of ``request.raw`` into ``out`` and return the manifest.
+
+    Raises
+    ------
+    UserError
+        When an upstream artefact is missing, or nothing is left.
+    """
+    started = time.monotonic()
+    fingerprint = curation_fingerprint(request)
+    if is_current(out, fingerprint) and (stored := read_manifest(out)) is not None:
+        return stored
+    from selectit_dagster.data.steps import Curator
+
+    with folder_lock(out, "curating the dataset"):
+        (out / MANIFEST).unlink(missing_ok=True)
+        total = require_manifest(request.raw, made_by="raw_dataset").counts["kept"]
+        curator = Curator(request, total, progress or Silent())
+        curator.decide()
+        curator.write(out / RECORDS, out / DROPPED)
+        _check(curator, out)
+        return write_manifest(
+            out,
+            kind="curated_dataset",
+            fingerprint=fingerprint,
+            files=[RECORDS, DROPPED],
+            counts=curator.counts(),
+            details=_details(request, curator),
+            versions=library_versions("pyarrow", "datasketch", "numpy"),
+            seconds=time.monotonic() - started,
+        )
+
+
+def _check(curator: Curator, out: Path) -> None:
+    """Hold the balance, and refuse an empty outcome."""
+    counts = curator.counts()
+    parts = ("kept", "rejected", "duplicate", "contaminated", "near_duplicate")
+    if counts["raw"] != sum(counts[name] for name in parts):
+        raise RuntimeError(f"records were lost in curation: {counts}")
+    if counts["raw"] != curator.total:
+        raise RuntimeError(f"the raw dataset says {curator.total} records: {counts}")
+    if not counts["kept"]:
+        shown = ", ".join(f"{name} {counts[name]:,}" for name in parts[1:])
+        raise UserError(
+            f"curation leaves no record of {counts['raw']:,}: {shown}",
+            hint=f"see {out / DROPPED}, and switch off the step that drops too much",
+        )
+
+
+def _details(request: CurationRequest, curator: Curator) -> dict[str, Any]:
+    raw = require_manifest(request.raw, made_by="raw_dataset")
+    carried = {name: raw.details.get(name) for name in ("source", "format", "suffix", "layout")}
+    return {**carried, "read": raw.counts, **curator.details()}

@@ -1,0 +1,222 @@
+"""Exact and near duplicates.
+
+Both keep the record with the smallest id of a group, so the outcome does not depend on
+the order of the file. Exact duplicates have equal texts in normal form. Near duplicates
+are found by MinHash signatures (datasketch) and locality-sensitive banding, and every
+candidate pair is verified by the true Jaccard similarity of its word n-grams.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from selectit_dagster.data.text import words
+
+SEED = 1
+
+
+def normal_digest(normal: Sequence[str]) -> bytes:
+    """Return 16 bytes that stand for the texts of a record in normal form."""
+    return hashlib.sha256("\x00".join(normal).encode("utf-8", "surrogatepass")).digest()[:16]
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Rows that repeat another row: ``rows`` (D,), the rows kept instead, similarities."""
+
+    rows: np.ndarray
+    kept: np.ndarray
+    similarity: np.ndarray
+
+
+def exact_duplicates(
+    digests: np.ndarray, alive: np.ndarray, id_ranks: Callable[[np.ndarray], np.ndarray]
+) -> Duplicates:
+    """Return the alive rows whose digest an alive row of smaller id has too.
+
+    Parameters
+    ----------
+    digests:
+        (N, 2) uint64: digests of the normal forms.
+    alive:
+        (N,) bool: rows that take part.
+    id_ranks:
+        Gives the order of the record ids of some rows: rows (D,) to ranks (D,).
+    """
+    rows = np.flatnonzero(alive)
+    order = np.lexsort((digests[rows, 1], digests[rows, 0]))
+    ordered = digests[rows[order]]
+    same = np.all(ordered[1:] == ordered[:-1], axis=1)
+    member = np.append(False, same) | np.append(same, False)
+    rows, groups = rows[order][member], np.cumsum(~np.append(False, same))[member]
+    if not len(rows):
+        nothing = np.zeros(0, np.int64)
+        return Duplicates(nothing, nothing, np.zeros(0))
+    by_id = np.lexsort((id_ranks(rows), groups))
+    rows, groups = rows[by_id], groups[by_id]
+    first = np.append(True, groups[1:] != groups[:-1])
+    keepers = np.repeat(rows[first], np.diff(np.append(np.flatnonzero(first), len(rows))))
+    repeats = ~first
+    return Duplicates(rows[repeats], keepers[repeats], np.ones(int(repeats.sum())))
+
+
+def gram_hashes(text: str, ngram: int) -> np.ndarray:
+    """Return the distinct hashes of a text's word n-grams, (G,) uint64.
+
+    A text of fewer words than n is one gram. Words of scripts without blanks are single
+    characters, so Chinese is compared by character n-grams.
+    """
+    tokens = words(text)
+    codes = np.fromiter(map(_word_hash, tokens), np.uint64, len(tokens))
+    return np.unique(_rolled(codes, min(ngram, max(len(codes), 1))))
+
+
+_WORD_HASHES: dict[str, int] = {}
+_MOST_WORDS = 1 << 20
+
+
+def _word_hash(word: str) -> int:
+    """Return a 64-bit hash of a word that is the same in every process."""
+    found = _WORD_HASHES.get(word)
+    if found is None:
+        digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        found = int.from_bytes(digest, "little")
+        if len(_WORD_HASHES) < _MOST_WORDS:
+            _WORD_HASHES[word] = found
+    return found
+
+
+def _rolled(codes: np.ndarray, ngram: int) -> np.ndarray:
+    """Return a hash of each window of ``ngram`` codes: (max(len - n + 1, 0),) uint64."""
+    count = len(codes) - ngram + 1
+    if count <= 0:
+        return np.zeros(0, np.uint64)
+    rolled = np.zeros(count, np.uint64)
+    for offset in range(ngram):
+        rolled = (rolled ^ codes[offset : offset + count]) * np.uint64(0x9E3779B97F4A7C15)
+        rolled ^= rolled >> np.uint64(29)
+    return rolled
+
+
+def signatures(grams: Iterable[np.ndarray], permutations: int) -> np.ndarray:
+    """Return the MinHash signatures of sets of gram hashes: (N, permutations) uint32."""
+    from datasketch import MinHash
+
+    rows = []
+    pattern = MinHash(num_perm=permutations, seed=SEED, hashfunc=_as_it_is)
+    for hashes in grams:
+        sketch = pattern.copy()
+        sketch.update_batch((hashes & np.uint64(0xFFFFFFFF)).tolist())
+        rows.append(sketch.hashvalues.astype(np.uint32))
+    return np.stack(rows) if rows else np.zeros((0, permutations), np.uint32)
+
+
+def _as_it_is(value: int) -> int:
+    return value
+
+
+def jaccard(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the Jaccard similarity of two sorted arrays of distinct values."""
+    if not len(first) and not len(second):
+        return 1.0
+    shared = len(np.intersect1d(first, second, assume_unique=True))
+    return shared / (len(first) + len(second) - shared)
+
+
+def banded_keys(sketches: np.ndarray, threshold: float, permutations: int) -> np.ndarray:
+    """Return one key per record and band, 0 where no other record has it: (N, bands) uint64.
+
+    Bands and rows are those that datasketch's LSH finds best for the threshold.
+    """
+    from datasketch import MinHashLSH
+
+    best = MinHashLSH(threshold=threshold, num_perm=permutations)
+    keys = np.zeros((len(sketches), best.b), np.uint64)
+    for band in range(best.b):
+        part = sketches[:, band * best.r : (band + 1) * best.r].astype(np.uint64)
+        values = _rolled_columns(part) | np.uint64(1)
+        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        keys[:, band] = np.where(counts[inverse] > 1, values, 0)
+    return keys
+
+
+def _rolled_columns(values: np.ndarray) -> np.ndarray:
+    rolled = np.zeros(len(values), np.uint64)
+    for column in values.T:
+        rolled = (rolled ^ column) * np.uint64(0x9E3779B97F4A7C15)
+        rolled ^= rolled >> np.uint64(29)
+    return rolled
+
+
+def near_duplicates(
+    texts: Callable[[], Iterable[str]],
+    ids: Sequence[str],
+    *,
+    threshold: float,
+    ngram: int,
+    permutations: int,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Duplicates:
+    """Return the records that are at least ``threshold`` similar to a kept one.
+
+    Goes through the records in the order of their ids; a record is kept unless a kept one
+    is similar enough, so chains (A like B, B like C) do not drop C on behalf of A.
+
+    Parameters
+    ----------
+    texts:
+        Gives the records' texts, each time it is called.
+    ids:
+        Their record ids (N,).
+    threshold:
+        Lowest Jaccard similarity of a near duplicate.
+    ngram, permutations:
+        Words per n-gram; permutations of the signature.
+    on_progress:
+        Called with the number of records done.
+    """
+    sketches = _sketch_all(texts(), ngram, permutations, on_progress)
+    keys = banded_keys(sketches, threshold, permutations)
+    del sketches
+    suspects = np.flatnonzero(keys.any(axis=1))
+    chosen = set(suspects.tolist())
+    grams = {row: gram_hashes(text, ngram) for row, text in enumerate(texts()) if row in chosen}
+    found: list[tuple[int, int, float]] = []
+    buckets: dict[tuple[int, int], list[int]] = {}
+    for row in sorted(chosen, key=lambda index: ids[index]):
+        own = [(band, key) for band, key in enumerate(keys[row].tolist()) if key]
+        rivals = sorted({other for key in own for other in buckets.get(key, ())})
+        similar = [(jaccard(grams[row], grams[other]), other) for other in rivals]
+        best = max(similar, key=lambda pair: (pair[0], -pair[1]), default=(0.0, -1))
+        if best[0] >= threshold:
+            found.append((row, best[1], best[0]))
+            continue
+        for key in own:
+            buckets.setdefault(key, []).append(row)
+    found.sort()
+    columns = list(zip(*found, strict=True)) or [(), (), ()]
+    return Duplicates(
+        np.array(columns[0], np.int64), np.array(columns[1], np.int64), np.array(columns[2])
+    )
+
+
+def _sketch_all(
+    texts: Iterable[str], ngram: int, permutations: int, on_progress: Callable[[int], None]
+) -> np.ndarray:
+    """Return the signatures of all texts, computed in blocks so that progress shows."""
+    blocks: list[np.ndarray] = []
+    held: list[np.ndarray] = []
+    done = 0
+    for text in texts:
+        held.append(gram_hashes(text, ngram))
+        if len(held) == 1024:
+            blocks.append(signatures(held, permutations))
+            done += len(held)
+            held = []
+            on_progress(done)
+    blocks.append(signatures(held, permutations))
+    return np.concatenate(blocks)

@@ -1,0 +1,220 @@
+"""Flags on records: empty, cut off, refused, or addressing the rater.
+
+Flags look at the normal form of the texts (see ``text.normal_form``), so that full-width
+digits or capitals hide nothing. They are rules, not judgements: what each one found is
+counted and shown with examples, and each step can be switched to flag, drop or ignore.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from selectit_dagster.data.text import is_blank
+
+EMPTY = "empty_response"
+CUT_OFF = "cut_off"
+REFUSAL = "refusal"
+INJECTION = "rating_injection"
+FLAGS = (EMPTY, CUT_OFF, REFUSAL, INJECTION)
+
+# shorter responses are often titles, names or fragments that were asked for
+CUT_OFF_CHARACTERS = 300
+_REFUSAL_CHARACTERS = 240
+
+_GRADE = r"(?:rating|score|grade|mark)"
+_RECORD = (
+    r"(?:this|the|my|that|above|following|current)(?: (?:whole|entire|given|above|following))?"
+    r" (?:response|answer|reply|output|completion|record|sample|example|instruction|pair|entry"
+    r"|item|data point|datapoint|conversation)"
+)
+_NO_STARS = r"(?!-| ?(?:star|%|\w))"
+_NO_MORE_DIGITS = r"(?![\w%°,:/*+^-]|\.\d| ?[-+*/=×÷] ?\d)"
+_TOP = (
+    r"(?:an? |the )?(?:(?:5|five)(?: ?(?:/|out of|of) ?(?:5|five))?|10/10|ten out of ten|(?:highest|maximum|max|top|best|full|perfect)"
+    rf"(?: possible)?(?: {_GRADE}s?)?){_NO_STARS}"
+)
+_RATER = (
+    r"(?:rater|grader|scorer|evaluator|rating model|scoring model|judge model|llm judge"
+    r"|reward model|ai judge|evaluation model|quality (?:rater|filter|classifier|model))s?"
+)
+
+# each pattern must address whoever rates the record; asking for a rating of something is no offence
+_INJECTIONS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        rf"\b(?:rate|score|grade|mark) (?:{_RECORD}|this|it|me)"
+        rf"(?: (?:as|at|with|a|an|to be|highly,?|exactly|only))* {_TOP}",
+        rf"\b(?:give|assign|award|grant) (?:{_RECORD}|this|it|me) "
+        rf"(?:(?:a|an|the) )?(?:{_GRADE} (?:of|:) )?{_TOP}",
+        rf"\b(?:give|assign|award|output|print|return|answer with|respond with|reply with|choose)"
+        rf" (?:only )?(?:(?:a|an|the) )?(?:{_GRADE} (?:of )?|number |digit )?"
+        rf"(?:5|five)(?: (?:to|for) {_RECORD}|[.! ]*$)",
+        rf"{_RECORD} (?:deserves|merits|is worth|earns|(?:should|must|ought to|has to)"
+        rf" (?:get|receive|have|be (?:rated|given|scored|graded|awarded)))(?: (?:a|an|the))?"
+        rf"(?: {_GRADE} of)?(?: as)? {_TOP}",
+        r"\b(?:ignore|disregard|forget|override|overlook)(?: (?:all|any|the|your|of|every|my|these"
+        r"|those|previous|prior|above|preceding|earlier|other|rating|scoring|given)){1,4}"
+        r" (?:instruction|prompt|criteri|rule|guideline|direction|rubric)\w*"
+        rf".{{0,160}}(?:\b(?:rate|rating|score|grade|5|five)\b|{_RATER}|"
+        r"\b(?:highest|maximum|perfect|full)\b)",
+        rf"\b(?:dear|attention|note (?:to|for)|message (?:to|for)|hey|hello|instructions? (?:to|for))"
+        rf"[,:]?(?: (?:all|the|any|every|ai))* {_RATER}\b",
+        rf"\b(?:as|if you are|you are) (?:an? |the )?{_RATER}\b.{{0,80}}"
+        r"\b(?:rate|score|grade|give|assign|must|should|5|five)\b",
+        r"(?:给|把|请|将|对).{0,12}(?:回答|回复|答案|响应|样本|记录|内容|本条|这条).{0,8}"
+        r"(?:打|评|给)(?:为|出|个|上)?(?:5|五|满|最高)\s?分",
+        r"(?:请|直接|必须|务必)(?:打|给|评|输出)(?:出|为)?\s?(?:5|五|满|最高)\s?分",
+        r"(?:忽略|无视|忘记).{0,8}(?:以上|之前|前面|上面|先前|所有).{0,8}"
+        r"(?:指令|指示|说明|提示|规则|要求).{0,60}(?:分|评|5)",
+        r"\b(?:califica|puntúa|valora) (?:esta|la) (?:respuesta|instrucción) con (?:un )?(?:5|cinco)",
+        r"\b(?:bewerte|benote) diese (?:antwort|anweisung) mit (?:5|fünf|einer 5)",
+        r"\b(?:notez|évaluez|donnez à) cette (?:réponse|instruction) (?:à |avec )?(?:un )?(?:5|cinq)",
+    )
+)
+# the rating prompts of SelectIT end in "The answer is: ", so a record that says it rates itself
+_VERDICT = re.compile(
+    r"\b(?:the )?(?:(?:final |overall )?(?:answer|rating|score|grade) is ?:|rating ?:|score ?:"
+    r"|答案是 ?:|评分 ?:|得分 ?:)"
+    r" ?[\"'(\[*]*([1-5])(?: ?(?:/|out of) ?5)?" + _NO_MORE_DIGITS
+)
+_ASKS_FOR_RATING = re.compile(
+    r"\b(?:rat(?:e|es|ed|ing|ings)|scor(?:e|es|ed|ing)|grad(?:e|es|ed|ing)|reviews?|stars?|rank"
+    r"|evaluat\w*|assess\w*|scale|sentiment|game|match|quiz|survey|feedback|points?|json|table"
+    r"|classify|评|打分|得分)\b"
+)
+_SUM = re.compile(r"\d[\d,.]*\s*[-+*/×÷=^<>]\s*\$?\d|\d\s*(?:%|\\)|\\frac|\\boxed")
+
+_REFUSALS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"^(?:(?:i['’]?m|i am|we are|we're)?(?: (?:so|very|really|truly|deeply))? ?(?:sorry|afraid)"
+        r"|(?:i|we) apologi[sz]e|(?:my )?apologies)\b"
+        r".{0,60}\b(?:can(?:no|['’])t|can not|unable|not able|won['’]t|not allowed|not possible"
+        r"|do(?: not|n['’]t) (?:have|know|understand))\b",
+        r"^(?:unfortunately,? |sorry,? |apologies,? )?(?:as|being) (?:an? )?(?:ai|artificial"
+        r" intelligence|(?:large )?language model|virtual assistant|chatbot|machine)\b.{0,90}"
+        r"\b(?:can(?:no|['’])t|can not|unable|not able|do(?: not|n['’]t)|am not|not capable"
+        r"|not programmed|lack)\b",
+        r"^(?:unfortunately,? |sorry,? )?i (?:can(?:no|['’])t|can not|won['’]t|will not|am unable to"
+        r"|am not able to|must decline to) (?:help|assist|answer|provide|fulfil|fulfill|comply|do"
+        r"|respond|complete|process|generate|create|write|engage|discuss|support|access)",
+        r"^(?:很抱歉|抱歉|对不起|不好意思).{0,30}(?:无法|不能|没有办法|没法|不会)",
+        r"^(?:作为|我是)(?:一个|一名|一款)?(?:ai|人工智能|语言模型|大型语言模型|虚拟助手)"
+        r".{0,40}(?:无法|不能|没有)",
+        r"^(?:lo siento|désolé|desculpe|es tut mir leid).{0,60}(?:no puedo|peux pas|não posso"
+        r"|kann (?:ich )?nicht)",
+    )
+)
+
+_ENDS = frozenset(".!?…。！？؟।॥\"'”’»)]}>`*_~|;:/\\=+$%©®™°′″、，」』】）》〉;")
+_LIST_ITEM = re.compile(r"\s*(?:[-*•·–—>#|]|\(?\d+[.):]|\(?[a-zA-Z][.)]|[ivx]+[.)])")
+_DANGLING = re.compile(
+    r"(?:,|\b(?:and|or|but|the|an?|of|to|in|for|with|that|which|because|by|from|as|is|are|was|were"
+    r"|this|these|your|my|their|its|his|her|on|at|into|than|if|when|while|such))$",
+)
+_FORM = re.compile(r"[{};<>=|\\]|https?://|@\w|#\w|^\s*(?:[A-Z][\w' ]{0,30}),$")
+
+
+def injection_candidates(whole: list[str]) -> np.ndarray:
+    """Return which texts (normal form) may address the rater: (N,) bool, no false negatives.
+
+    One pass of a linear-time engine over all patterns at once, a hundred times quicker
+    than asking ``is_injection`` of every record.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    union = "|".join(f"(?:{_without_lookahead(p.pattern)})" for p in (*_INJECTIONS, _VERDICT))
+    found = pc.match_substring_regex(pa.array(whole, pa.large_string()), union)
+    return found.to_numpy(zero_copy_only=False)
+
+
+def _without_lookahead(pattern: str) -> str:
+    """Return a pattern that matches at least as much and that RE2 can run."""
+    for lookahead in (_NO_STARS, _NO_MORE_DIGITS):
+        pattern = pattern.replace(lookahead, "")
+    return pattern
+
+
+def is_injection(instruction: str, given: str, response: str) -> bool:
+    """Tell whether a record addresses the rater. All three texts are in normal form.
+
+    Two kinds: text that tells a rater what to give ("rate this 5"), and a verdict in the
+    form of the rating prompts' own end ("The answer is: 5"). A verdict is let through
+    where it is the record's business: the instruction asks for a rating, or a sum is
+    worked out on the way to it.
+    """
+    whole = f"{instruction}\n{given}\n{response}"
+    if any(pattern.search(whole) for pattern in _INJECTIONS):
+        return True
+    asked = f"{instruction}\n{given}"
+    if not (_VERDICT.search(asked) or _VERDICT.search(response)):
+        return False
+    worked_out = _SUM.search(_VERDICT.sub("", response))
+    return not (worked_out or _ASKS_FOR_RATING.search(asked))
+
+
+def is_refusal(response: str) -> bool:
+    """Tell whether a response (normal form) starts by declining to answer."""
+    head = response[:_REFUSAL_CHARACTERS].lstrip("\"'“‘*- ")
+    return any(pattern.search(head) for pattern in _REFUSALS)
+
+
+def is_cut_off(response: str) -> bool:
+    """Tell whether a response (as it is) ends in the middle.
+
+    A code fence that is never closed; or, from 300 characters on, a last line of prose
+    that ends in a comma, a function word, or a letter with no closing mark although the
+    prose before it has full stops. Lists, code and tables end as they like.
+    """
+    text = response.rstrip()
+    if text.count("```") % 2:
+        return True
+    if (
+        len(text) < CUT_OFF_CHARACTERS
+        or text[-1] in _ENDS
+        or not text[-1].isalnum() | (text[-1] in ",-–—(")
+    ):
+        return False
+    line = text[text.rfind("\n") + 1 :]
+    if "```" in text or _FORM.search(line):
+        return False
+    if _DANGLING.search(text):
+        return True
+    if _LIST_ITEM.match(line) or len(line) < 60:
+        return False
+    # verse and lists leave their lines open; prose closes its other lines
+    others = [entry.rstrip() for entry in text.split("\n")[:-1] if entry.strip()]
+    closed = sum(entry[-1] in _ENDS for entry in others)
+    if others and closed * 2 < len(others):
+        return False
+    return bool(re.search(r"[.!?。！？]", text))
+
+
+def flag_batch(normal: list[tuple[str, str, str]], responses: list[str]) -> np.ndarray:
+    """Return the flags of each record as bits: (N,) uint8; bit i is ``FLAGS[i]``.
+
+    Parameters
+    ----------
+    normal:
+        Instruction, input and response of each record in normal form.
+    responses:
+        The responses as they are.
+    """
+    bits = np.zeros(len(responses), np.uint8)
+    for index, response in enumerate(responses):
+        if is_blank(response):
+            bits[index] = 1
+        elif found := (is_cut_off(response) << 1) | (is_refusal(normal[index][2]) << 2):
+            bits[index] = found
+    candidates = injection_candidates(["\n".join(texts) for texts in normal])
+    for index in np.flatnonzero(candidates).tolist():
+        bits[index] |= is_injection(*normal[index]) << 3
+    return bits
+
+
+def names_of(bits: int) -> list[str]:
+    """Return the names of the flags that are set in ``bits``."""
+    return [name for index, name in enumerate(FLAGS) if bits >> index & 1]

@@ -1,0 +1,323 @@
+"""The inner loops of curation: one pass that looks, one decision, one pass that writes.
+
+Between the passes 20 bytes per record are remembered. Near duplicates, where they are
+asked for, cost about 1 KiB per record more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from selectit_dagster.data.collect import (
+    BATCH_ROWS,
+    PARQUET_OPTIONS,
+    RECORD_FIELDS,
+    preview_rows,
+)
+from selectit_dagster.data.decontamination import Decontaminator, Hit, read_questions
+from selectit_dagster.data.duplicates import (
+    Duplicates,
+    exact_duplicates,
+    near_duplicates,
+    normal_digest,
+)
+from selectit_dagster.data.flags import CUT_OFF, EMPTY, FLAGS, INJECTION, REFUSAL, flag_batch
+from selectit_dagster.data.ingest import RECORDS
+from selectit_dagster.data.profile import Profile
+from selectit_dagster.data.text import normal_form, shown
+from selectit_dagster.files import atomic_file
+from selectit_dagster.progress import Progress
+
+if TYPE_CHECKING:
+    from selectit_dagster.data.curation import CurationRequest
+
+CURATED_SCHEMA = pa.schema([*RECORD_FIELDS, pa.field("flags", pa.list_(pa.string()))])
+EXAMPLES = 5
+TEXTS = ("instruction", "input", "response")
+
+KEPT, DUPLICATE, CONTAMINATED, NEAR = "kept", "duplicate", "contaminated", "near_duplicate"
+# codes of what happens to a record; a flag that drops has the flag's own name
+STEPS = (KEPT, *FLAGS, DUPLICATE, CONTAMINATED, NEAR)
+_REASONS = {
+    EMPTY: "the response is blank",
+    CUT_OFF: "the response ends in the middle",
+    REFUSAL: "the response declines to answer",
+    INJECTION: "the text addresses the rater",
+}
+
+
+class Curator:
+    """Decides about every record of one raw dataset, then writes what is left."""
+
+    def __init__(self, request: CurationRequest, total: int, progress: Progress) -> None:
+        self.request = request
+        self.section = request.curation
+        self.path = request.raw / RECORDS
+        self.total = total
+        self.progress = progress
+        self.codes = np.zeros(total, np.uint8)
+        self.bits = np.zeros(total, np.uint8)
+        self.kept_instead = np.full(total, -1, np.int64)
+        self.hits: dict[int, Hit] = {}
+        self.similarity: dict[int, float] = {}
+        self.index: Decontaminator | None = None
+        self.profile = Profile()
+        self.preview: list[dict[str, Any]] = []
+        self.examples: dict[str, list[dict[str, Any]]] = {}
+        self.done = 0
+
+    def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        file = pq.ParquetFile(self.path, buffer_size=1 << 20)
+        return file.iter_batches(batch_size=BATCH_ROWS, columns=columns)
+
+    def decide(self) -> None:
+        """Look at every record and run the steps."""
+        digests = self._look()
+        self._drop_flagged()
+        if self.section.exact_duplicates:
+            ranks = self._id_ranks
+            self._mark(DUPLICATE, exact_duplicates(digests, self.codes == 0, ranks))
+        del digests
+        if self.index is not None:
+            rows = np.fromiter(self.hits, np.int64, len(self.hits))
+            rows = rows[self.codes[rows] == 0]
+            self.codes[rows] = STEPS.index(CONTAMINATED)
+        if self.section.near_duplicates.enabled:
+            self._near()
+
+    def _look(self) -> np.ndarray:
+        """Return the digests of the normal forms; find flags and contamination on the way."""
+        if self.section.decontamination and self.request.questions is not None:
+            questions = read_questions(self.request.questions)
+            self.index = Decontaminator(questions, self.section.decontamination_ngram)
+        digests = np.zeros((self.total, 2), np.uint64)
+        start = 0
+        for batch in self._batches(list(TEXTS)):
+            columns = [batch.column(name).to_pylist() for name in TEXTS]
+            normal = [tuple(map(normal_form, texts)) for texts in zip(*columns, strict=True)]
+            stop = start + batch.num_rows
+            joined = b"".join(map(normal_digest, normal))
+            digests[start:stop] = np.frombuffer(joined, dtype=">u8").reshape(-1, 2)
+            self.bits[start:stop] = flag_batch(normal, columns[2])
+            if self.index is not None:
+                for row, texts in enumerate(normal, start):
+                    if (hit := self.index.hit(*texts)) is not None:
+                        self.hits[row] = hit
+            start = stop
+            self._report(stop, share=0.6)
+        return digests
+
+    def _report(self, done: int, share: float, before: float = 0.0) -> None:
+        """Report the part of the whole work that is done."""
+        self.progress.update(int(done * share + self.total * before), self.total)
+
+    def _drop_flagged(self) -> None:
+        """Drop the flags that the options say to drop; forget those to be ignored."""
+        actions = {
+            EMPTY: self.section.empty_responses,
+            CUT_OFF: self.section.cut_off_responses,
+            REFUSAL: self.section.refusals,
+            INJECTION: self.section.rating_injection,
+        }
+        for index, name in enumerate(FLAGS):
+            flagged = (self.bits >> index & 1).astype(bool)
+            if actions[name] == "drop":
+                self.codes[flagged & (self.codes == 0)] = STEPS.index(name)
+            elif actions[name] == "ignore":
+                self.bits[flagged] &= ~np.uint8(1 << index)
+
+    def _ids(self, rows: np.ndarray) -> pa.Array:
+        """Return the record ids of ascending ``rows``, reading no other column."""
+        parts, start = [], 0
+        for batch in self._batches(["record_id"]):
+            low, high = np.searchsorted(rows, [start, start + batch.num_rows])
+            parts.append(batch.column(0).take(pa.array(rows[low:high] - start)))
+            start += batch.num_rows
+        return pa.chunked_array(parts, pa.string()).combine_chunks()
+
+    def _id_ranks(self, rows: np.ndarray) -> np.ndarray:
+        """Return the order of the record ids of ``rows``: (D,) int64."""
+        order = np.argsort(rows, kind="stable")
+        sorted_ids = pc.sort_indices(self._ids(rows[order])).to_numpy()
+        ranks = np.empty(len(rows), np.int64)
+        ranks[order[sorted_ids]] = np.arange(len(rows))
+        return ranks
+
+    def _mark(self, step: str, found: Duplicates) -> None:
+        self.codes[found.rows] = STEPS.index(step)
+        self.kept_instead[found.rows] = found.kept
+
+    def _near(self) -> None:
+        """Find near duplicates among what is left."""
+        options = self.section.near_duplicates
+        rows = np.flatnonzero(self.codes == 0)
+
+        def texts() -> Iterator[str]:
+            start = 0
+            for batch in self._batches(list(TEXTS)):
+                low, high = np.searchsorted(rows, [start, start + batch.num_rows])
+                chosen = batch.take(pa.array(rows[low:high] - start))
+                for parts in zip(*(chosen.column(name).to_pylist() for name in TEXTS)):
+                    yield "\n".join(parts)
+                start += batch.num_rows
+
+        found = near_duplicates(
+            texts,
+            self._ids(rows).to_pylist(),
+            threshold=options.threshold,
+            ngram=options.ngram,
+            permutations=options.permutations,
+            on_progress=lambda done: self._report(done, share=0.2, before=0.6),
+        )
+        self._mark(NEAR, Duplicates(rows[found.rows], rows[found.kept], found.similarity))
+        self.similarity = dict(zip(rows[found.rows].tolist(), found.similarity, strict=True))
+
+    def write(self, records: Path, dropped: Path) -> None:
+        """Write the records that are left, and every other one with its reason."""
+        keepers = np.unique(self.kept_instead[self.kept_instead >= 0])
+        keeper_ids = self._ids(keepers)
+        with atomic_file(records) as kept_file, atomic_file(dropped) as dropped_file:
+            with pq.ParquetWriter(kept_file, CURATED_SCHEMA, **PARQUET_OPTIONS) as writer:
+                for batch in self._batches([entry.name for entry in RECORD_FIELDS]):
+                    part = slice(self.done, self.done + batch.num_rows)
+                    self._write_dropped(batch, part, dropped_file, keepers, keeper_ids)
+                    self._write_kept(batch, part, writer)
+                    self.done = part.stop
+                    self._report(self.done, share=0.2, before=0.8)
+        self.progress.update(self.total, self.total)
+
+    def _write_kept(self, batch: pa.RecordBatch, part: slice, writer: pq.ParquetWriter) -> None:
+        alive = np.flatnonzero(self.codes[part] == 0)
+        bits = self.bits[part][alive]
+        kept = batch if len(alive) == batch.num_rows else batch.take(pa.array(alive))
+        flags = _flag_lists(bits)
+        kept = pa.record_batch([*kept.columns, flags], schema=CURATED_SCHEMA)
+        writer.write_batch(kept)
+        self.profile.add(kept)
+        if len(self.preview) < EXAMPLES:
+            self.preview.extend(preview_rows(kept, EXAMPLES - len(self.preview)))
+        for index, name in enumerate(FLAGS):
+            rows = np.flatnonzero(bits >> index & 1)
+            for row in rows[: max(0, EXAMPLES - len(self.examples.get(name, [])))].tolist():
+                self._keep_example(name, kept, row, _REASONS[name])
+
+    def _write_dropped(
+        self,
+        batch: pa.RecordBatch,
+        part: slice,
+        handle: IO[bytes],
+        keepers: np.ndarray,
+        keeper_ids: pa.Array,
+    ) -> None:
+        for index in np.flatnonzero(self.codes[part]).tolist():
+            row = part.start + index
+            step = STEPS[self.codes[row]]
+            instead = ""
+            if self.kept_instead[row] >= 0:
+                found = int(np.searchsorted(keepers, self.kept_instead[row]))
+                instead = keeper_ids[found].as_py()
+            reason = self._reason(row, step, instead)
+            entry = {
+                "record_id": batch.column("record_id")[index].as_py(),
+                "step": step,
+                "reason": reason,
+            }
+            handle.write(json.dumps(entry, ensure_ascii=False).encode("utf-8") + b"\n")
+            self._keep_example(step, batch, index, reason)
+
+    def _reason(self, row: int, step: str, instead: str) -> str:
+        if step == DUPLICATE:
+            return f"has the same text as {instead}"
+        if step == NEAR:
+            return f"is {self.similarity[row]:.3f} similar to {instead}"
+        if step == CONTAMINATED:
+            hit = self.hits[row]
+            return f"shares a run of words with {hit.benchmark}/{hit.question_id}: {hit.gram}"
+        return _REASONS[step]
+
+    def _keep_example(self, name: str, batch: pa.RecordBatch, index: int, reason: str) -> None:
+        """Keep the first few records of each step and flag, to be shown."""
+        examples = self.examples.setdefault(name, [])
+        if len(examples) < EXAMPLES:
+            row = preview_rows(batch.slice(index, 1), 1)[0]
+            examples.append({**row, "reason": shown(reason)})
+
+    def counts(self) -> dict[str, int]:
+        """Return the counts of the steps and of the flags."""
+        tally = np.bincount(self.codes, minlength=len(STEPS)).tolist()
+        steps = dict(zip(STEPS, tally, strict=True))
+        flagged = {f"flagged_{n}": int((self.bits >> i & 1).sum()) for i, n in enumerate(FLAGS)}
+        return {
+            "raw": self.done,
+            "kept": steps[KEPT],
+            "rejected": sum(steps[name] for name in FLAGS),
+            "duplicate": steps[DUPLICATE],
+            "near_duplicate": steps[NEAR],
+            "contaminated": steps[CONTAMINATED],
+            **{f"dropped_{name}": steps[name] for name in FLAGS},
+            **flagged,
+        }
+
+    def details(self) -> dict[str, Any]:
+        """Return what the asset's page shows: steps, examples, contamination, profile."""
+        return {
+            "steps": self._step_table(),
+            "examples": self.examples,
+            "decontamination": self._contamination(),
+            "profile": self.profile.details(),
+            "preview": self.preview,
+        }
+
+    def _step_table(self) -> list[dict[str, Any]]:
+        counts = self.counts()
+        section = self.section
+        settings: list[tuple[str, str, int]] = [
+            (EMPTY, section.empty_responses, counts[f"flagged_{EMPTY}"]),
+            (CUT_OFF, section.cut_off_responses, counts[f"flagged_{CUT_OFF}"]),
+            (REFUSAL, section.refusals, counts[f"flagged_{REFUSAL}"]),
+            (INJECTION, section.rating_injection, counts[f"flagged_{INJECTION}"]),
+            (DUPLICATE, "drop" if section.exact_duplicates else "off", counts[DUPLICATE]),
+            (CONTAMINATED, "drop" if self.index is not None else "off", counts[CONTAMINATED]),
+            (NEAR, "drop" if section.near_duplicates.enabled else "off", counts[NEAR]),
+        ]
+        dropped = {
+            name: counts.get(f"dropped_{name}", counts.get(name, 0)) for name, _, _ in settings
+        }
+        return [
+            {"step": name, "setting": setting, "found": found, "dropped": dropped[name]}
+            for name, setting, found in settings
+        ]
+
+    def _contamination(self) -> dict[str, Any]:
+        """Return how many records each benchmark cost, and what was compared."""
+        if self.index is None:
+            return {"checked": False}
+        dropped = np.flatnonzero(self.codes == STEPS.index(CONTAMINATED)).tolist()
+        return {
+            "checked": True,
+            "ngram": self.index.ngram,
+            "questions": dict(self.index.questions),
+            "questions_compared_as_a_whole": dict(self.index.too_short),
+            "contaminated": dict(Counter(self.hits[row].benchmark for row in dropped)),
+            "contained_questions": len(
+                {(self.hits[row].benchmark, self.hits[row].question_id) for row in dropped}
+            ),
+        }
+
+
+def _flag_lists(bits: np.ndarray) -> pa.Array:
+    """Return the flags of each record as a list of names."""
+    sizes = np.zeros(len(bits) + 1, np.int32)
+    marks = (bits[:, None] >> np.arange(len(FLAGS)) & 1).astype(bool)
+    sizes[1:] = np.cumsum(marks.sum(axis=1))
+    names = np.array(FLAGS)[np.nonzero(marks)[1]] if len(bits) else np.array([], str)
+    return pa.ListArray.from_arrays(pa.array(sizes), pa.array(names.tolist(), pa.string()))
