@@ -95,7 +95,7 @@ def make_records(folder: Path, size: int) -> None:
         fingerprint={"synthetic": size},
         files=["records.parquet"],
         counts={"kept": size},
-        details={"format": "jsonl", "suffix": ".jsonl"},
+        details={"source": {"format": "jsonl", "compression": "none"}},
     )
 
 

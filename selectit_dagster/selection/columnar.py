@@ -85,7 +85,8 @@ class Workspace:
             link.symlink_to(path.resolve())
             path = link
         escaped = str(path).replace("'", "''")
-        return f"read_parquet('{escaped}')"
+        # a subquery, because two bare calls in one query would have the same name
+        return f"(FROM read_parquet('{escaped}'))"
 
     def batches(self, query: str, rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
         """Run ``query`` and yield its result in batches of up to ``rows`` rows."""

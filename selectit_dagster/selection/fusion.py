@@ -78,7 +78,7 @@ def fuse(request: RankingRequest, thetas: dict[str, float], out: Path, progress:
         total = int(cast(int, work.row(f"SELECT count(*) FROM {work.table(records)}")[0]))
         for number, store in enumerate(stores):
             target = work.folder / f"model-{number}.parquet"
-            count = _sentence_scores(store, request, target, work)
+            count = write_sentence_scores(store, request, target, work)
             if count != total:
                 raise _not_one_to_one(store, records, target, work)
             progress.update((number + 1) * total, (len(stores) + 2) * total)
@@ -103,7 +103,7 @@ def sentence_scores(batch: StoredBatch, alpha: float, variant: str, ablation: st
     return np.where(batch.status == 0, scores, np.nan)
 
 
-def _sentence_scores(
+def write_sentence_scores(
     store: StoredScores, request: RankingRequest, target: Path, work: Workspace
 ) -> int:
     """Write (record_id, score, status, reason) of one model; return the number of rows."""

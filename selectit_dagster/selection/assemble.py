@@ -1,0 +1,202 @@
+"""The work behind a selection: order, take the top, write, compare with what was there."""
+
+# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from selectit_dagster.artefacts import Manifest, read_manifest, require_manifest
+from selectit_dagster.errors import ArtefactError
+from selectit_dagster.files import sha256_json, write_text
+from selectit_dagster.progress import Progress
+from selectit_dagster.selection.arms import ARMS, ArmContext, Ordering
+from selectit_dagster.selection.card import CardFacts, dataset_card
+from selectit_dagster.selection.change import CANDIDATES_FILE, compare_selections
+from selectit_dagster.selection.columnar import ParquetStream, Workspace, move_into
+from selectit_dagster.selection.ranking import RANKING_FILE
+from selectit_dagster.selection.writer import Written, write_selected
+
+if TYPE_CHECKING:
+    from selectit_dagster.selection.select import SelectionRequest
+
+CARD_FILE = "README.md"
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """The files of a selection and what its manifest says."""
+
+    names: list[str]
+    counts: dict[str, int]
+    details: dict[str, Any]
+    content: str
+
+
+def assemble(request: SelectionRequest, count: int, out: Path, progress: Progress) -> Assembled:
+    """Write the ``count`` records that the request's arm chooses into ``out``."""
+    curated = require_manifest(request.records, made_by="curated_dataset")
+    ranking = read_manifest(request.ranking) if request.ranking is not None else None
+    old = read_manifest(out)
+    with Workspace(out) as work:
+        context = _context(request, ranking, count, out, work, progress)
+        ordering = ARMS[request.kind].order(context)
+        cut = _choose(ordering, count, work)
+        written = write_selected(
+            context.records,
+            work.folder / "chosen.parquet",
+            count,
+            source_of(curated, request.records),
+            work,
+            progress,
+        )
+        counts = {
+            "curated": curated.counts["kept"],
+            "candidates": _number(work, f"SELECT count(*) FROM {context.candidates}"),
+            "selected": written.rows,
+        }
+        details = _details(request, ordering, written, counts, cut, context)
+        names = [*written.names, CARD_FILE]
+        if request.kind == "selectit":
+            _write_candidates(context)
+            names.append(CANDIDATES_FILE)
+            if old is not None and (out / CANDIDATES_FILE).exists():
+                details["change"] = compare_selections(out, work.folder, work=work).summary()
+        facts = CardFacts(request, counts, details, ranking, written.names[0])
+        write_text(work.folder / CARD_FILE, dataset_card(facts))
+        move_into(work.folder, out, names, list(old.files) if old else [])
+    shutil.rmtree(context.cache, ignore_errors=True)
+    return Assembled(names, counts, details, written.content)
+
+
+def source_of(curated: Manifest, folder: Path) -> dict[str, Any]:
+    """Return what is known of the source's format, from the curated dataset's manifest.
+
+    Raises
+    ------
+    ArtefactError
+        When the manifest does not say it.
+    """
+    source = curated.details.get("source")
+    if not isinstance(source, dict) or "format" not in source:
+        raise ArtefactError(
+            f"the manifest in {folder} does not say in which format the records came",
+            hint="materialise curated_dataset again",
+        )
+    return source
+
+
+def _context(
+    request: SelectionRequest,
+    ranking: Manifest | None,
+    count: int,
+    out: Path,
+    work: Workspace,
+    progress: Progress,
+) -> ArmContext:
+    records = request.records / "records.parquet"
+    if request.ranking is None or request.kind == "full":
+        candidates = (
+            "(SELECT record_id, NULL::INTEGER AS rank, NULL::DOUBLE AS score "
+            f"FROM {work.table(records)})"
+        )
+    else:
+        candidates = (
+            "(SELECT record_id, rank, score, sentence_score "
+            f"FROM {work.table(request.ranking / RANKING_FILE)} WHERE rank IS NOT NULL)"
+        )
+    # what a killed run computed with a model is kept under what it was computed from
+    basis = {"kind": request.kind, "model": _model_identity(request)}
+    return ArmContext(
+        records=records,
+        candidates=candidates,
+        count=count,
+        seed=request.seed,
+        model=request.model,
+        scores=request.scores,
+        ranked_with=ranking.details if ranking else {},
+        work=work,
+        cache=out / f".resume-{sha256_json(basis)[:16]}",
+        progress=progress,
+    )
+
+
+def _model_identity(request: SelectionRequest) -> dict[str, str]:
+    if not ARMS[request.kind].needs_model or request.model is None:
+        return {}
+    from selectit_dagster.models import model_identity
+
+    return {**model_identity(request.model), "dtype": request.model.dtype}
+
+
+def _choose(ordering: Ordering, count: int, work: Workspace) -> dict[str, float | None]:
+    """Write the first ``count`` records with their ranks; return the scores at the cut."""
+    import pyarrow as pa
+
+    last = beyond = None
+    first = 0
+    with ParquetStream(work.folder / "chosen.parquet", compression="lz4") as stream:
+        for batch in work.batches(f"{ordering.query} LIMIT {count + 1}"):
+            taken = min(batch.num_rows, count - first)
+            scores = batch.column("score")
+            if taken < batch.num_rows:
+                beyond = scores[taken].as_py()
+            ranks = pa.array(np.arange(first + 1, first + taken + 1, dtype=np.int32))
+            first += taken
+            if taken:
+                last = scores[taken - 1].as_py()
+                ids = batch.column("record_id").slice(0, taken)
+                columns = {"record_id": ids, "rank": ranks, "score": scores.slice(0, taken)}
+                stream.write(pa.record_batch(columns))
+    if first != count:
+        raise ArtefactError(
+            f"{count:,} records were to be chosen, the arm has {first:,}",
+            hint="materialise the ranking again",
+        )
+    return {"last_selected": last, "first_rejected": beyond}
+
+
+def _write_candidates(context: ArmContext) -> None:
+    """Keep each candidate's rank and score, so that the next selection can say what changed."""
+    columns = f"SELECT record_id, rank, score FROM {context.candidates} ORDER BY rank"
+    with ParquetStream(context.work.folder / CANDIDATES_FILE) as stream:
+        for batch in context.work.batches(columns):
+            stream.write(batch)
+
+
+def _details(
+    request: SelectionRequest,
+    ordering: Ordering,
+    written: Written,
+    counts: dict[str, int],
+    cut: dict[str, float | None],
+    context: ArmContext,
+) -> dict[str, Any]:
+    all_characters = context.work.row(
+        f"SELECT avg(length(response)) FROM {context.work.table(context.records)}"
+    )[0]
+    return {
+        "arm": request.arm,
+        "kind": request.kind,
+        "describe": ARMS[request.kind].describe,
+        "seed": request.seed,
+        "size": {request.size_rule: request.size},
+        "share_of_curated": counts["selected"] / counts["curated"],
+        "score_means": ordering.score_means,
+        "cut": cut,
+        "response_characters": {
+            "selected": written.characters / max(1, written.rows),
+            "curated": float(str(all_characters)),
+        },
+        "content_sha256": written.content,
+        "data_file": written.names[0],
+        "notes": ordering.notes,
+    }
+
+
+def _number(work: Workspace, query: str) -> int:
+    return int(str(work.row(query)[0]))
