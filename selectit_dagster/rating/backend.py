@@ -30,7 +30,8 @@ class TokenBatch:
 
     Row ``i`` is ``prefixes[prefix_of[i]]`` followed by ``suffixes[i]``. In the paper's
     layout all rows of a batch share one prefix, the rating prompt; in ``record-first``
-    the prefixes are the records. A prefix may be empty, a suffix may not.
+    the prefixes are the records, of one length in a batch. A prefix may be empty when it is
+    the only one; a suffix may not.
     """
 
     prefixes: tuple[Tokens, ...]

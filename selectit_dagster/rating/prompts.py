@@ -1,8 +1,8 @@
-"""Rating prompts, and the exact text in which a model is asked to rate a record.
+r"""Rating prompts, and the exact text in which a model is asked to rate a record.
 
 The layout of the paper, ``P`` a rating prompt, ``I`` the instruction, ``A`` the response::
 
-    P\\n\\nInstruction:I\\nResponse:A\\nThe answer is: \\n
+    P\n\nInstruction:I\nResponse:A\nThe answer is: \n
 
 and the rating token follows. The layout ``record-first`` is not the paper's: it puts the
 record before the prompt, so that all prompts about a record share its beginning.
@@ -118,7 +118,7 @@ def load_prompts(
 
 
 def _lines(path: str | None) -> list[str]:
-    """Return the file's lines with their line breaks (``\\n`` only)."""
+    """Return the file's lines, each with its line break if it has one."""
     try:
         content = Path(path).read_bytes() if path else builtin_prompts_text().encode()
         text = content.decode("utf-8-sig").replace("\r\n", "\n")

@@ -161,9 +161,9 @@ class TransformersBackend:
             return np.stack([self._plain(batch.row(index)) for index in range(len(batch))])
         if way == "padded":
             return self._padded([batch.row(index) for index in range(len(batch))])
+        if not len(batch.prefixes[0]):
+            return self._padded(list(batch.suffixes))
         if len(batch.prefixes) == 1:
-            if not len(batch.prefixes[0]):
-                return self._padded(list(batch.suffixes))
             return self._shared_prefix(batch)
         return self._several_prefixes(batch)
 
@@ -181,36 +181,29 @@ class TransformersBackend:
     def _shared_prefix(self, batch: TokenBatch) -> LogProbabilities:
         """Rate rows that continue one prefix, whose keys and values are computed once."""
         tokens, last = self._pad(batch.suffixes)
-        cache = _lent_cache(self._prefix_states(batch.prefixes[0]), len(batch))
+        states = self._prefix_states(batch.prefixes[0])
+        shape = (len(batch), -1, -1, -1)
+        cache = _lent_cache([(keys.expand(shape), values.expand(shape)) for keys, values in states])
         with self._last_positions(last):
             return self._rated(
                 self._logits(last, input_ids=tokens, past_key_values=cache, use_cache=True)
             )
 
     def _several_prefixes(self, batch: TokenBatch) -> LogProbabilities:
-        """Rate rows that continue prefixes of their own, each run once for all its rows."""
+        """Rate rows that continue prefixes of one length, each run once for all its rows."""
         import torch
 
-        tokens, last = self._pad(batch.prefixes)
-        seen = torch.arange(tokens.shape[1], device=self.device)[None] <= last[:, None]
-        states = self._states(tokens, seen.long())
+        if len({len(prefix) for prefix in batch.prefixes}) > 1:
+            # padding between a prefix and its suffixes would need masks, positions, and
+            # sliding windows that skip it, which architectures treat differently
+            raise ValueError("prefixes that run together must be of one length")
+        states = self._states(self._tensor(np.stack(batch.prefixes)))
         which = torch.tensor(batch.prefix_of, device=self.device)
-        cache = _lent_cache([(k[which], v[which]) for k, v in states], None)
-        ends, end_last = self._pad(batch.suffixes)
-        ones = torch.ones_like(ends)
-        mask = torch.cat([seen.long()[which], ones], dim=1)
-        # the padding between a prefix and its suffixes takes up no position
-        positions = (last[which] + 1)[:, None] + torch.arange(ends.shape[1], device=self.device)
-        with self._last_positions(end_last):
+        cache = _lent_cache([(keys[which], values[which]) for keys, values in states])
+        tokens, last = self._pad(batch.suffixes)
+        with self._last_positions(last):
             return self._rated(
-                self._logits(
-                    end_last,
-                    input_ids=ends,
-                    attention_mask=mask,
-                    position_ids=positions,
-                    past_key_values=cache,
-                    use_cache=True,
-                )
+                self._logits(last, input_ids=tokens, past_key_values=cache, use_cache=True)
             )
 
     # --- pieces -----------------------------------------------------------------------------
@@ -248,23 +241,20 @@ class TransformersBackend:
         key = prefix.tobytes()
         states = self._prefixes.get(key)
         if states is None:
-            states = self._states(self._tensor(prefix)[None], None)
+            states = self._states(self._tensor(prefix)[None])
             while len(self._prefixes) >= _KEPT_PREFIXES:
                 self._prefixes.pop(next(iter(self._prefixes)), None)
             self._prefixes[key] = states
         return states
 
-    def _states(
-        self, tokens: torch.Tensor, mask: torch.Tensor | None
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _states(self, tokens: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return each layer's keys and values, (rows, heads, positions, size)."""
         from transformers import DynamicCache
 
         cache = DynamicCache()
-        given = {} if mask is None else {"attention_mask": mask}
         last = self._tensor(np.zeros(len(tokens), dtype=np.int64))
         with self._last_positions(last):
-            self.model(input_ids=tokens, past_key_values=cache, use_cache=True, **given)
+            self.model(input_ids=tokens, past_key_values=cache, use_cache=True)
         states = [(layer.keys, layer.values) for layer in cache.layers]
         if not states or any(keys is None or not keys.numel() for keys, _ in states):
             raise NotImplementedError("it keeps no keys and values per layer")
@@ -341,8 +331,8 @@ def _float32_product(head: torch.nn.Linear) -> Any:  # noqa: ANN401 - a function
     return product
 
 
-def _lent_cache(states: list[tuple[torch.Tensor, torch.Tensor]], rows: int | None) -> Any:  # noqa: ANN401
-    """Return a cache that begins with ``states``, expanded to ``rows`` without a copy.
+def _lent_cache(states: list[tuple[torch.Tensor, torch.Tensor]]) -> Any:  # noqa: ANN401
+    """Return a cache that begins with ``states``, (rows, heads, positions, size) per layer.
 
     Its layers hand out what they are given and keep nothing, so that a batch's own keys and
     values live only as long as their layer runs.
@@ -355,9 +345,8 @@ def _lent_cache(states: list[tuple[torch.Tensor, torch.Tensor]], rows: int | Non
     for keys, values in states:
         layer = DynamicLayer()
         layer.lazy_initialization(keys, values)
-        layer.keys = keys if rows is None else keys.expand(rows, -1, -1, -1)
-        layer.values = values if rows is None else values.expand(rows, -1, -1, -1)
-        layer.update = _handing_out(layer.keys, layer.values)  # type: ignore[method-assign]
+        layer.keys, layer.values = keys, values
+        layer.update = _handing_out(keys, values)  # type: ignore[method-assign]
         cache.layers.append(layer)
     return cache
 
