@@ -75,7 +75,13 @@ class _Rows:
         self.draws = _draws(rows, decoding, seed)
 
     def say(self, index: int, token: int) -> None:
-        """Add ``token`` to row ``index`` and decide whether the row is finished."""
+        """Add ``token`` to row ``index`` and decide whether the row is finished.
+
+        A finished row that has not left its batch yet goes on being computed; what comes
+        out of it is not said.
+        """
+        if self.finish[index]:
+            return
         if token in self.ends:
             self.finish[index] = "eos"
             return
