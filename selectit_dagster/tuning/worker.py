@@ -47,7 +47,9 @@ def main() -> int:
 
 
 def _stop_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # not through sys.stdin, whose lock would abort the interpreter when it ends
+    while os.read(0, 1):
+        pass
     os._exit(3)
 
 

@@ -1,0 +1,193 @@
+"""Using a checkpoint: load it, merge it into its base model, ask it something."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from selectit_dagster.artefacts import Manifest, read_manifest, require_manifest, write_manifest
+from selectit_dagster.errors import ArtefactError, UserError
+from selectit_dagster.experiment import ModelReference
+from selectit_dagster.files import staged_folder
+from selectit_dagster.models import LoadedModel, load_model, model_identity
+from selectit_dagster.tuning.templates import encode_prompt, render_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint's manifest says about how to use it.
+
+    ``adapter`` or ``model`` is the folder of what was trained; the other one is None.
+    """
+
+    base: ModelReference
+    template: str
+    custom_template: str | None
+    adapter: Path | None
+    model: Path | None
+    manifest: Manifest
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint's manifest; loads no weights.
+
+    Raises
+    ------
+    ArtefactError
+        When the folder holds no complete checkpoint.
+    """
+    manifest = require_manifest(folder, made_by="the checkpoint")
+    if manifest.kind != "checkpoint":
+        raise ArtefactError(
+            f"{folder} holds an artefact of kind {manifest.kind}, not a checkpoint",
+            hint="name a folder under checkpoints/, e.g. checkpoints/selectit/seed-1",
+        )
+    details = manifest.details
+    full = details["method"] == "full"
+    return Checkpoint(
+        base=ModelReference.model_validate(details["base_model"]),
+        template=details["template"],
+        custom_template=details["custom_template"],
+        adapter=None if full else folder / "adapter",
+        model=folder / "model" if full else None,
+        manifest=manifest,
+    )
+
+
+def load_checkpoint(base: ModelReference, checkpoint: Path | None) -> LoadedModel:
+    """Load a tuned model, its adapter merged in; the base model itself for None.
+
+    Merged, a LoRA model costs no more per token than its base, and its logits are those of
+    the adapter on the base to the rounding of the weights' dtype.
+
+    Raises
+    ------
+    ArtefactError
+        When the folder holds no checkpoint, or one tuned from another base model.
+    """
+    if checkpoint is None:
+        return load_model(base)
+    opened = open_checkpoint(checkpoint)
+    expected = opened.manifest.fingerprint["base_model"]
+    if model_identity(base) != expected:
+        raise ArtefactError(
+            f"{checkpoint} was tuned from another model than {base.path}: stored identity "
+            f"{expected}, expected {model_identity(base)}",
+            hint="name the base model that it was tuned from, or tune again",
+        )
+    if opened.model is not None:
+        # the tokenizer lies beside the weights; code, if trusted, was copied by transformers
+        return load_model(
+            base.model_copy(update={"path": str(opened.model), "revision": None, "adapter": None})
+        )
+    return _with_adapter(base, Path(str(opened.adapter)))
+
+
+def _with_adapter(base: ModelReference, adapter: Path) -> LoadedModel:
+    """Load ``base`` (with its own adapter, if it has one) and merge ``adapter`` into it."""
+    if base.adapter is None:
+        return load_model(base.model_copy(update={"adapter": str(adapter)}))
+    from dataclasses import replace
+
+    from peft import PeftModel
+
+    loaded = load_model(base)
+    tuned = PeftModel.from_pretrained(loaded.model, str(adapter), use_safetensors=True)
+    model: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
+    return replace(loaded, model=model.eval())
+
+
+def merge(base: ModelReference | None, adapter: Path, out: Path) -> Manifest:
+    """Write the base model with the adapter merged in as safetensors, with its tokenizer.
+
+    Parameters
+    ----------
+    base:
+        The base model; None takes the one that the checkpoint's manifest names.
+    adapter:
+        A checkpoint folder, or a bare PEFT adapter folder.
+    out:
+        Folder to be made; it must not exist, or be empty.
+
+    Raises
+    ------
+    UserError
+        When ``out`` is not empty, or a bare adapter comes without a base model.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty", hint="name a folder that does not exist yet")
+    if read_manifest(adapter) is not None:
+        base = base or open_checkpoint(adapter).base
+        loaded = load_checkpoint(base, adapter)
+    elif base is None:
+        raise UserError(
+            f"{adapter} is no checkpoint folder with a manifest, so its base model is not known",
+            hint="name the base model, or give the checkpoint's folder",
+        )
+    elif not (adapter / "adapter_model.safetensors").exists():
+        raise UserError(
+            f"{adapter} holds no adapter_model.safetensors",
+            hint="give a checkpoint's folder, or a PEFT adapter saved as safetensors",
+        )
+    else:
+        loaded = _with_adapter(base, adapter)
+    with staged_folder(out) as stage:
+        loaded.model.save_pretrained(stage, safe_serialization=True)
+        loaded.tokenizer.save_pretrained(stage)
+        files = [path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file()]
+        return write_manifest(
+            stage,
+            kind="merged-model",
+            fingerprint={"base_model": model_identity(base)},
+            files=files,
+            counts={"parameters": loaded.parameters},
+            details={"base_model": base.path, "dtype": loaded.dtype, "adapter": str(adapter)},
+        )
+
+
+def answer(
+    loaded: LoadedModel,
+    text: str,
+    *,
+    template: str = "alpaca",
+    custom_template: str | None = None,
+    further: str = "",
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: int = 1,
+) -> str:
+    """Return the model's answer to one instruction, asked as it was tuned.
+
+    Parameters
+    ----------
+    loaded:
+        From ``load_checkpoint``.
+    text, further:
+        The instruction, and the record's input, if there is one.
+    template, custom_template:
+        The checkpoint's; see ``open_checkpoint``.
+    temperature:
+        0 takes the likeliest token each time; otherwise tokens are sampled from ``seed``.
+    """
+    import torch
+    from transformers import set_seed
+
+    tokenizer, model = loaded.tokenizer, loaded.model
+    prompt = render_prompt(template, text, further, tokenizer=tokenizer, custom=custom_template)
+    ids = torch.tensor([encode_prompt(tokenizer, prompt, template)], device=loaded.device)
+    set_seed(seed)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
+    pad = tokenizer.pad_token_id
+    with torch.inference_mode():
+        written = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.eos_token_id if pad is None else pad,
+            **({"do_sample": False, "temperature": None, "top_p": None} | sampling),
+        )
+    return str(tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)).strip()
