@@ -26,7 +26,9 @@ BATCH_ROWS = 2048
 
 
 class TypedReader:
-    """Yields the rows of a table that comes in Arrow batches."""
+    """Yields the rows of a table that comes in Arrow batches; rows have no line."""
+
+    line = 0
 
     def __init__(self, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
         self.schema = schema
@@ -40,9 +42,9 @@ class TypedReader:
                 rows = [_python_row(batch, index) for index in range(batch.num_rows)]
             for row in rows:
                 if isinstance(row, Unusable):
-                    yield b"", row, 0
+                    yield b"", row
                 else:
-                    yield canonical_json(row), row, 0
+                    yield canonical_json(row), row
 
 
 def _python_row(batch: pa.RecordBatch, index: int) -> dict[str, Any] | Unusable:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selectit_dagster.data.identity import Identities, content_digest, own_id
-from selectit_dagster.data.json_reader import MAX_RECORD_BYTES, ArrayReader, Row, read_lines
+from selectit_dagster.data.json_reader import MAX_RECORD_BYTES, ArrayReader, LineReader, Row
 from selectit_dagster.data.layouts import WHOLE_RECORD, Layout, Unusable, choose_layout
 from selectit_dagster.data.profile import Profile
 from selectit_dagster.data.sources import ByteSource
@@ -71,11 +71,24 @@ class Outcome:
     details: dict[str, Any]
 
 
+class Rows(Protocol):
+    """Rows one after the other, and the line on which the last one starts (0: no lines)."""
+
+    @property
+    def line(self) -> int:
+        """Line of the row yielded last, from 1."""
+        ...  # pragma: no cover - protocol
+
+    def __iter__(self) -> Iterator[Row]:
+        """Yield the rows."""
+        ...  # pragma: no cover - protocol
+
+
 @dataclass
 class Reader:
     """A source of rows with what is known about it."""
 
-    rows: Iterable[Row]
+    rows: Rows
     source: ByteSource | None = None
     csv: CsvReader | None = None
     typed: TypedReader | None = None
@@ -105,7 +118,7 @@ def open_reader(
         return Reader(reader, source, csv=reader)
     if kind == "json":
         return Reader(ArrayReader(source, max_bytes), source)
-    return Reader(read_lines(source, max_bytes), source)
+    return Reader(LineReader(source, max_bytes), source)
 
 
 @dataclass
@@ -164,6 +177,7 @@ class Collector:
         self.preview: list[dict[str, Any]] = []
         self.layout: Layout | None = None
         self.read = self.kept = 0
+        self._head_line = 0
         self._clear()
 
     def _clear(self) -> None:
@@ -174,30 +188,34 @@ class Collector:
     def run(self) -> None:
         """Read every record; what is usable lies in the staged file afterwards."""
         rows = iter(self.reader.rows)
-        head: list[Row] = []
-        for row in rows:
-            head.append(row)
-            if len(head) >= LAYOUT_SAMPLE:
-                break
-        samples = [value for _, value, _ in head if isinstance(value, dict)]
+        head = [(row, self.reader.rows.line) for row in islice(rows, LAYOUT_SAMPLE)]
+        samples = [value for (_, value), _ in head if isinstance(value, dict)]
         if samples:
             self.layout = choose_layout(self.section, samples, self.section.path)
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         with pa.ipc.new_file(str(self.stage), STAGED, options=options) as sink:
-            self._collect(chain(head, rows), sink)
+            self._collect(self._again(head), sink, lambda: self._head_line)
+            self._collect(rows, sink, lambda: self.reader.rows.line)
             self._flush(sink)
 
-    def _collect(self, rows: Iterator[Row], sink: pa.RecordBatchFileWriter) -> None:
+    def _again(self, head: list[tuple[Row, int]]) -> Iterator[Row]:
+        """Yield the rows that were read ahead, with their lines."""
+        for row, self._head_line in head:
+            yield row
+
+    def _collect(
+        self, rows: Iterator[Row], sink: pa.RecordBatchFileWriter, line_of: Callable[[], int]
+    ) -> None:
         limit = self.section.limit
         extract = self.layout.extract if self.layout else None
         own, positions, instructions, inputs, responses, turns, raws, _ = self._columns
-        for raw, value, line in rows:
+        for raw, value in rows:
             if limit is not None and self.read >= limit:
                 return
             position = self.read
             self.read += 1
             if type(value) is not dict:
-                self.rejects.add(position, line, _as_fault(value), raw)
+                self.rejects.add(position, line_of(), _as_fault(value), raw)
                 continue
             try:
                 if extract is None:
@@ -212,10 +230,10 @@ class Collector:
                 if name is not None and not name.isascii():
                     name.encode()
             except Unusable as fault:
-                self.rejects.add(position, line, fault, raw)
+                self.rejects.add(position, line_of(), fault, raw)
                 continue
             except UnicodeEncodeError:
-                self.rejects.add(position, line, _encoding_fault(value), raw)
+                self.rejects.add(position, line_of(), _encoding_fault(value), raw)
                 continue
             if (shape := tuple(value)) in self.shapes or len(self.shapes) < MAX_SHAPES:
                 self.shapes[shape] += 1

@@ -47,7 +47,8 @@ class CsvReader:
         self.max_bytes = max_bytes
         self.mapping = mapping
         self.shape: CsvShape | None = None
-        self.line = 0
+        self.line = 0  # on which the row yielded last starts
+        self._lines_read = 0
         self._consumed: list[str] = []
         self._held = 0
         self._overlong = False
@@ -67,7 +68,7 @@ class CsvReader:
             yield self._taken(rest)
 
     def _taken(self, line: bytes) -> str:
-        self.line += 1
+        self._lines_read += 1
         text = line.decode("utf-8", "surrogateescape")
         self._held += len(line)
         if self._held > self.max_bytes:
@@ -84,7 +85,7 @@ class CsvReader:
         csv.field_size_limit(self.max_bytes)
         rows = csv.reader(lines, delimiter=self.shape.delimiter, strict=True)
         while True:
-            first_line = self.line + 1
+            self.line = self._lines_read + 1
             self._consumed, self._held, self._overlong = [], 0, False
             fault: Unusable | None = None
             row: list[str] = []
@@ -94,18 +95,18 @@ class CsvReader:
                 return
             except csv.Error as error:
                 if "unexpected end of data" in str(error):
-                    raise self._unclosed(first_line) from error
+                    raise self._unclosed(self.line) from error
                 fault = Unusable(WHOLE_RECORD, f"is not valid CSV: {error}")
             raw = "".join(self._consumed).rstrip("\r\n").encode("utf-8", "surrogateescape")
             if self._overlong:
-                yield b"", too_big(self.max_bytes), first_line
+                yield b"", too_big(self.max_bytes)
             elif fault is not None:
-                yield raw, fault, first_line
+                yield raw, fault
             elif len(row) == width:
-                yield raw, dict(zip(columns, row, strict=True)), first_line
+                yield raw, dict(zip(columns, row, strict=True))
             elif row:
                 reason = f"has {len(row)} columns, the header has {width}"
-                yield raw, Unusable(WHOLE_RECORD, reason), first_line
+                yield raw, Unusable(WHOLE_RECORD, reason)
 
     def _unclosed(self, first_line: int) -> UserError:
         return UserError(

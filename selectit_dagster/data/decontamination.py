@@ -101,7 +101,8 @@ def read_questions(path: Path) -> list[tuple[str, str, str]]:
     columns = ["benchmark", "question_id", "text"]
     try:
         table = pq.read_table(file, columns=columns)
-        rows = zip(*(table.column(name).cast(pa.string()).to_pylist() for name in columns))
+        values = [table.column(name).cast(pa.string()).to_pylist() for name in columns]
+        rows = zip(*values, strict=True)
         return [(str(a), str(b), text or "") for a, b, text in rows]
     except (OSError, KeyError, pa.ArrowException) as error:
         raise UserError(

@@ -19,9 +19,9 @@ from selectit_dagster.data.text import words
 SEED = 1
 
 
-def normal_digest(normal: Sequence[str]) -> bytes:
-    """Return 16 bytes that stand for the texts of a record in normal form."""
-    return hashlib.sha256("\x00".join(normal).encode("utf-8", "surrogatepass")).digest()[:16]
+def normal_digest(normal: str) -> bytes:
+    """Return 16 bytes that stand for a record in normal form."""
+    return hashlib.sha256(normal.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ _RECORD = (
 _NO_STARS = r"(?!-| ?(?:star|%|\w))"
 _NO_MORE_DIGITS = r"(?![\w%°,:/*+^-]|\.\d| ?[-+*/=×÷] ?\d)"
 _TOP = (
-    r"(?:an? |the )?(?:(?:5|five)(?: ?(?:/|out of|of) ?(?:5|five))?|10/10|ten out of ten|(?:highest|maximum|max|top|best|full|perfect)"
+    r"(?:an? |the )?(?:(?:5|five)(?: ?(?:/|out of|of) ?(?:5|five))?|10/10|ten out of ten"
+    r"|(?:highest|maximum|max|top|best|full|perfect)"
     rf"(?: possible)?(?: {_GRADE}s?)?){_NO_STARS}"
 )
 _RATER = (
@@ -59,7 +60,7 @@ _INJECTIONS = tuple(
         r" (?:instruction|prompt|criteri|rule|guideline|direction|rubric)\w*"
         rf".{{0,160}}(?:\b(?:rate|rating|score|grade|5|five)\b|{_RATER}|"
         r"\b(?:highest|maximum|perfect|full)\b)",
-        rf"\b(?:dear|attention|note (?:to|for)|message (?:to|for)|hey|hello|instructions? (?:to|for))"
+        r"\b(?:dear|attention|(?:note|message|instructions?) (?:to|for)|hey|hello)"
         rf"[,:]?(?: (?:all|the|any|every|ai))* {_RATER}\b",
         rf"\b(?:as|if you are|you are) (?:an? |the )?{_RATER}\b.{{0,80}}"
         r"\b(?:rate|score|grade|give|assign|must|should|5|five)\b",
@@ -68,9 +69,11 @@ _INJECTIONS = tuple(
         r"(?:请|直接|必须|务必)(?:打|给|评|输出)(?:出|为)?\s?(?:5|五|满|最高)\s?分",
         r"(?:忽略|无视|忘记).{0,8}(?:以上|之前|前面|上面|先前|所有).{0,8}"
         r"(?:指令|指示|说明|提示|规则|要求).{0,60}(?:分|评|5)",
-        r"\b(?:califica|puntúa|valora) (?:esta|la) (?:respuesta|instrucción) con (?:un )?(?:5|cinco)",
+        r"\b(?:califica|puntúa|valora) (?:esta|la) (?:respuesta|instrucción) con (?:un )?"
+        r"(?:5|cinco)",
         r"\b(?:bewerte|benote) diese (?:antwort|anweisung) mit (?:5|fünf|einer 5)",
-        r"\b(?:notez|évaluez|donnez à) cette (?:réponse|instruction) (?:à |avec )?(?:un )?(?:5|cinq)",
+        r"\b(?:notez|évaluez|donnez à) cette (?:réponse|instruction) (?:à |avec )?(?:un )?"
+        r"(?:5|cinq)",
     )
 )
 # the rating prompts of SelectIT end in "The answer is: ", so a record that says it rates itself
@@ -97,8 +100,8 @@ _REFUSALS = tuple(
         r" intelligence|(?:large )?language model|virtual assistant|chatbot|machine)\b.{0,90}"
         r"\b(?:can(?:no|['’])t|can not|unable|not able|do(?: not|n['’]t)|am not|not capable"
         r"|not programmed|lack)\b",
-        r"^(?:unfortunately,? |sorry,? )?i (?:can(?:no|['’])t|can not|won['’]t|will not|am unable to"
-        r"|am not able to|must decline to) (?:help|assist|answer|provide|fulfil|fulfill|comply|do"
+        r"^(?:unfortunately,? |sorry,? )?i (?:can(?:no|['’])t|can not|won['’]t|will not"
+        r"|am unable to|am not able to|must decline to) (?:help|assist|answer|provide|fulfil|fulfill|comply|do"
         r"|respond|complete|process|generate|create|write|engage|discuss|support|access)",
         r"^(?:很抱歉|抱歉|对不起|不好意思).{0,30}(?:无法|不能|没有办法|没法|不会)",
         r"^(?:作为|我是)(?:一个|一名|一款)?(?:ai|人工智能|语言模型|大型语言模型|虚拟助手)"
@@ -107,6 +110,14 @@ _REFUSALS = tuple(
         r"|kann (?:ich )?nicht)",
     )
 )
+
+# what a text that one of them matches starts with
+_REFUSAL_STARTS = (
+    "i ", "i'm", "i’m", "im ", "we ", "we're", "so ", "sorry", "afraid", "very", "really", "truly",
+    "deeply", "apolog", "my apolog", "unfortunately", "as a", "being a", "as la", "as ma",
+    "as vi", "as ch", "being l", "being m", "being v", "being c", "很抱歉", "抱歉", "对不起",
+    "不好意思", "作为", "我是", "lo siento", "désolé", "desculpe", "es tut",
+)  # fmt: skip
 
 _ENDS = frozenset(".!?…。！？؟।॥\"'”’»)]}>`*_~|;:/\\=+$%©®™°′″、，」』】）》〉;")
 _LIST_ITEM = re.compile(r"\s*(?:[-*•·–—>#|]|\(?\d+[.):]|\(?[a-zA-Z][.)]|[ivx]+[.)])")
@@ -159,7 +170,7 @@ def is_injection(instruction: str, given: str, response: str) -> bool:
 def is_refusal(response: str) -> bool:
     """Tell whether a response (normal form) starts by declining to answer."""
     head = response[:_REFUSAL_CHARACTERS].lstrip("\"'“‘*- ")
-    return any(pattern.search(head) for pattern in _REFUSALS)
+    return head.startswith(_REFUSAL_STARTS) and any(pattern.search(head) for pattern in _REFUSALS)
 
 
 def is_cut_off(response: str) -> bool:
@@ -193,25 +204,26 @@ def is_cut_off(response: str) -> bool:
     return bool(re.search(r"[.!?。！？]", text))
 
 
-def flag_batch(normal: list[tuple[str, str, str]], responses: list[str]) -> np.ndarray:
+def flag_batch(normal: list[str], responses: list[str]) -> np.ndarray:
     """Return the flags of each record as bits: (N,) uint8; bit i is ``FLAGS[i]``.
 
     Parameters
     ----------
     normal:
-        Instruction, input and response of each record in normal form.
+        The records in normal form: instruction, input and response on a line each.
     responses:
         The responses as they are.
     """
     bits = np.zeros(len(responses), np.uint8)
-    for index, response in enumerate(responses):
+    for index, (whole, response) in enumerate(zip(normal, responses, strict=True)):
         if is_blank(response):
             bits[index] = 1
-        elif found := (is_cut_off(response) << 1) | (is_refusal(normal[index][2]) << 2):
+            continue
+        head = whole[whole.rindex("\n") + 1 :]
+        if found := (is_cut_off(response) << 1) | (is_refusal(head) << 2):
             bits[index] = found
-    candidates = injection_candidates(["\n".join(texts) for texts in normal])
-    for index in np.flatnonzero(candidates).tolist():
-        bits[index] |= is_injection(*normal[index]) << 3
+    for index in np.flatnonzero(injection_candidates(normal)).tolist():
+        bits[index] |= is_injection(*normal[index].split("\n")) << 3
     return bits
 
 

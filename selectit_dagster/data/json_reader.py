@@ -1,7 +1,8 @@
 """Streaming readers of JSON arrays and JSON Lines.
 
-Both yield ``(raw, value, line)``: the record's bytes exactly as they lie in the file, the
-parsed record or the ``Unusable`` that says why there is none, and the line it starts on.
+Both yield ``(raw, value)``: the record's bytes exactly as they lie in the file, and the
+parsed record or the ``Unusable`` that says why there is none. ``reader.line`` is the line on
+which the record yielded last starts; it is worked out only when it is asked for.
 Memory is bounded by one block and one record of at most ``MAX_RECORD_BYTES``.
 """
 
@@ -19,7 +20,7 @@ from selectit_dagster.data.sources import ByteSource
 from selectit_dagster.errors import UserError
 
 MAX_RECORD_BYTES = 16 << 20
-Row = tuple[bytes, "dict[str, Any] | Unusable", int]
+Row = tuple[bytes, "dict[str, Any] | Unusable"]
 
 _BLANKS = b" \t\r\n"
 _QUOTE, _BACKSLASH, _COMMA = 0x22, 0x5C, 0x2C
@@ -27,7 +28,7 @@ _OPEN, _CLOSE = 0x7B, 0x7D  # "[" and "]" are these with bit 5 cleared
 _HEAD = 1 << 16
 
 
-class BrokenJson(Exception):
+class BrokenJson(Exception):  # noqa: N818 - says what the text is, not who failed
     """Text that is not JSON: the message and the offset in bytes where it goes wrong."""
 
     def __init__(self, message: str, offset: int) -> None:
@@ -94,32 +95,38 @@ def _first_fault(value: object, where: str) -> Unusable | None:
     return None
 
 
-def read_lines(source: ByteSource, max_bytes: int = MAX_RECORD_BYTES) -> Iterator[Row]:
-    """Yield the records of a JSON Lines file; blank lines are no records.
+class LineReader:
+    """Yields the records of a JSON Lines file; blank lines are no records.
 
     A line that is not JSON, or longer than ``max_bytes``, is an unusable record; the
     lines after it are read as usual.
     """
-    line = 0
-    for raw in _bounded_lines(source, max_bytes):
-        line += 1
-        if raw is None:
-            yield b"", too_big(max_bytes), line
-            continue
-        try:
-            value = orjson.loads(raw)
-            if type(value) is dict:
-                yield raw, value, line
+
+    def __init__(self, source: ByteSource, max_bytes: int = MAX_RECORD_BYTES) -> None:
+        self.source = source
+        self.max_bytes = max_bytes
+        self.line = 0
+
+    def __iter__(self) -> Iterator[Row]:
+        for raw in _bounded_lines(self.source, self.max_bytes):
+            self.line += 1
+            if raw is None:
+                yield b"", too_big(self.max_bytes)
                 continue
-        except orjson.JSONDecodeError:
-            pass
-        if not raw.strip():
-            continue
-        try:
-            yield raw, parse_record(raw), line
-        except BrokenJson as error:
-            reason = f"is not JSON: {error.message} (column {error.offset + 1})"
-            yield raw, Unusable(WHOLE_RECORD, reason), line
+            try:
+                value = orjson.loads(raw)
+                if type(value) is dict:
+                    yield raw, value
+                    continue
+            except orjson.JSONDecodeError:
+                pass
+            if not raw.strip():
+                continue
+            try:
+                yield raw, parse_record(raw)
+            except BrokenJson as error:
+                reason = f"is not JSON: {error.message} (column {error.offset + 1})"
+                yield raw, Unusable(WHOLE_RECORD, reason)
 
 
 def too_big(max_bytes: int) -> Unusable:
@@ -205,6 +212,39 @@ class _Structure:
         return quotes[~escaped]
 
 
+class _Position:
+    """Line and column of places in a stream, found by counting line feeds only when asked."""
+
+    def __init__(self) -> None:
+        self.block = b""
+        self.known = 0  # offset in the block of the place that line and column belong to
+        self.line, self.column = 1, 1
+
+    def enter(self, block: bytes) -> None:
+        """Go on with the next block."""
+        self.find(len(self.block))
+        self.block, self.known = block, 0
+
+    def find(self, offset: int) -> tuple[int, int]:
+        """Return line and column of ``offset``; offsets must not decrease."""
+        self.line, self.column = step_over(self.block[self.known : offset], self.line, self.column)
+        self.known = max(self.known, offset)
+        return self.line, self.column
+
+
+def step_over(text: bytes, line: int, column: int) -> tuple[int, int]:
+    """Return the line and column after ``text`` that starts at ``line`` and ``column``."""
+    feeds = text.count(b"\n")
+    if feeds:
+        return line + feeds, len(text) - text.rindex(b"\n")
+    return line, column + len(text)
+
+
+def _lead(text: bytes) -> int:
+    """Return how many blanks ``text`` starts with."""
+    return len(text) - len(text.lstrip(_BLANKS))
+
+
 class ArrayReader:
     """Yields the elements of one JSON array.
 
@@ -217,146 +257,132 @@ class ArrayReader:
     def __init__(self, source: ByteSource, max_bytes: int = MAX_RECORD_BYTES) -> None:
         self.source = source
         self.max_bytes = max_bytes
-        self.line, self.column = 1, 1  # of the next byte
         self.count = 0
-        self.started = self.ended = False
-        self.parts: list[bytes] = []
-        self.held = 0
-        self.skipping = False
-        self.head = b""
-        self.head_at = (1, 1)
+        self._position = _Position()
+        self._started = self._ended = False
+        # an element that began in an earlier block: its pieces, size, place and first bytes
+        self._parts: list[bytes] = []
+        self._held = 0
+        self._skipping = False
+        self._head = b""
+        self._head_at = (1, 1)
+        self._last: tuple[bytes, int | tuple[int, int]] = (b"", (1, 1))
+
+    @property
+    def line(self) -> int:
+        """The line on which the record yielded last starts."""
+        whole, place = self._last
+        line, column = self._position.find(place) if isinstance(place, int) else place
+        return step_over(whole[: _lead(whole)], line, column)[0]
 
     def __iter__(self) -> Iterator[Row]:
         structure = _Structure()
         for block in self.source.blocks():
-            if self.ended:
-                self._only_blanks(block)
+            self._position.enter(block)
+            if self._ended:
+                self._only_blanks(block, 0)
                 continue
             starts, commas, end = structure.scan(block)
             at = 0
-            if not self.started:
+            if not self._started:
                 at = self._begin(block, starts)
-                if not self.started:
+                if not self._started:
                     continue
             for comma in commas.tolist():
-                yield self._element(block[at:comma], last=False)
-                self._advance(b",")
+                yield self._element(block[at:comma], at, last=False)
                 at = comma + 1
             if end is None:
-                self._hold(block[at:])
+                self._hold(block[at:], at)
                 continue
-            yield from self._close(block[at:end])
+            if self.count or self._held or block[at:end].strip(_BLANKS):
+                yield self._element(block[at:end], at, last=True)
             if block[end : end + 1] != b"]":
-                raise self._broken("the array is closed by '}'", self.line, self.column)
-            self._advance(b"]")
-            self.ended = True
-            self._only_blanks(block[end + 1 :])
-        if not self.ended:
+                raise self._broken("the array is closed by '}'", *self._position.find(end))
+            self._ended = True
+            self._only_blanks(block, end + 1)
+        if not self._ended:
             self._unfinished()
 
     def _begin(self, block: bytes, starts: np.ndarray) -> int:
         """Step over what stands before the first element; return where that starts."""
-        opening = block[: int(starts[0])] if len(starts) else block
-        blanks = len(opening) - len(opening.lstrip(_BLANKS))
-        self._advance(opening[:blanks])
-        if blanks < len(opening) or (len(starts) and block[blanks : blanks + 1] != b"["):
+        blanks = _lead(block)
+        if blanks < len(block) and (block[blanks : blanks + 1] != b"[" or not len(starts)):
+            line, column = self._position.find(blanks)
             raise UserError(
-                f"{self.source.path}, line {self.line}, column {self.column}: "
-                "not a JSON array of records",
+                f"{self.source.path}, line {line}, column {column}: not a JSON array of records",
                 hint="a JSON dataset is one array: [{...}, {...}]; one object a line is "
                 "format: jsonl",
             )
-        if not len(starts):
-            return blanks
-        self._advance(b"[")
-        self.started = True
-        self.head_at = (self.line, self.column)
+        self._started = blanks < len(block)
         return blanks + 1
 
-    def _advance(self, text: bytes) -> None:
-        """Move the position over ``text``."""
-        feeds = text.count(b"\n")
-        if feeds:
-            self.line += feeds
-            self.column = len(text) - text.rindex(b"\n")
+    def _hold(self, piece: bytes, at: int) -> None:
+        """Keep a piece of an element that goes on in the next block."""
+        if not self._held:
+            self._head_at = self._position.find(at)
+            self._head = b""
+        self._head += piece[: max(0, _HEAD - len(self._head))]
+        self._held += len(piece)
+        if self._held > self.max_bytes:
+            self._parts, self._skipping = [], True
         else:
-            self.column += len(text)
+            self._parts.append(piece)
 
-    def _hold(self, piece: bytes) -> None:
-        """Keep the start of an element that goes on in the next block."""
-        if not self.held and not self.skipping:
-            self.head_at = (self.line, self.column)
-            self.head = b""
-        if len(self.head) < _HEAD:
-            self.head += piece[: _HEAD - len(self.head)]
-        self._advance(piece)
-        self.held += len(piece)
-        if self.skipping:
-            return
-        self.parts.append(piece)
-        if self.held > self.max_bytes:
-            self.parts, self.skipping = [], True
-
-    def _element(self, piece: bytes, *, last: bool) -> Row:
-        """Return the element that ``piece`` completes."""
-        self._hold(piece)
-        whole = b"".join(self.parts)
-        skipped, at = self.skipping, self.head_at
-        self.parts, self.held, self.skipping = [], 0, False
-        lead = len(whole) - len(whole.lstrip(_BLANKS))
-        line = at[0] + whole.count(b"\n", 0, lead)
+    def _element(self, piece: bytes, at: int, *, last: bool) -> Row:
+        """Return the element that ``piece``, which starts at ``at`` in the block, completes."""
+        place: int | tuple[int, int] = at
+        if self._held or len(piece) > self.max_bytes:
+            self._hold(piece, at)
+            piece, place, skipped = b"".join(self._parts), self._head_at, self._skipping
+            self._parts, self._held, self._skipping = [], 0, False
+            if skipped:
+                self.count += 1
+                self._last = (self._head, place)
+                return b"", too_big(self.max_bytes)
+        self._last = (piece, place)
         self.count += 1
-        if skipped:
-            return b"", too_big(self.max_bytes), line
-        raw = whole.strip(_BLANKS)
+        raw = piece.strip(_BLANKS)
+        try:
+            value = orjson.loads(raw)
+            if type(value) is dict:
+                return raw, value
+        except orjson.JSONDecodeError:
+            pass
+        start = self._position.find(place) if isinstance(place, int) else place
         if not raw:
             what = "a comma before the closing bracket" if last else "a comma without a value"
-            raise self._broken(what, self.line, self.column)
+            raise self._broken(what, *step_over(piece, *start))
         try:
-            return raw, parse_record(raw), line
+            return raw, parse_record(raw)
         except BrokenJson as error:
-            raise self._broken_inside(whole, lead + error.offset, error.message, at) from error
+            inside = piece[: _lead(piece) + error.offset]
+            raise self._broken(error.message, *step_over(inside, *start)) from error
 
-    def _close(self, piece: bytes) -> Iterator[Row]:
-        """Yield the last element; an empty array has none."""
-        if self.count or self.skipping or b"".join([*self.parts, piece]).strip(_BLANKS):
-            yield self._element(piece, last=True)
-        else:
-            self._advance(piece)
-
-    def _only_blanks(self, rest: bytes) -> None:
-        blanks = len(rest) - len(rest.lstrip(_BLANKS))
-        self._advance(rest[:blanks])
-        if blanks < len(rest):
-            raise self._broken("text after the end of the array", self.line, self.column)
+    def _only_blanks(self, block: bytes, at: int) -> None:
+        rest = block[at:]
+        if rest.strip(_BLANKS):
+            place = self._position.find(at + _lead(rest))
+            raise self._broken("text after the end of the array", *place)
 
     def _unfinished(self) -> None:
         """Raise for a file that ends before its array does."""
-        if not self.started:
+        end = self._position.find(len(self._position.block))
+        if not self._started:
             raise UserError(f"{self.source.path} holds no JSON array: only blanks")
-        if self.head.strip(_BLANKS) and self.held:
+        text = self._head.strip(_BLANKS)
+        if self._held and text:
             try:
-                parse_record(self.head.strip(_BLANKS))
+                parse_record(text)
             except BrokenJson as error:
-                lead = len(self.head) - len(self.head.lstrip(_BLANKS))
-                at_end = lead + error.offset >= len(self.head.rstrip(_BLANKS))
-                if not at_end and "Unterminated" not in error.message:
-                    raise self._broken_inside(
-                        self.head, lead + error.offset, error.message, self.head_at
-                    ) from error
-        raise self._broken("the file ends before the array does", self.line, self.column)
-
-    def _broken_inside(
-        self, text: bytes, offset: int, message: str, at: tuple[int, int]
-    ) -> UserError:
-        """Return the error for byte ``offset`` of ``text``, which starts at ``at``."""
-        self.line, self.column = at
-        self._advance(text[:offset])
-        return self._broken(message, self.line, self.column)
+                if error.offset < len(text) and "Unterminated" not in error.message:
+                    inside = self._head[: _lead(self._head) + error.offset]
+                    place = step_over(inside, *self._head_at)
+                    raise self._broken(error.message, *place) from error
+        raise self._broken("the file ends before the array does", *end)
 
     def _broken(self, message: str, line: int, column: int) -> UserError:
         return UserError(
-            f"{self.source.path}, line {line}, column {column}: not valid JSON after "
-            f"{self.count:,} records: {message}",
+            f"{self.source.path}, line {line}, column {column}: not valid JSON, in or after "
+            f"record {self.count:,}: {message}",
             hint="mend the file there, or make it again; JSON Lines survives a broken record",
         )

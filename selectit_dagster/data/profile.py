@@ -111,7 +111,8 @@ class Profile:
         self.characters = {name: Lengths() for name in FIELDS}
         self.turns = Lengths()
         self.with_input = 0
-        self._sample: list[tuple[int, str, tuple[str, str, str]]] = []
+        self._sample: list[tuple[int, str, tuple[str, ...]]] = []
+        self._limit = "g"  # above every hexadecimal digit
 
     def add(self, table: pa.RecordBatch | pa.Table) -> None:
         """Add records with the columns of ``records.parquet``."""
@@ -127,19 +128,18 @@ class Profile:
 
     def _add_to_sample(self, table: pa.RecordBatch | pa.Table) -> None:
         hashes = table.column("content_hash").to_pylist()
-        limit = None if len(self._sample) < SAMPLE else -self._sample[0][0]
-        for index, text in enumerate(hashes):
-            key = int(text[:15], 16)
-            if limit is not None and key >= limit:
+        limit = self._limit
+        for index in [i for i, text in enumerate(hashes) if text < limit]:
+            if hashes[index] >= self._limit:
                 continue
             texts = tuple(table.column(name)[index].as_py() for name in FIELDS)
-            entry = (-key, text, texts)
+            entry = (-int(hashes[index], 16), hashes[index], texts)
             if len(self._sample) < SAMPLE:
                 heapq.heappush(self._sample, entry)
             else:
                 heapq.heapreplace(self._sample, entry)
-            if len(self._sample) >= SAMPLE:
-                limit = -self._sample[0][0]
+            if len(self._sample) == SAMPLE:
+                self._limit = self._sample[0][1]
 
     def details(self, count_tokens: Callable[[str], int] | None = None) -> dict[str, Any]:
         """Return the profile as JSON.

@@ -33,7 +33,7 @@ from selectit_dagster.data.duplicates import (
 from selectit_dagster.data.flags import CUT_OFF, EMPTY, FLAGS, INJECTION, REFUSAL, flag_batch
 from selectit_dagster.data.ingest import RECORDS
 from selectit_dagster.data.profile import Profile
-from selectit_dagster.data.text import normal_form, shown
+from selectit_dagster.data.text import normal_record, shown
 from selectit_dagster.files import atomic_file
 from selectit_dagster.progress import Progress
 
@@ -103,14 +103,14 @@ class Curator:
         start = 0
         for batch in self._batches(list(TEXTS)):
             columns = [batch.column(name).to_pylist() for name in TEXTS]
-            normal = [tuple(map(normal_form, texts)) for texts in zip(*columns, strict=True)]
+            normal = list(map(normal_record, *columns))
             stop = start + batch.num_rows
             joined = b"".join(map(normal_digest, normal))
             digests[start:stop] = np.frombuffer(joined, dtype=">u8").reshape(-1, 2)
             self.bits[start:stop] = flag_batch(normal, columns[2])
             if self.index is not None:
                 for row, texts in enumerate(normal, start):
-                    if (hit := self.index.hit(*texts)) is not None:
+                    if (hit := self.index.hit(*texts.split("\n"))) is not None:
                         self.hits[row] = hit
             start = stop
             self._report(stop, share=0.6)
@@ -166,8 +166,8 @@ class Curator:
             for batch in self._batches(list(TEXTS)):
                 low, high = np.searchsorted(rows, [start, start + batch.num_rows])
                 chosen = batch.take(pa.array(rows[low:high] - start))
-                for parts in zip(*(chosen.column(name).to_pylist() for name in TEXTS)):
-                    yield "\n".join(parts)
+                columns = [chosen.column(name).to_pylist() for name in TEXTS]
+                yield from map("\n".join, zip(*columns, strict=True))
                 start += batch.num_rows
 
         found = near_duplicates(
@@ -185,14 +185,17 @@ class Curator:
         """Write the records that are left, and every other one with its reason."""
         keepers = np.unique(self.kept_instead[self.kept_instead >= 0])
         keeper_ids = self._ids(keepers)
-        with atomic_file(records) as kept_file, atomic_file(dropped) as dropped_file:
-            with pq.ParquetWriter(kept_file, CURATED_SCHEMA, **PARQUET_OPTIONS) as writer:
-                for batch in self._batches([entry.name for entry in RECORD_FIELDS]):
-                    part = slice(self.done, self.done + batch.num_rows)
-                    self._write_dropped(batch, part, dropped_file, keepers, keeper_ids)
-                    self._write_kept(batch, part, writer)
-                    self.done = part.stop
-                    self._report(self.done, share=0.2, before=0.8)
+        with (
+            atomic_file(records) as kept_file,
+            atomic_file(dropped) as dropped_file,
+            pq.ParquetWriter(kept_file, CURATED_SCHEMA, **PARQUET_OPTIONS) as writer,
+        ):
+            for batch in self._batches([entry.name for entry in RECORD_FIELDS]):
+                part = slice(self.done, self.done + batch.num_rows)
+                self._write_dropped(batch, part, dropped_file, keepers, keeper_ids)
+                self._write_kept(batch, part, writer)
+                self.done = part.stop
+                self._report(self.done, share=0.2, before=0.8)
         self.progress.update(self.total, self.total)
 
     def _write_kept(self, batch: pa.RecordBatch, part: slice, writer: pq.ParquetWriter) -> None:

@@ -46,6 +46,12 @@ def normal_form(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
+def normal_record(instruction: str, given: str, response: str) -> str:
+    """Return a record in normal form: its three texts on a line each."""
+    whole = normal_form(f"{instruction} \x00 {given} \x00 {response}").replace("\x00", "\n")
+    return whole.replace(" \n", "\n").replace("\n ", "\n")
+
+
 def words(text: str) -> list[str]:
     """Return the words of ``text`` in its normal form, without punctuation.
 
