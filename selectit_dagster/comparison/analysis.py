@@ -55,7 +55,7 @@ def compare_scores(
             f"comparison.baseline {baseline!r} is not one of the arms: {', '.join(arms)}",
             hint="name one of them, or add that arm to selection.arms",
         )
-    untuned = {run.arm for run in runs if run.seed is None}
+    untuned = {run.arm for run in runs if run.seed is None or run.arm == UNTUNED}
     columns = [*benchmarks, *_average(benchmarks)]
     results: dict[str, dict[str, Any]] = {arm: {} for arm in arms}
     for done, column in enumerate(columns):

@@ -16,6 +16,7 @@ from selectit_dagster.artefacts import (
     write_manifest,
 )
 from selectit_dagster.comparison.analysis import compare_scores
+from selectit_dagster.comparison.costs import cost_rows
 from selectit_dagster.comparison.load import Run, load_benchmarks
 from selectit_dagster.files import folder_lock, sha256_json, write_bytes, write_json, write_text
 from selectit_dagster.progress import Progress, Silent
@@ -39,8 +40,8 @@ class ComparisonRequest:
     section:
         Baseline, level, resamples, seed.
     costs:
-        Per arm group (or any other name, e.g. ``scoring``): named figures such as
-        ``seconds``, ``tokens``, ``gpu_hours``; shown beside the quality.
+        ``scoring``: per model, and ``tuning``: per arm group a list of its runs, each with
+        ``seconds``, ``device`` and, where known, ``tokens``; shown beside the quality.
     share:
         The selection's share of the dataset, for the sentences.
     base_model:
@@ -49,7 +50,7 @@ class ComparisonRequest:
 
     evaluations: tuple[tuple[str, int | None, Path], ...]
     section: ComparisonSection
-    costs: dict[str, dict[str, float]] = field(default_factory=dict)
+    costs: dict[str, Any] = field(default_factory=dict)
     share: float | None = None
     base_model: str = ""
 
@@ -90,7 +91,7 @@ def compare(request: ComparisonRequest, out: Path, progress: Progress = _SILENT)
         runs = [Run(arm, seed, Path(folder)) for arm, seed, folder in request.evaluations]
         benchmarks = load_benchmarks(runs)
         details = compare_scores(benchmarks, runs, request.section, request.share, progress)
-        details |= {"costs": request.costs, "base_model": request.base_model}
+        details |= {"costs": cost_rows(request.costs), "base_model": request.base_model}
         write_views(details, out)
         return write_manifest(
             out,

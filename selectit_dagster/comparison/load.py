@@ -89,14 +89,32 @@ def _aligned(name: str, runs: Sequence[Run], facts: dict[str, Any]) -> Benchmark
                 hint="arms are compared question by question: evaluate them alike",
             )
         scores.setdefault(run.arm, []).append(values)
-    aggregate = facts.get("aggregate", "mean")
-    macro = aggregate == "macro"
+    stacked = {arm: np.stack(values) for arm, values in scores.items()}
+    macro = _is_macro(facts, groups, stacked[runs[0].arm][0], runs[0].folder / f"{name}.parquet")
     return BenchmarkScores(
         name=name,
         metric=str(facts.get("metric", "score")),
         questions=Questions.macro(groups.tolist()) if macro else Questions.mean(len(reference)),
-        scores={arm: np.stack(values) for arm, values in scores.items()},
+        scores=stacked,
         groups=len(np.unique(groups)) if macro else 1,
+    )
+
+
+def _is_macro(facts: dict[str, Any], groups: np.ndarray, values: Floats, path: Path) -> bool:
+    """Tell whether the benchmark's score is the mean over its groups.
+
+    The stored score decides: it must come out of the stored questions one way or the other.
+    """
+    score = float(facts["score"])
+    macro = float(values @ Questions.macro(groups.tolist()).weights)
+    if np.isclose(values.mean(), score, rtol=0, atol=1e-6):
+        return facts.get("aggregate") == "macro" and bool(np.isclose(macro, score, atol=1e-6))
+    if np.isclose(macro, score, rtol=0, atol=1e-6):
+        return True
+    raise ArtefactError(
+        f"{path}: the stored score {score:.6f} is neither the mean of its questions "
+        f"({values.mean():.6f}) nor that of its groups ({macro:.6f})",
+        hint="evaluate that arm again",
     )
 
 
@@ -111,14 +129,15 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, Floats]:
         raise ArtefactError(
             f"{path} cannot be read as benchmark outputs: {error}", hint="evaluate that arm again"
         ) from error
-    ids = np.asarray(table["question_id"].to_pylist(), dtype=str)
-    groups = np.asarray([value or "" for value in table["group"].to_pylist()], dtype=str)
     scores = table["score"].to_numpy(zero_copy_only=False).astype(np.float64)
+    scored = np.isfinite(scores)  # a question that did not fit has no score
+    ids = np.asarray(table["question_id"].to_pylist(), dtype=str)[scored]
+    groups = np.asarray([value or "" for value in table["group"].to_pylist()], dtype=str)[scored]
+    scores = scores[scored]
     order = np.argsort(ids, kind="stable")
     ids = ids[order]
-    if len(ids) == 0 or (ids[1:] == ids[:-1]).any() or np.isnan(scores).any():
+    if len(ids) == 0 or (ids[1:] == ids[:-1]).any():
         raise ArtefactError(
-            f"{path} holds no questions, a question twice, or a question without a score",
-            hint="evaluate that arm again",
+            f"{path} holds no scored question, or one twice", hint="evaluate that arm again"
         )
     return ids, groups[order], scores[order]

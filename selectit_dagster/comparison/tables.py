@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from selectit_dagster.comparison.costs import cost_lines
 from selectit_dagster.comparison.load import AVERAGE
 
 # Liu et al., SelectIT (NeurIPS 2024, arXiv 2402.16705), LLaMA-2-7B, means of three seeds
@@ -22,13 +23,6 @@ PUBLISHED: dict[str, tuple[float, ...]] = {
     "SelectIT": (47.4, 40.6, 16.8, 47.4, 29.4, 35.7, 36.2),
 }
 _OURS = {"gsm8k": "GSM", "humaneval": "CodeX", "alpaca-eval": "AE", "tydiqa": "TyDiQA"}
-_UNITS = {
-    "seconds": "s",
-    "tokens": "tokens",
-    "gpu_hours": "GPU-hours",
-    "cpu_hours": "CPU-hours",
-    "energy_wh": "Wh",
-}
 
 
 def comparison_table(details: dict[str, Any]) -> str:
@@ -49,7 +43,7 @@ def comparison_table(details: dict[str, Any]) -> str:
         for name, result in entry["results"].items():
             lines.append(_row(arm, entry["runs"], name, result))
     lines += ["", *(f"- {note}" for note in details["method"]["notes"])]
-    return "\n".join([*lines, *_costs(details["costs"])]) + "\n"
+    return "\n".join([*lines, *cost_lines(details.get("costs", []))]) + "\n"
 
 
 def _row(arm: str, runs: int, name: str, result: dict[str, Any]) -> str:
@@ -122,25 +116,6 @@ def _published_note(name: str) -> str:
     if is_published_model(name):
         return "Published rows: SelectIT, NeurIPS 2024, LLaMA-2-7B, means of three seeds.\n"
     return ""
-
-
-def _costs(costs: dict[str, dict[str, float]]) -> list[str]:
-    """Return the cost table's lines: what scoring and tuning took per arm."""
-    if not costs:
-        return []
-    figures = list(dict.fromkeys(name for entry in costs.values() for name in entry))
-    head = [name.replace("_", " ") for name in figures]
-    lines = ["", "## Costs", "", _line(["what", *head]), _line(["---"] * (len(head) + 1))]
-    for what, entry in costs.items():
-        cells = [_cost(name, entry[name]) if name in entry else "" for name in figures]
-        lines.append(_line([what, *cells]))
-    return lines
-
-
-def _cost(name: str, value: float) -> str:
-    text = f"{value:,.0f}" if abs(value) >= 100 or float(value).is_integer() else f"{value:,.3g}"
-    unit = _UNITS.get(name, "")
-    return text if not unit or unit in name.replace("_", " ") else f"{text} {unit}"
 
 
 def _line(cells: Sequence[str]) -> str:

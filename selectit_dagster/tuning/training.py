@@ -59,12 +59,13 @@ def train(
             **_figures(log.steps),
             **trainable_facts(model),
             "base_parameters": base.parameters,
-            "precision": plan.precision,
+            "device": plan.device,
+            "dtype": plan.precision,
             "micro_batch_size": plan.micro_batch_size,
             "accumulation": plan.accumulation,
             "max_length": plan.max_length,
             "resumed_at_step": resumed,
-            "machine": _machine(plan.device),
+            "determinism": _determinism(plan.device),
         },
     }
     if trainer.args.should_save:
@@ -127,8 +128,7 @@ def training_arguments(plan: Plan, tuning: TuningSection, seed: int, folder: Pat
         weight_decay=tuning.weight_decay,
         bf16=plan.precision == "bfloat16",
         fp16=plan.precision == "float16",
-        gradient_checkpointing=tuning.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        **_activation_checkpointing(tuning),
         seed=seed,
         use_cpu=plan.device == "cpu",
         ddp_backend="gloo" if plan.device == "cpu" and tuning.processes > 1 else None,
@@ -148,6 +148,17 @@ def training_arguments(plan: Plan, tuning: TuningSection, seed: int, folder: Pat
     # with several GPUs in sight and one process, Trainer would spread each batch over all
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
+
+
+def _activation_checkpointing(tuning: TuningSection) -> dict[str, Any]:
+    """Return the arguments that recompute activations; transformers 5 renamed them midway."""
+    if not tuning.gradient_checkpointing:
+        return {}
+    from transformers import TrainingArguments
+
+    new = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if new else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 def _run(trainer: Any, out: Path, log: StepLog) -> int:  # noqa: ANN401 - ResumableTrainer
@@ -201,7 +212,7 @@ def _figures(steps: list[dict[str, float]]) -> dict[str, float]:
     seconds = sum(step["seconds"] for step in steps)
     last = steps[-max(1, len(steps) // 10) :]
     return {
-        "training_seconds": round(seconds, 3),
+        "seconds": round(seconds, 3),
         "first_loss": steps[0]["loss"],
         # over the last tenth of the steps: one batch says little
         "final_loss": sum(step["loss"] for step in last) / len(last),
@@ -210,12 +221,11 @@ def _figures(steps: list[dict[str, float]]) -> dict[str, float]:
     }
 
 
-def _machine(device: str) -> dict[str, Any]:
+def _determinism(device: str) -> dict[str, Any]:
     """Return what the last bits of the weights may depend on beside the fingerprint."""
     import torch
 
     facts: dict[str, Any] = {
-        "device": device,
         "threads": torch.get_num_threads(),
         "architecture": platform.machine(),
         "note": "the same seed gives the same bytes on the same machine with as many threads; "

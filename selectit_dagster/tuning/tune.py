@@ -142,6 +142,7 @@ def _finish(
             "template": request.tuning.template,
             "custom_template": request.tuning.custom_template,
             "base_model": request.tuning.base_model.model_dump(mode="json"),
+            "base": {"path": request.tuning.base_model.path, **fingerprint["base_model"]},
             "processes": request.tuning.processes,
         },
         versions=library_versions(*_VERSIONS),

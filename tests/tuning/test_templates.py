@@ -1,0 +1,81 @@
+"""Prompts are asked as they are trained."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as limits
+from hypothesis import strategies as st
+
+from selectit_dagster.errors import UserError
+from selectit_dagster.tuning.examples import Template, build_examples
+from selectit_dagster.tuning.templates import encode_prompt, render_prompt
+
+CHAT = (
+    "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+
+
+def test_the_alpaca_template_is_the_published_text():
+    assert render_prompt("alpaca", "Add.", "") == (
+        "Below is an instruction that describes a task. Write a response that appropriately "
+        "completes the request.\n\n### Instruction:\nAdd.\n\n### Response:\n"
+    )
+    assert render_prompt("alpaca", "Add.", "1 2") == (
+        "Below is an instruction that describes a task, paired with an input that provides "
+        "further context. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n"
+    )
+
+
+def test_braces_in_a_record_are_never_taken_for_a_field():
+    text = render_prompt("custom", "say {input}", "{instruction}", custom="{instruction}|{input}|")
+    assert text == "say {input}|{instruction}|"
+
+
+def test_a_custom_template_without_a_place_for_the_input_keeps_the_input():
+    assert render_prompt("custom", "Add.", "1 2", custom="Q: {instruction}\nA: ") == (
+        "Q: Add.\n1 2\nA: "
+    )
+
+
+def test_the_chat_template_is_the_models_own(tokenizer):
+    tokenizer.chat_template = CHAT
+    try:
+        text = render_prompt("chat", "Add.", "1 2", tokenizer=tokenizer)
+        assert text == "<s>user: Add.\n1 2</s><s>assistant: "
+        # the template wrote the special tokens already, so none is added
+        assert encode_prompt(tokenizer, text, "chat").count(tokenizer.bos_token_id) == 2
+    finally:
+        tokenizer.chat_template = None
+
+
+@pytest.mark.parametrize(("template", "custom"), [("chat", None), ("custom", "no field")])
+def test_a_template_that_cannot_be_filled_is_refused(tokenizer, template, custom):
+    with pytest.raises(UserError, match=r"no chat template|custom text"):
+        render_prompt(template, "Add.", tokenizer=tokenizer, custom=custom)
+
+
+@given(
+    instruction=st.text(max_size=40),
+    further=st.text(max_size=10),
+    response=st.text(min_size=1, max_size=40),
+)
+@limits(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_prompt_at_inference_is_the_trained_prefix(tokenizer, instruction, further, response):
+    record = {
+        "record_id": "r",
+        "instruction": instruction,
+        "input": further,
+        "response": response,
+    }
+    prompt = encode_prompt(tokenizer, render_prompt("alpaca", instruction, further), "alpaca")
+    try:
+        (example,), _ = build_examples([record], tokenizer, Template("alpaca"), 100_000)
+    except UserError:
+        assert not response.strip()
+        return
+    assert example.input_ids[: example.prompt_length] == prompt
+    assert example.input_ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(example.input_ids[example.prompt_length : -1]) == response
