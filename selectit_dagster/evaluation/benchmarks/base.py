@@ -146,10 +146,14 @@ class Task(ABC):
     def all_questions(self) -> list[Question]:
         """Return every test question, in the published order."""
 
+    def askable(self) -> list[Question]:
+        """Return the questions that may be asked: all but those used as worked examples."""
+        return self.all_questions()
+
     def questions(self) -> list[Question]:
         """Return the questions of this evaluation: all, or the seeded sample; read once."""
         if self._questions is None:
-            everything = self.all_questions()
+            everything = self.askable()
             self._questions = sources.sample_groups(
                 everything,
                 [question.group for question in everything],

@@ -1,0 +1,110 @@
+"""Judges that prefer one of two answers to an instruction.
+
+A judge is anything with :class:`Judge`'s one method. The one here is a local model: it reads
+the instruction and both answers and the likelihoods of "A" and "B" decide, in both orders, so
+that a liking for the first place cancels. Nothing is sent anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from selectit_dagster.errors import UserError
+
+if TYPE_CHECKING:
+    from selectit_dagster.evaluation.engine import Engine
+
+_PROMPT = (
+    "Two assistants answered the same instruction. Say which answer is better.\n\n"
+    "Instruction:\n{instruction}\n\nAnswer A:\n{first}\n\nAnswer B:\n{second}\n\n"
+    "The better answer is:"
+)
+_LABELS = ("A", "B")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An instruction, the answer that is judged and the one it is compared with."""
+
+    instruction: str
+    output: str
+    reference: str
+
+
+class Judge(Protocol):
+    """What AlpacaEval asks of a judge."""
+
+    def prefer(self, pairs: Sequence[Pair]) -> list[float | None]:
+        """Return, per pair, the preference for ``output`` in [0, 1]; None: cannot be judged."""
+        ...  # pragma: no cover - protocol
+
+
+class LocalJudge:
+    """A local model as the judge.
+
+    Parameters
+    ----------
+    engine:
+        The judging model.
+    batch_tokens:
+        Token positions per batch.
+    """
+
+    def __init__(self, engine: Engine, batch_tokens: int = 8192) -> None:
+        self.engine = engine
+        self.batch_tokens = batch_tokens
+
+    def prefer(self, pairs: Sequence[Pair]) -> list[float | None]:
+        """Return the mean probability of the output over both orders.
+
+        A pair that does not fit into the judge's context is not judged.
+
+        Raises
+        ------
+        UserError
+            When the judge's tokenizer has no single tokens for A and B here.
+        """
+        first = self._second_place_last(pairs, swapped=False)
+        second = self._second_place_last(pairs, swapped=True)
+        return [
+            None if one is None or two is None else (one + (1.0 - two)) / 2.0
+            for one, two in zip(first, second, strict=True)
+        ]
+
+    def _second_place_last(self, pairs: Sequence[Pair], *, swapped: bool) -> list[float | None]:
+        """Return the probability of answer A in one order, None for pairs that do not fit."""
+        from selectit_dagster.evaluation.likelihood import find_options, option_batch
+        from selectit_dagster.evaluation.rows import Row
+
+        texts = [render(pair, swapped=swapped) for pair in pairs]
+        options = find_options(self.engine, texts[0], _LABELS)
+        if not options.single:
+            raise UserError(
+                "the judge's tokenizer writes the letters A and B in several tokens",
+                hint="use another judge model",
+            )
+        ids = [tuple(self.engine.encode(text)) + options.lead for text in texts]
+        fitting = [i for i, row in enumerate(ids) if len(row) <= self.engine.context]
+        rows = [Row(str(i), ids[i]) for i in fitting]
+        result: list[float | None] = [None] * len(pairs)
+        for batch in self.engine.plan(rows, self.batch_tokens):
+            logs = option_batch(self.engine, rows, batch, options.tokens)
+            for place, (a, b) in zip(batch.indices, logs, strict=True):
+                result[fitting[place]] = float(1.0 / (1.0 + np.exp(b - a)))
+        return result
+
+
+def render(pair: Pair, *, swapped: bool) -> str:
+    """Return the judge's prompt; the judged output is answer A unless ``swapped``."""
+    first, second = (pair.output, pair.reference)
+    if swapped:
+        first, second = second, first
+    # plain replacement of one field at a time would look into the answers
+    head, tail = _PROMPT.split("{instruction}")
+    middle, rest = tail.split("{first}")
+    between, end = rest.split("{second}")
+    return "".join((head, pair.instruction, middle, first, between, second, end))
