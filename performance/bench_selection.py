@@ -31,7 +31,7 @@ MODELS = {"small": 7.0e9, "middle": 13.0e9, "large": 70.0e9}
 PROMPTS = 5
 RATINGS = 5
 PART = 200_000
-_WORDS = "the quick brown fox jumps over a lazy dog and then explains why it did so . ".encode()
+_WORDS = b"the quick brown fox jumps over a lazy dog and then explains why it did so . "
 _TEXT = np.frombuffer(_WORDS * 40_000, dtype=np.uint8)
 
 

@@ -62,6 +62,7 @@ class Workspace:
                 "autoinstall_known_extensions": False,
             }
         )
+        self.connection.execute("SET enable_progress_bar = false")
         return self
 
     def __exit__(
@@ -88,8 +89,14 @@ class Workspace:
         # a subquery, because two bare calls in one query would have the same name
         return f"(FROM read_parquet('{escaped}'))"
 
-    def batches(self, query: str, rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
-        """Run ``query`` and yield its result in batches of up to ``rows`` rows."""
+    def batches(
+        self, query: str, rows: int = BATCH_ROWS, *, as_stored: bool = False
+    ) -> Iterator[pa.RecordBatch]:
+        """Run ``query`` and yield its result in batches of up to ``rows`` rows.
+
+        ``as_stored`` keeps the order of the file where the query has no ORDER BY.
+        """
+        self.connection.execute(f"SET preserve_insertion_order = {str(as_stored).lower()}")
         relation = self.connection.sql(query)
         # the name before DuckDB 1.5 was fetch_arrow_reader
         modern = hasattr(type(relation), "to_arrow_reader")

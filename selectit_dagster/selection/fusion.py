@@ -116,7 +116,7 @@ def write_sentence_scores(
         return stream.rows
 
     try:
-        return write(store.as_stored())
+        return write(store.as_stored(work))
     except NotGroupedError:
         return write(store.sorted(work))
 

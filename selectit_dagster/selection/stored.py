@@ -100,21 +100,9 @@ class StoredScores:
                 f"{self.stored_prompts} are stored",
                 hint=f"use num_prompts of at most {self.stored_prompts}, or score again",
             )
-        self._check_ratings()
+        check_ratings(name, self.parts[0], num_ratings)
 
-    def _check_ratings(self) -> None:
-        import pyarrow.parquet as pq
-
-        kind = pq.read_schema(self.parts[0]).field("probabilities").type
-        stored = getattr(kind, "list_size", self.num_ratings)
-        if stored != self.num_ratings:
-            raise UserError(
-                f"model {self.name}: ratings 1 to {self.num_ratings} are asked for, "
-                f"1 to {stored} are stored",
-                hint=f"use num_ratings: {stored}, or score again",
-            )
-
-    def as_stored(self) -> Iterator[StoredBatch]:
+    def as_stored(self, work: Workspace) -> Iterator[StoredBatch]:
         """Yield all records in the order of the parts.
 
         Raises
@@ -122,14 +110,15 @@ class StoredScores:
         NotGroupedError
             When a record's prompts do not lie side by side; use :meth:`sorted` then.
         """
-        import pyarrow.parquet as pq
-
-        def rows() -> Iterator[pa.RecordBatch]:
-            for part in self.parts:
-                file = pq.ParquetFile(part, read_dictionary=["status"])
-                yield from file.iter_batches(_ROWS, columns=COLUMNS)
-
-        return self._records(rows())
+        # not by pyarrow, which cannot read a null in a fixed-size list from Parquet
+        rows = (
+            batch
+            for part in self.parts
+            for batch in work.batches(
+                f"SELECT {', '.join(COLUMNS)} FROM {work.table(part)}", _ROWS, as_stored=True
+            )
+        )
+        return self._records(rows)
 
     def sorted(self, work: Workspace) -> Iterator[StoredBatch]:
         """Yield all records by record id, after an external sort.
@@ -192,10 +181,7 @@ class StoredScores:
 
     def _codes(self, column: pa.Array) -> npt.NDArray[np.int8]:
         """Return the index in STATUSES of each row's status."""
-        import pyarrow as pa
-
-        if not pa.types.is_dictionary(column.type):
-            column = column.dictionary_encode()
+        column = column.dictionary_encode()
         known = {name: code for code, name in enumerate(STATUSES)}
         names = [str(name) for name in column.dictionary.to_pylist()]
         unknown = sorted(set(names) - set(known))
@@ -229,7 +215,7 @@ def whole_records(rows: Iterable[pa.RecordBatch], prompts: int) -> Iterator[pa.R
         if carried is not None:
             head = batch.slice(0, prompts - carried.num_rows)
             batch = batch.slice(head.num_rows)
-            carried = pa.Table.from_batches(_same_types([carried, head])).combine_chunks()
+            carried = pa.Table.from_batches([carried, head]).combine_chunks()
             carried = carried.to_batches()[0]
             if carried.num_rows < prompts:
                 continue
@@ -242,15 +228,23 @@ def whole_records(rows: Iterable[pa.RecordBatch], prompts: int) -> Iterator[pa.R
         yield carried
 
 
-def _same_types(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
-    """Return the batches with dictionaries decoded, which differ from part to part."""
-    import pyarrow as pa
+def check_ratings(name: str, part: Path, num_ratings: int) -> None:
+    """Refuse a model whose stored distributions have another number of ratings.
 
-    schema = pa.schema(
-        pa.field(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type)
-        for f in batches[0].schema
-    )
-    return [batch.cast(schema) for batch in batches]
+    Raises
+    ------
+    UserError
+        Naming both numbers.
+    """
+    import pyarrow.parquet as pq
+
+    kind = pq.read_schema(part).field("probabilities").type
+    stored = getattr(kind, "list_size", num_ratings)
+    if stored != num_ratings:
+        raise UserError(
+            f"model {name}: ratings 1 to {num_ratings} are asked for, 1 to {stored} are stored",
+            hint=f"use num_ratings: {stored}, or score again",
+        )
 
 
 def _distributions(column: pa.Array, ratings: int) -> npt.NDArray[np.float32]:

@@ -1,0 +1,56 @@
+"""A second, naive implementation of the ranking: plain loops over the stored rows."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+
+def token_score(p: list[float], variant: str, ablation: str) -> float:
+    """Return S_token, or S_base for the ablations."""
+    if variant == "released-code" and ablation == "none":
+        total = sum(math.exp(x) for x in p)
+        p = [math.exp(x) / total for x in p]
+    best = 0
+    for k in range(1, len(p)):
+        if p[k] > p[best]:
+            best = k
+    if ablation != "none":
+        return best + 1
+    return (best + 1) * sum(abs(x - p[best]) for x in p) / (len(p) - 1)
+
+
+def sentence_score(tokens: list[float], alpha: float) -> float:
+    """Return S_sent with the population's standard deviation."""
+    mean = sum(tokens) / len(tokens)
+    std = math.sqrt(sum((t - mean) ** 2 for t in tokens) / len(tokens))
+    return mean / (1 + alpha * std)
+
+
+def naive_scores(
+    folders: dict[str, Path], thetas: dict[str, float], num_prompts: int, **rules: object
+) -> dict[str, float | None]:
+    """Return each record's model-level score, None where a model could not rate it."""
+    alpha = float(rules.get("alpha", 0.2))  # type: ignore[arg-type]
+    variant = str(rules.get("variant", "paper"))
+    ablation = str(rules.get("ablation", "none"))
+    fused: dict[str, float | None] = {}
+    total = sum(thetas.values()) if variant == "paper" else 1.0
+    for model, folder in folders.items():
+        tokens: dict[str, dict[int, float | None]] = {}
+        for part in folder.glob("part-*.parquet"):
+            for row in pq.read_table(part).to_pylist():
+                if row["prompt_index"] < num_prompts:
+                    ok = row["status"] == "ok"
+                    value = token_score(row["probabilities"], variant, ablation) if ok else None
+                    tokens.setdefault(row["record_id"], {})[row["prompt_index"]] = value
+        for record, values in tokens.items():
+            ordered = [values[k] for k in range(num_prompts)]
+            if None in ordered or fused.get(record, 0.0) is None:
+                fused[record] = None
+                continue
+            sentence = sentence_score(ordered, 0.0 if ablation == "model-r" else alpha)
+            fused[record] = (fused.get(record) or 0.0) + thetas[model] / total * sentence
+    return fused
