@@ -68,7 +68,32 @@ def find_options(engine: Engine, context: str, labels: Sequence[str], blank: str
 def option_batch(
     engine: Engine, rows: Sequence[Row], batch: Batch, tokens: Sequence[int]
 ) -> np.ndarray:
-    """Return log-probabilities (rows, options) of the option tokens after each row.
+    """Return log-probabilities (rows, options) of the option tokens after each row."""
+    import torch
+
+    with torch.inference_mode():
+        logs = torch.log_softmax(last_logits(engine, rows, batch), dim=-1)[:, list(tokens)]
+    return np.asarray(logs.cpu().numpy(), dtype=np.float64)
+
+
+def token_batch(
+    engine: Engine, rows: Sequence[Row], batch: Batch, tokens: Sequence[Sequence[int]]
+) -> list[list[tuple[float, bool]]]:
+    """Return, for each row's own candidate tokens, log-probability and whether it is greedy."""
+    import torch
+
+    with torch.inference_mode():
+        logits = last_logits(engine, rows, batch)
+        best = logits.argmax(dim=-1).tolist()
+        logs = torch.log_softmax(logits, dim=-1)
+        return [
+            [(float(logs[place, token]), token == best[place]) for token in tokens[index]]
+            for place, index in enumerate(batch.indices)
+        ]
+
+
+def last_logits(engine: Engine, rows: Sequence[Row], batch: Batch) -> torch.Tensor:
+    """Return float32 logits (rows, vocabulary) of the token that follows each row.
 
     Rows are padded on the right: in a causal model what follows a position does not reach
     it, so no mask is needed; only the last real positions go through the output layer.
@@ -76,14 +101,11 @@ def option_batch(
     import torch
 
     members = [rows[i] for i in batch.indices]
-    places = np.array([len(row.ids) - batch.prefix - 1 for row in members])
+    places = [len(row.ids) - batch.prefix - 1 for row in members]
     inputs = _right_padded(engine, [row.ids[batch.prefix :] for row in members])
-    with torch.inference_mode():
-        logits, columns = _logits_at(engine, members, batch, inputs, sorted(set(places.tolist())))
-        at = torch.tensor([columns[int(place)] for place in places], device=engine.device)
-        last = logits[torch.arange(len(members), device=engine.device), at].float()
-        chosen = torch.log_softmax(last, dim=-1)[:, list(tokens)]
-    return np.asarray(chosen.cpu().numpy(), dtype=np.float64)
+    logits, columns = _logits_at(engine, members, batch, inputs, sorted(set(places)))
+    at = torch.tensor([columns[place] for place in places], device=engine.device)
+    return logits[torch.arange(len(members), device=engine.device), at].float()
 
 
 def continuation_batch(

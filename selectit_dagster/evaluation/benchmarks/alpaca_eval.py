@@ -106,7 +106,7 @@ class AlpacaEvalTask(Task):
                 "dataset": question.group,
                 "instruction": question.text,
                 "output": scored.answer,
-                "generator": out.name,
+                "generator": f"{out.parent.name}-{out.name}",
             }
             for question, scored in rows
         ]
