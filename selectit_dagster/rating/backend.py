@@ -53,6 +53,12 @@ class TokenBatch:
             return own
         return own + len(self.prefixes) * max(map(len, self.prefixes))
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of all whole rows, padding left out: what a plain loop would run."""
+        prefixes = sum(len(self.prefixes[which]) for which in self.prefix_of)
+        return prefixes + sum(map(len, self.suffixes))
+
     def take(self, indices: Sequence[int]) -> TokenBatch:
         """Return the batch of some of the rows, with the prefixes that they need."""
         needed = sorted({self.prefix_of[index] for index in indices})

@@ -88,7 +88,7 @@ class TransformersBackend:
         )
         self._notes = BackendNotes()
         self._ways: dict[bool, str] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._prefixes: dict[bytes, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         self._local = threading.local()
         self._replace_head()
@@ -242,9 +242,10 @@ class TransformersBackend:
         states = self._prefixes.get(key)
         if states is None:
             states = self._states(self._tensor(prefix)[None])
-            while len(self._prefixes) >= _KEPT_PREFIXES:
-                self._prefixes.pop(next(iter(self._prefixes)), None)
-            self._prefixes[key] = states
+            with self._lock:
+                while len(self._prefixes) >= _KEPT_PREFIXES:
+                    self._prefixes.pop(next(iter(self._prefixes)))
+                self._prefixes[key] = states
         return states
 
     def _states(self, tokens: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:

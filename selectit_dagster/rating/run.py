@@ -1,0 +1,305 @@
+"""One scoring run: chunks ready ahead of the model, batches in flight, parts written.
+
+Three things go on at once: a thread reads and tokenises the next chunk, the backend's
+workers rate batches, and this thread writes down what they return.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from selectit_dagster.errors import UserError
+from selectit_dagster.progress import Progress
+from selectit_dagster.rating.backend import Backend, local_backend
+from selectit_dagster.rating.batches import PlannedBatch
+from selectit_dagster.rating.careful import CarefulRater, RatedBatch
+from selectit_dagster.rating.chunks import (
+    ChunkMaker,
+    ChunkWork,
+    RecordChunk,
+    count_records,
+    read_chunks,
+    text_key,
+)
+from selectit_dagster.rating.folder import OnMismatch, RowSource, ScoreFolder
+from selectit_dagster.rating.journal import Journal
+from selectit_dagster.rating.rating_tokens import Encoder, find_rating_tokens
+from selectit_dagster.rating.rows import RowMaker
+from selectit_dagster.rating.store import part_name, read_index, write_part
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from selectit_dagster.rating.audit import StoppingRule
+    from selectit_dagster.rating.scoring import ScoringRequest
+
+Flying = dict[Future[RatedBatch], tuple[ChunkWork, PlannedBatch]]
+
+_CHUNK_RECORDS = (1024, 4096)
+_CHUNKS_AHEAD = 1
+_RATED_RATINGS = 5
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that a run needs: the request's parts, checked, and the loaded model."""
+
+    request: ScoringRequest
+    rows: RowMaker
+    rating_ids: tuple[int, ...]
+    backend: Backend
+    records: int
+    plan: dict[str, Any]
+    warnings: list[str]
+
+
+def open_run(
+    request: ScoringRequest,
+    folder: ScoreFolder,
+    backend: Backend | None,
+    on_mismatch: OnMismatch,
+) -> Setup:
+    """Check everything that can be checked without the model, then load it.
+
+    Raises
+    ------
+    UserError
+        When the records, prompts, tokenizer or model cannot be used.
+    """
+    from selectit_dagster.models import load_config, load_model, load_tokenizer
+    from selectit_dagster.rating.calibrate import batch_tokens
+
+    records = count_records(request.records_file)
+    if not records:
+        raise UserError(f"{request.records_file} holds no records", hint="check the dataset")
+    rating = request.rating
+    encoder = Encoder(load_tokenizer(request.model), chat_template=rating.chat_template)
+    config = load_config(request.model)
+    limit, warnings = max_length(request, config, encoder)
+    rows = RowMaker(
+        encoder,
+        request.prompts(),
+        rating.layout,
+        limit,
+        rating.too_long == "truncate-response",
+        vocabulary_size(config),
+    )
+    rating_ids = find_rating_tokens(encoder, rows.contexts(), rating.num_ratings)
+    if rating.prompts is None and rating.num_ratings != _RATED_RATINGS:
+        warnings.append(
+            f"the built-in rating prompts ask for 1 to {_RATED_RATINGS}, but num_ratings is "
+            f"{rating.num_ratings}: give prompts of your own"
+        )
+    if backend is None:
+        backend = local_backend(load_model(request.model), rating_ids)
+    budget = batch_tokens(request, rows, backend, records)
+    chunk = int(np.clip(budget // 8, *_CHUNK_RECORDS))
+    plan = {"device": backend.facts.device, "batch_tokens": budget, "chunk_records": chunk}
+    plan = folder.open(plan, on_mismatch)
+    return Setup(request, rows, rating_ids, backend, records, plan, warnings)
+
+
+def max_length(
+    request: ScoringRequest, config: PreTrainedConfig, encoder: Encoder
+) -> tuple[int | None, list[str]]:
+    """Return the longest row in tokens, and warnings.
+
+    That is the model's context, or less by request; None where nothing says.
+    """
+    text = config.get_text_config()
+    context = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
+    if context is None and encoder.tokenizer.model_max_length < 1 << 30:
+        context = int(encoder.tokenizer.model_max_length)
+    asked = request.rating.max_length
+    if asked is None or context is None:
+        return asked or context, []
+    if asked > context:
+        return context, [f"max_length {asked} is beyond the model's context: {context} is used"]
+    return asked, []
+
+
+def vocabulary_size(config: PreTrainedConfig) -> int | None:
+    """Return how many tokens the model knows, None where its configuration does not say."""
+    return getattr(config.get_text_config(), "vocab_size", None)
+
+
+@dataclass
+class Run:
+    """Rates all chunks of a request; see the module's docstring.
+
+    ``rule`` stops asking about records that cannot reach the cut (None: every prompt).
+    """
+
+    setup: Setup
+    folder: ScoreFolder
+    progress: Progress
+    rule: StoppingRule | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
+    positions: int = 0
+    busy_seconds: float = 0.0
+    done: int = 0
+    started: float = 0.0
+
+    def __post_init__(self) -> None:
+        setup = self.setup
+        self.digests: list[str] = self.folder.fingerprint["prompts"]
+        self.total = setup.records * len(self.digests)
+        self.rater = CarefulRater(setup.backend, setup.request.rating.num_ratings)
+        self.counts = {"scored": 0, "reused": 0, "resumed": 0}
+        audited = self.folder.path / ".audit" / "exact"
+        self.source: RowSource = self.folder.sources(*([audited] if self.rule else []))
+        self.maker = ChunkMaker(
+            setup.rows,
+            setup.rows.shared_prefixes() if setup.rows.layout == "paper" else (),
+            self.digests,
+            setup.request.rating.num_ratings,
+            setup.plan["batch_tokens"],
+            self.source,
+        )
+
+    # --- the run ------------------------------------------------------------------------------
+
+    def rate_all(self) -> None:
+        """Rate every chunk that has no part yet, in order."""
+        workers = self.setup.backend.facts.workers
+        self.started = time.monotonic()
+        with (
+            ThreadPoolExecutor(workers, "rate") as pool,
+            ThreadPoolExecutor(1, "prepare") as ahead,
+        ):
+            try:
+                self._pump(pool, ahead, workers + 2)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                ahead.shutdown(cancel_futures=True)
+                raise
+        self.busy_seconds = time.monotonic() - self.started
+
+    def _pump(self, pool: ThreadPoolExecutor, ahead: ThreadPoolExecutor, most: int) -> None:
+        flying: Flying = {}
+        for work in self._prepared(ahead):
+            self.counts["reused"] += work.reused
+            self.counts["resumed"] += work.resumed
+            self._advance(work.ratings.status.size - work.pending)
+            rounds = [work.batches] if self.rule is None else self.rule.rounds(work)
+            for batches in rounds:
+                for batch in batches:
+                    flying[pool.submit(self.rater.rate, batch.tokens)] = work, batch
+                    while len(flying) >= most:
+                        self._collect(flying)
+                while self.rule is not None and flying:
+                    self._collect(flying)
+            if work.path is None and not work.pending:
+                self._save(work)
+        while flying:
+            self._collect(flying)
+
+    def _collect(self, flying: Flying) -> None:
+        """Wait for a batch, write it down, and save its chunk when it was the last."""
+        finished, _ = wait(flying, return_when=FIRST_COMPLETED)
+        for future in finished:
+            work, batch = flying.pop(future)
+            if work.journal is None:
+                path = self.folder.path / journal_name(work.index)
+                work.journal = Journal(path, self.folder.engine, self.digests)
+            work.take(batch, future.result())
+            self.counts["scored"] += len(batch.targets)
+            self.tokens += batch.tokens.tokens
+            self.positions += batch.tokens.positions
+            self._advance(len(batch.targets))
+            if self.rule is None and not work.pending:
+                self._save(work)
+
+    def _prepared(self, ahead: ThreadPoolExecutor) -> Iterator[ChunkWork]:
+        """Yield the chunks that have no part yet; the next one is made ready meanwhile."""
+        ready: deque[Future[ChunkWork]] = deque()
+        path, size = self.setup.request.records_file, self.setup.plan["chunk_records"]
+        for chunk in read_chunks(path, size):
+            if self._has_part(chunk):
+                self.counts["resumed"] += len(chunk.record_ids) * len(self.digests)
+                self._advance(len(chunk.record_ids) * len(self.digests))
+                continue
+            journal = self.folder.path / journal_name(chunk.index)
+            ready.append(ahead.submit(self.maker.prepare, chunk, journal))
+            if len(ready) > _CHUNKS_AHEAD:
+                yield ready.popleft().result()
+        while ready:
+            yield ready.popleft().result()
+
+    def _has_part(self, chunk: RecordChunk) -> bool:
+        index = read_index(self.folder.path / part_name(chunk.index))
+        return (
+            index is not None
+            and index.engine == self.folder.engine
+            and index.prompts == self.digests
+            and index.keys == [text_key(text) for text in chunk.texts]
+        )
+
+    def _save(self, work: ChunkWork) -> None:
+        work.path = self.folder.path / part_name(work.index)
+        write_part(work.path, work.ratings, self.folder.engine, self.digests)
+        if work.journal is not None:
+            work.journal.remove()
+        (self.folder.path / journal_name(work.index)).unlink(missing_ok=True)
+
+    def _advance(self, rows: int) -> None:
+        self.done += rows
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        self.progress.update(
+            self.done,
+            self.total,
+            records_per_second=self.counts["scored"] / len(self.digests) / seconds,
+            tokens_per_second=self.tokens / seconds,
+            memory_gb=self.setup.backend.peak_memory_bytes() / 1e9,
+        )
+
+    # --- what it was like ---------------------------------------------------------------------
+
+    def details(self, seconds: float) -> dict[str, Any]:
+        """Return what a page or a report shows of the run."""
+        setup, facts, notes = self.setup, self.setup.backend.facts, self.setup.backend.notes
+        rate = 1.0 / max(self.busy_seconds, 1e-9)
+        warnings = [*setup.warnings, *notes.warnings]
+        if self.rater.halvings:
+            warnings.append(
+                f"{self.rater.halvings} batches did not fit into memory and were halved: "
+                "set rating.max_batch_tokens lower"
+            )
+        if facts.dtype != "float32":
+            warnings.append(
+                f"probabilities in {facts.dtype} depend a little on the batch's shape; "
+                "float32 does not"
+            )
+        return {
+            "parameters": facts.parameters,
+            "revision": facts.revision,
+            "rating_token_ids": list(setup.rating_ids),
+            "dtype": facts.dtype,
+            "device": facts.device,
+            "workers": facts.workers,
+            "way": notes.way,
+            "batch_tokens": setup.plan["batch_tokens"],
+            "max_length": setup.rows.max_length,
+            "prefix_tokens": [len(prefix) for prefix in self.maker.prefixes],
+            "prompts_per_second": self.counts["scored"] * rate,
+            "tokens_per_second": self.tokens * rate,
+            "tokens": self.tokens,
+            "token_positions": self.positions,
+            "seconds": seconds,
+            "peak_memory_bytes": setup.backend.peak_memory_bytes(),
+            "weights_bytes": facts.weights_bytes,
+            "warnings": warnings,
+        }
+
+
+def journal_name(index: int) -> str:
+    """Return the name of the journal of the chunk with that number."""
+    return f"journal-{index:06d}.jsonl"

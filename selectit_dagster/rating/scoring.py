@@ -1,0 +1,209 @@
+"""The scoring stage: rate every record under every rating prompt with one model.
+
+What is stored is each rating distribution; the token, sentence and model level are
+arithmetic on it. The stage can be stopped at any moment: parts are written whole, the chunk
+in progress has a journal, and the next start rates only what is missing. More records, a
+further prompt or an earlier setting reuse what is there.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selectit_dagster.artefacts import (
+    Fingerprint,
+    Manifest,
+    is_current,
+    library_versions,
+    read_manifest,
+    write_manifest,
+)
+from selectit_dagster.errors import UserError
+from selectit_dagster.experiment import RatingSection, ScoringModel
+from selectit_dagster.files import folder_lock, sha256_file
+from selectit_dagster.progress import Progress, Silent
+from selectit_dagster.rating.backend import Backend
+from selectit_dagster.rating.folder import OnMismatch, ScoreFolder
+from selectit_dagster.rating.prompts import RatingPrompt, load_prompts
+
+# what the stored files mean; a change makes stored scores out of date
+_FORMAT = 1
+KIND = "scores"
+
+
+@dataclass(frozen=True)
+class ScoringRequest:
+    """What is rated, by which model, and how.
+
+    Attributes
+    ----------
+    records:
+        Folder of the curated dataset; its ``records.parquet`` is read.
+    model:
+        The scoring model.
+    rating:
+        Rating prompts, number of ratings, limits and layout. α, variant and ablation belong
+        to the ranking and do not change what is stored (the variant changes how a prompt
+        file's last line is read).
+    selection_share:
+        The share that will be selected; only ``adaptive`` uses it.
+    """
+
+    records: Path
+    model: ScoringModel
+    rating: RatingSection
+    selection_share: float = 0.2
+
+    @property
+    def records_file(self) -> Path:
+        """The Parquet file with the records."""
+        return self.records / "records.parquet" if self.records.is_dir() else self.records
+
+    def prompts(self) -> tuple[RatingPrompt, ...]:
+        """Return the K rating prompts."""
+        return load_prompts(self.rating.prompts, self.rating.num_prompts, self.rating.variant)
+
+
+def scoring_fingerprint(request: ScoringRequest) -> Fingerprint:
+    """Return everything that the stored distributions depend on; loads no model.
+
+    Raises
+    ------
+    UserError
+        When the records, the prompts or the model are not there.
+    """
+    from selectit_dagster.models import model_identity, resolve_device, resolve_dtype
+
+    rating, model = request.rating, request.model
+    identity = model_identity(model)
+    return {
+        "format": _FORMAT,
+        "records": _records_digest(request),
+        "prompts": [prompt.digest for prompt in request.prompts()],
+        "adaptive": _adaptive_settings(request) if rating.adaptive else None,
+        **{f"model.{name}": value for name, value in identity.items()},
+        "dtype": resolve_dtype(model.dtype, resolve_device(model.device)),
+        "num_ratings": rating.num_ratings,
+        "layout": rating.layout,
+        "chat_template": rating.chat_template,
+        "max_length": rating.max_length,
+        "too_long": rating.too_long,
+    }
+
+
+def _records_digest(request: ScoringRequest) -> str:
+    manifest = read_manifest(request.records) if request.records.is_dir() else None
+    if manifest is not None:
+        return manifest.digest
+    path = request.records_file
+    if not path.exists():
+        raise UserError(f"{path} does not exist", hint="materialise curated_dataset first")
+    return sha256_file(path)
+
+
+def _adaptive_settings(request: ScoringRequest) -> dict[str, Any]:
+    rating = request.rating
+    return {
+        "share": request.selection_share,
+        "audit_share": rating.audit_share,
+        "alpha": rating.alpha,
+        "variant": rating.variant,
+        "ablation": rating.ablation,
+    }
+
+
+def score(
+    request: ScoringRequest,
+    out: Path,
+    progress: Progress | None = None,
+    backend: Backend | None = None,
+    *,
+    on_mismatch: OnMismatch = "put-aside",
+) -> Manifest:
+    """Rate the records into ``out`` and return the manifest.
+
+    ``out`` holds ``part-*.parquet`` (see :mod:`selectit_dagster.rating.store`) and the
+    manifest. Counts: ``records``, ``prompts`` (K), records that are ``ok``, ``too_long``,
+    ``failed`` or ``truncated``, rows ``scored`` now, ``reused`` and ``resumed``.
+
+    Parameters
+    ----------
+    request:
+        What to rate.
+    out:
+        The score folder. A complete one for the same request is returned as it is.
+    progress:
+        Told of rated rows, with tokens per second and memory.
+    backend:
+        Runs the model; default: the model is loaded into this process.
+    on_mismatch:
+        What happens to scores in ``out`` that were made under other settings: they are put
+        aside in a sibling folder and the manifest's warnings say so, or the request is
+        refused.
+
+    Raises
+    ------
+    UserError
+        When the records, the prompts, the model or its tokenizer cannot be used, or not one
+        record could be rated.
+    ArtefactError
+        With ``refuse``, naming the settings that differ.
+    """
+    fingerprint = scoring_fingerprint(request)
+    if is_current(out, fingerprint):
+        return _stored(out)
+    with folder_lock(out, f"scoring with {request.model.name}"):
+        if is_current(out, fingerprint):
+            return _stored(out)
+        return _score(
+            request, ScoreFolder(out, fingerprint), progress or Silent(), backend, on_mismatch
+        )
+
+
+def _stored(out: Path) -> Manifest:
+    manifest = read_manifest(out)
+    if manifest is None:
+        raise UserError(f"{out} lost its manifest meanwhile", hint="run again")
+    return manifest
+
+
+def _score(
+    request: ScoringRequest,
+    folder: ScoreFolder,
+    progress: Progress,
+    backend: Backend | None,
+    on_mismatch: OnMismatch,
+) -> Manifest:
+    from selectit_dagster.rating.audit import Audit
+    from selectit_dagster.rating.run import Run, open_run
+    from selectit_dagster.rating.summary import Summary
+
+    started = time.monotonic()
+    setup = open_run(request, folder, backend, on_mismatch)
+    audit = Audit.of(request, folder, setup.backend, score, progress)
+    run = Run(setup, folder, progress, audit.rule)
+    run.rate_all()
+    summary = Summary.of(folder.path)
+    details = {
+        **run.details(time.monotonic() - started),
+        **audit.report(folder.path),
+        "rating_mass": summary.rating_mass,
+        "examples": summary.examples,
+    }
+    details["warnings"] = [*folder.notes, *details["warnings"], *summary.warnings()]
+    summary.require_some_ok(request.model.name)
+    manifest = write_manifest(
+        folder.path,
+        kind=KIND,
+        fingerprint=folder.fingerprint,
+        files=summary.files,
+        counts={**summary.counts, **run.counts},
+        details=details,
+        versions=library_versions("torch", "transformers", "tokenizers", "numpy"),
+        seconds=time.monotonic() - started,
+    )
+    folder.finish(summary.keys, folder.fingerprint["prompts"])
+    return manifest
