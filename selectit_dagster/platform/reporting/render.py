@@ -1,0 +1,77 @@
+"""Write a report as one HTML file and as Markdown.
+
+The HTML needs no network: styles are inside, pictures are data URIs, and there is no
+script. Every text passes through :func:`visible` and the template's escaping.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+from typing import Any
+
+from selectit_dagster.platform.reporting.blocks import Report, clipped, shown, visible
+
+_TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
+_RECORD_CHARACTERS = 4000
+_MARKDOWN_CHARACTERS = 400
+# what begins or ends markup in Markdown, and HTML inside it
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~&!])")
+_LIST_START = re.compile(r"^(\d*)([-+=.)])(?=\s|$)")
+
+
+def html(report: Report) -> str:
+    """Return the report as a self-contained HTML page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters.update(_filters())
+    return environment.get_template("report.html").render(report=report)
+
+
+def markdown(report: Report) -> str:
+    """Return the report as Markdown, without its pictures."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=False,  # noqa: S701 - Markdown has its own escaping, the filter md
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters.update(_filters())
+    text = environment.get_template("report.md").render(report=report)
+    text = "\n".join(line.rstrip() for line in text.splitlines())
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _filters() -> dict[str, Any]:
+    return {
+        "shown": shown,
+        "visible": visible,
+        "record_text": lambda text: visible(clipped(text, _RECORD_CHARACTERS)),
+        "data_uri": data_uri,
+        "md": escape_markdown,
+        "md_text": lambda text: escape_markdown(
+            visible(clipped(text, _MARKDOWN_CHARACTERS), keep_lines=False)
+        ),
+    }
+
+
+def data_uri(png: bytes) -> str:
+    """Return a picture as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def escape_markdown(text: Any) -> str:  # noqa: ANN401 - any cell
+    """Return ``text`` so that Markdown shows it as it is, on one line."""
+    escaped = _MARKDOWN.sub(r"\\\1", shown(text))
+    return _LIST_START.sub(r"\1\\\2", escaped)
