@@ -45,15 +45,7 @@ def make_plan(dataset: Path, tuning: TuningSection) -> Plan:
         When no record fits, the batch does not divide over the processes, or the device or
         the method is not to be had here.
     """
-    device = training_device(tuning)
-    if tuning.method == "qlora":
-        require_four_bit(device)
-    if tuning.batch_size % tuning.processes:
-        raise UserError(
-            f"tuning.batch_size {tuning.batch_size} does not divide over {tuning.processes} "
-            "processes",
-            hint="make batch_size a multiple of processes",
-        )
+    device = check_machine(tuning)
     config = load_config(tuning.base_model)
     context = getattr(config, "max_position_embeddings", None) or tuning.max_length
     max_length = min(tuning.max_length, int(context))
@@ -76,6 +68,35 @@ def make_plan(dataset: Path, tuning: TuningSection) -> Plan:
         device,
         precision_of(tuning, device),
     )
+
+
+def check_machine(tuning: TuningSection) -> str:
+    """Check that the settings go with this machine and return the device; loads nothing.
+
+    Raises
+    ------
+    UserError
+        When the batch does not divide over the processes, there are fewer GPUs than
+        processes, or the method needs what is not here.
+    """
+    import torch
+
+    device = training_device(tuning)
+    if tuning.method == "qlora":
+        require_four_bit(device)
+    if tuning.batch_size % tuning.processes:
+        raise UserError(
+            f"tuning.batch_size {tuning.batch_size} does not divide over {tuning.processes} "
+            "processes",
+            hint="make batch_size a multiple of processes",
+        )
+    if device.startswith("cuda") and tuning.processes > torch.cuda.device_count():
+        raise UserError(
+            f"tuning.processes is {tuning.processes}, and this machine has "
+            f"{torch.cuda.device_count()} GPUs",
+            hint="use one process per GPU at most",
+        )
+    return device
 
 
 def micro_batch_size(

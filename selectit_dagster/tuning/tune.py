@@ -83,6 +83,9 @@ def tune(request: TuningRequest, out: Path, progress: Progress = _SILENT) -> Man
     fingerprint = tuning_fingerprint(request)
     if is_current(out, fingerprint):
         return require_manifest(out, made_by="tuning")
+    from selectit_dagster.tuning.plan import check_machine
+
+    check_machine(request.tuning)
     started = time.perf_counter()
     with folder_lock(out, "tuning"):
         if is_current(out, fingerprint):

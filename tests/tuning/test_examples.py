@@ -32,7 +32,9 @@ def test_records_that_do_not_fit_are_named_and_never_cut(tokenizer):
 
 
 def test_nothing_that_fits_is_refused_with_the_first_reason(tokenizer):
-    with pytest.raises(UserError, match=r"none of the 2 selected records.*a, the response is empty"):
+    with pytest.raises(
+        UserError, match=r"none of the 2 selected records.*a, the response is empty"
+    ):
         build_examples([record("a", ""), record("b", "")], tokenizer, ALPACA, 200)
 
 

@@ -1,0 +1,183 @@
+"""The comparison finds what is there, and claims nothing that is not."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from selectit_dagster.artefacts import verify
+from selectit_dagster.comparison.analysis import compare_scores
+from selectit_dagster.comparison.compare import ComparisonRequest, compare
+from selectit_dagster.comparison.load import Run, load_benchmarks
+from selectit_dagster.errors import ArtefactError, UserError
+from selectit_dagster.experiment import ComparisonSection
+from tests.comparison.conftest import write_evaluation
+
+SECTION = ComparisonSection(resamples=2000)
+
+
+def test_a_real_difference_is_found_and_said_in_one_sentence(world, tmp_path):
+    evaluations = world({"base": -1.0, "selectit": 0.6, "random": 0.0, "full": 0.0})
+    request = ComparisonRequest(evaluations, SECTION, share=0.2)
+    manifest = compare(request, tmp_path / "out")
+    arms = manifest.details["arms"]
+    result = arms["selectit"]["results"]["sums"]
+    assert result["verdict"] == "better"
+    assert result["low"] > 0
+    assert arms["selectit"]["sentence"].startswith(
+        f"SelectIT's fifth beats a random fifth on sums by {100 * result['difference']:.1f} "
+        f"points ({100 * result['low']:.1f} to {100 * result['high']:.1f}); "
+        "no difference that this test could have seen on words (the smallest"
+    )
+    assert arms["full"]["sentence"].startswith(
+        "No difference between the full dataset and a random fifth that this test could have "
+        "seen on sums and words"
+    )
+    assert arms["base"]["sentence"].startswith(
+        "The untuned base model falls behind a random fifth on sums by "
+    )
+    assert "sentence" not in arms["random"]["results"]["sums"]
+    assert len(manifest.details["sentences"]) == 3
+
+
+def test_the_figures_are_those_of_the_questions(world, tmp_path):
+    evaluations = world({"selectit": 0.6, "random": 0.0})
+    manifest = compare(ComparisonRequest(evaluations, SECTION), tmp_path / "out")
+    import pyarrow.parquet as pq
+
+    means = {}
+    for arm, _, folder in evaluations:
+        values = pq.read_table(folder / "sums.parquet")["score"].to_numpy()
+        means.setdefault(arm, []).append(values.mean())
+    result = manifest.details["arms"]["selectit"]["results"]["sums"]
+    assert result["run_means"] == pytest.approx(means["selectit"])
+    assert result["mean"] == pytest.approx(np.mean(means["selectit"]))
+    assert result["difference"] == pytest.approx(
+        np.mean(means["selectit"]) - np.mean(means["random"])
+    )
+    average = manifest.details["arms"]["selectit"]["results"]["average"]
+    words = manifest.details["arms"]["selectit"]["results"]["words"]
+    assert average["difference"] == pytest.approx((result["difference"] + words["difference"]) / 2)
+
+
+def test_everything_is_written_once_and_repeats(world, tmp_path):
+    evaluations = world({"selectit": 0.2, "random": 0.0})
+    costs = {
+        "scoring": {"tiny": {"seconds": 90.0, "device": "cpu"}},
+        "tuning": {
+            "selectit": [{"seconds": 10.0, "tokens": 5000, "device": "cpu"}] * 3,
+            "full": [{"seconds": 70.0, "tokens": 25_000, "device": "cpu"}],
+        },
+    }
+    request = ComparisonRequest(evaluations, SECTION, costs=costs, share=0.2)
+    manifest = compare(request, tmp_path / "out")
+    assert verify(tmp_path / "out") == manifest
+    assert compare(request, tmp_path / "out") == manifest
+    assert compare(request, tmp_path / "again").digest == manifest.digest
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == manifest.details
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| tuning | selectit | 3 | 30 s | 15,000 | 0.00833 CPU-hours |" in table
+    assert "instead of 1 min 10 s, so the scoring pays for itself after 2 runs" in table
+    picture = (tmp_path / "out" / "forest.png").read_bytes()
+    assert picture[:4] == b"\x89PNG"
+    assert len(picture) < 70_000
+
+
+def test_the_champion_is_the_best_run_of_the_best_tuned_arm(world, tmp_path):
+    evaluations = world({"base": 3.0, "selectit": 0.6, "random": 0.0})
+    manifest = compare(ComparisonRequest(evaluations, SECTION), tmp_path / "out")
+    champion = manifest.details["champion"]
+    averages = manifest.details["arms"]["selectit"]["results"]["average"]["run_means"]
+    assert champion["arm"] == "selectit"
+    assert champion["seed"] == 1 + int(np.argmax(averages))
+    assert champion["average"] == pytest.approx(max(averages))
+
+
+def test_equal_arms_are_hardly_ever_called_different(world):
+    claims = 0
+    section = ComparisonSection(resamples=400)
+    for seed in range(20):
+        runs = [Run(*entry) for entry in world({"selectit": 0.0, "random": 0.0}, seed=seed)]
+        found = compare_scores(load_benchmarks(runs), runs, section)
+        results = found["arms"]["selectit"]["results"]
+        claims += any(results[name]["verdict"] != "not seen" for name in ("sums", "words"))
+    assert claims <= 3  # P(more than 3 of 20 at a rate of 5 %) is below 2 %
+
+
+def test_single_runs_are_judged_by_mcnemar(world, tmp_path):
+    evaluations = world({"selectit": 0.6, "random": 0.0}, runs=1)
+    manifest = compare(ComparisonRequest(evaluations, SECTION), tmp_path / "out")
+    result = manifest.details["arms"]["selectit"]["results"]["sums"]
+    assert result["test"] == "mcnemar"
+    assert result["p"] == result["mcnemar"]["p"]
+    assert not manifest.details["method"]["covers_runs"]
+    assert any("one training run" in note for note in manifest.details["method"]["notes"])
+
+
+def test_a_macro_average_is_recognised_by_its_score(tmp_path):
+    generator = np.random.default_rng(0)
+    evaluations = []
+    for arm in ("selectit", "random"):
+        values = {"tasks": (generator.random(301) < 0.5).astype(float)}
+        folder = write_evaluation(tmp_path / arm, values, macro=True, groups=3)
+        evaluations.append((arm, 1, folder))
+    manifest = compare(ComparisonRequest(tuple(evaluations), SECTION), tmp_path / "out")
+    assert manifest.details["benchmarks"]["tasks"]["groups"] == 3
+
+
+def test_arms_that_answered_other_questions_are_refused(tmp_path):
+    scores = np.ones(10)
+    write_evaluation(tmp_path / "a", {"sums": scores})
+    write_evaluation(tmp_path / "b", {"sums": scores[:9]})
+    request = ComparisonRequest(
+        (("selectit", 1, tmp_path / "a"), ("random", 1, tmp_path / "b")), SECTION
+    )
+    with pytest.raises(ArtefactError, match=r"do not hold the same questions \(9 and 10, 9 in"):
+        compare(request, tmp_path / "out")
+
+
+def test_an_arm_without_a_benchmark_is_refused(tmp_path):
+    write_evaluation(tmp_path / "a", {"sums": np.ones(5), "words": np.ones(5)})
+    write_evaluation(tmp_path / "b", {"sums": np.ones(5)})
+    request = ComparisonRequest(
+        (("selectit", 1, tmp_path / "a"), ("random", 1, tmp_path / "b")), SECTION
+    )
+    with pytest.raises(ArtefactError, match="no benchmark words"):
+        compare(request, tmp_path / "out")
+
+
+def test_a_baseline_that_is_no_arm_is_refused(world, tmp_path):
+    evaluations = world({"selectit": 0.0, "full": 0.0}, runs=1)
+    with pytest.raises(UserError, match="'random' is not one of the arms: selectit, full"):
+        compare(ComparisonRequest(evaluations, SECTION), tmp_path / "out")
+
+
+def test_arms_that_always_agree_make_no_trouble(tmp_path):
+    for name in ("a", "b"):
+        write_evaluation(tmp_path / name, {"sums": np.ones(20)})
+    request = ComparisonRequest(
+        (("selectit", 1, tmp_path / "a"), ("random", 1, tmp_path / "b")), SECTION
+    )
+    result = compare(request, tmp_path / "out").details["arms"]["selectit"]["results"]["sums"]
+    assert result["difference"] == 0
+    assert result["verdict"] == "not seen"
+
+
+@pytest.mark.parametrize(
+    ("model", "published"),
+    [("meta-llama/Llama-2-7b-hf", True), ("/models/llama-2-7b", True), ("tiny", False)],
+)
+def test_published_rows_stand_beside_ours_only_for_the_papers_model(tmp_path, model, published):
+    evaluations = []
+    for arm, values in (("selectit", [1.0, 0.0] * 20), ("random", [0.0] * 40)):
+        folder = write_evaluation(
+            tmp_path / arm, {"mmlu": np.array(values), "gsm8k": np.array(values)}
+        )
+        evaluations.append((arm, 1, folder))
+    request = ComparisonRequest(tuple(evaluations), SECTION, base_model=model)
+    compare(request, tmp_path / "out")
+    table = (tmp_path / "out" / "paper_table.md").read_text()
+    assert "| selectit | 50.0 | 50.0 | 50.0 | +50.0 |" in table
+    assert ("| SelectIT (published) | 47.4 | 16.8 |  |  |" in table) == published
