@@ -55,28 +55,41 @@ class CsvReader:
 
     def _lines(self) -> Iterator[str]:
         """Yield lines with their ends; remember those that the current row consumed."""
-        rest = b""
+        rest, quotes, overlong = b"", 0, False
         for block in self.source.blocks():
-            *whole, rest = (rest + block).split(b"\n")
+            *whole, last = block.split(b"\n")
             for line in whole:
-                yield self._taken(line + b"\n")
+                line = rest + line
+                rest = b""
+                if overlong or len(line) > self.max_bytes:
+                    yield self._dropped(quotes + line.count(b'"'))
+                    quotes, overlong = 0, False
+                else:
+                    yield self._taken(line + b"\n")
+            rest += last
             if len(rest) > self.max_bytes:
-                # a line that never ends: keep no more than its start
-                self._overlong = True
-                rest = rest[:1]
-        if rest:
+                quotes, rest, overlong = quotes + rest.count(b'"'), b"", True
+        if overlong:
+            yield self._dropped(quotes + rest.count(b'"'))
+        elif rest:
             yield self._taken(rest)
 
     def _taken(self, line: bytes) -> str:
         self._lines_read += 1
-        text = line.decode("utf-8", "surrogateescape")
         self._held += len(line)
-        if self._held > self.max_bytes:
-            self._overlong = True
-            self._consumed.clear()
-            return text[:1] if len(line) > self.max_bytes else text
+        if self._held > self.max_bytes + 1:
+            raise self._unclosed()
+        text = line.decode("utf-8", "surrogateescape")
         self._consumed.append(text)
         return text
+
+    def _dropped(self, quotes: int) -> str:
+        """Return a stand-in for a line that is too long to be held."""
+        self._lines_read += 1
+        if quotes % 2 or self._held:
+            raise self._unclosed()
+        self._overlong = True
+        return "x\n"
 
     def __iter__(self) -> Iterator[Row]:
         lines = self._lines()
@@ -95,7 +108,7 @@ class CsvReader:
                 return
             except csv.Error as error:
                 if "unexpected end of data" in str(error):
-                    raise self._unclosed(self.line) from error
+                    raise self._unclosed() from error
                 fault = Unusable(WHOLE_RECORD, f"is not valid CSV: {error}")
             raw = "".join(self._consumed).rstrip("\r\n").encode("utf-8", "surrogateescape")
             if self._overlong:
@@ -108,10 +121,10 @@ class CsvReader:
                 reason = f"has {len(row)} columns, the header has {width}"
                 yield raw, Unusable(WHOLE_RECORD, reason)
 
-    def _unclosed(self, first_line: int) -> UserError:
+    def _unclosed(self) -> UserError:
         return UserError(
-            f"{self.source.path}: a quote in the row that starts on line {first_line} "
-            "is never closed",
+            f"{self.source.path}: a quote in the row that starts on line {self.line} "
+            f"is never closed, or not within {self.max_bytes:,} bytes",
             hint="close the quote; a quote inside a quoted field is written twice",
         )
 

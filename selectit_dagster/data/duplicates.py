@@ -33,6 +33,9 @@ class Duplicates:
     similarity: np.ndarray
 
 
+_NONE = Duplicates(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+
+
 def exact_duplicates(
     digests: np.ndarray, alive: np.ndarray, id_ranks: Callable[[np.ndarray], np.ndarray]
 ) -> Duplicates:
@@ -48,14 +51,15 @@ def exact_duplicates(
         Gives the order of the record ids of some rows: rows (D,) to ranks (D,).
     """
     rows = np.flatnonzero(alive)
+    if not len(rows):
+        return _NONE
     order = np.lexsort((digests[rows, 1], digests[rows, 0]))
     ordered = digests[rows[order]]
     same = np.all(ordered[1:] == ordered[:-1], axis=1)
     member = np.append(False, same) | np.append(same, False)
     rows, groups = rows[order][member], np.cumsum(~np.append(False, same))[member]
     if not len(rows):
-        nothing = np.zeros(0, np.int64)
-        return Duplicates(nothing, nothing, np.zeros(0))
+        return _NONE
     by_id = np.lexsort((id_ranks(rows), groups))
     rows, groups = rows[by_id], groups[by_id]
     first = np.append(True, groups[1:] != groups[:-1])
@@ -130,11 +134,13 @@ def jaccard(first: np.ndarray, second: np.ndarray) -> float:
 def banded_keys(sketches: np.ndarray, threshold: float, permutations: int) -> np.ndarray:
     """Return one key per record and band, 0 where no other record has it: (N, bands) uint64.
 
-    Bands and rows are those that datasketch's LSH finds best for the threshold.
+    Bands and rows are those that datasketch's LSH finds best for the threshold, with more
+    weight on pairs missed than on pairs compared in vain.
     """
     from datasketch import MinHashLSH
 
-    best = MinHashLSH(threshold=threshold, num_perm=permutations)
+    # a false candidate costs one comparison, a missed one stays in the dataset
+    best = MinHashLSH(threshold=threshold, num_perm=permutations, weights=(0.1, 0.9))
     keys = np.zeros((len(sketches), best.b), np.uint64)
     for band in range(best.b):
         part = sketches[:, band * best.r : (band + 1) * best.r].astype(np.uint64)

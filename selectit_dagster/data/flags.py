@@ -101,8 +101,8 @@ _REFUSALS = tuple(
         r"\b(?:can(?:no|['’])t|can not|unable|not able|do(?: not|n['’]t)|am not|not capable"
         r"|not programmed|lack)\b",
         r"^(?:unfortunately,? |sorry,? )?i (?:can(?:no|['’])t|can not|won['’]t|will not"
-        r"|am unable to|am not able to|must decline to) (?:help|assist|answer|provide|fulfil|fulfill|comply|do"
-        r"|respond|complete|process|generate|create|write|engage|discuss|support|access)",
+        r"|am unable to|am not able to|must decline to) (?:help|assist|answer|provide|fulfill?|comply"
+        r"|do|respond|complete|process|generate|create|write|engage|discuss|support|access)",
         r"^(?:很抱歉|抱歉|对不起|不好意思).{0,30}(?:无法|不能|没有办法|没法|不会)",
         r"^(?:作为|我是)(?:一个|一名|一款)?(?:ai|人工智能|语言模型|大型语言模型|虚拟助手)"
         r".{0,40}(?:无法|不能|没有)",

@@ -63,13 +63,24 @@ def _diagnose(raw: bytes) -> Unusable:
     try:
         value = json.loads(text, parse_constant=_Constant, strict=False)
     except json.JSONDecodeError as error:
-        offset = len(text[: error.pos].encode("utf-8"))
-        raise BrokenJson(error.msg, offset) from error
+        first = _strict_error(text) or error
+        raise BrokenJson(first.msg, len(text[: first.pos].encode("utf-8"))) from error
     except (RecursionError, ValueError):
         return Unusable(WHOLE_RECORD, "is nested too deeply or holds a number that is too long")
     return _first_fault(value, WHOLE_RECORD) or Unusable(
         WHOLE_RECORD, "holds a control character that JSON wants escaped, or is nested too deeply"
     )
+
+
+def _strict_error(text: str) -> json.JSONDecodeError | None:
+    """Return the first error under the letter of JSON: a quote left open shows at its line."""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return error
+    except (RecursionError, ValueError):
+        pass
+    return None
 
 
 class _Constant(str):

@@ -247,10 +247,10 @@ def _is_one_object(text: bytes) -> bool:
     lines = [line for line in text.splitlines()[:20] if line.strip()]
     for line in lines[:-1] or lines:
         try:
-            orjson.loads(line)
+            if type(orjson.loads(line)) is dict:
+                return False
         except orjson.JSONDecodeError:
             continue
-        return False
     return len(lines) > 1 and lines[0].rstrip()[-1:] in (b"{", b"[", b",")
 
 

@@ -73,7 +73,8 @@ def shown(text: str, length: int = 200) -> str:
 
 
 def _escape(character: str) -> str:
-    # Cc control, Cf format (direction overrides), Cs surrogates, Zl/Zp line separators
-    if unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"}:
+    # C: control, format (direction marks), surrogate, private, unassigned; Zl, Zp: line ends
+    category = unicodedata.category(character)
+    if category[0] == "C" or category in {"Zl", "Zp"}:
         return character.encode("unicode_escape", "backslashreplace").decode("ascii")
     return character

@@ -1,0 +1,89 @@
+"""Plots of a dataset: lengths, scripts and what the steps of curation dropped.
+
+Each function takes ``details`` of a manifest (and its counts) and returns PNG bytes,
+small enough for an asset's page. Colours are those of the Okabe-Ito palette.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLOURS = {"instruction": "#0072B2", "input": "#E69F00", "response": "#009E73"}
+_GREY = "#999999"
+
+
+def _png(figure: Figure) -> bytes:
+    """Render a figure with the Agg backend."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
+    return buffer.getvalue()
+
+
+def lengths_plot(profile: dict[str, Any]) -> bytes:
+    """Return histograms of the lengths in characters, one panel per part of the record.
+
+    Parameters
+    ----------
+    profile:
+        ``details["profile"]`` of the raw or the curated dataset.
+    """
+    from matplotlib.figure import Figure
+
+    names = [name for name in _COLOURS if name != "input" or profile["with_input"]]
+    figure = Figure(figsize=(3.2 * len(names), 2.6))
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for axis, name in zip(panels, names, strict=True):
+        histogram = profile["histograms"][name]
+        axis.stairs(histogram["counts"], histogram["edges"], fill=True, color=_COLOURS[name])
+        median = profile["characters"][name]["p50"]
+        axis.axvline(median, color="black", linewidth=1, linestyle="--")
+        axis.set_title(f"{name} (median {median:,})", fontsize=9)
+        axis.set_xlabel("characters, up to the 99th percentile", fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("records", fontsize=8)
+    figure.tight_layout()
+    return _png(figure)
+
+
+def _bars(labels: list[str], values: list[int], colours: list[str], what: str) -> bytes:
+    """Return horizontal bars with their values, the first on top."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 0.9 + 0.28 * len(labels)))
+    axis = figure.subplots()
+    bars = axis.barh(range(len(labels)), values, color=colours)
+    axis.bar_label(bars, [f"{value:,}" for value in values], padding=3, fontsize=8)
+    axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel(what, fontsize=8)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.margins(x=0.12)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return _png(figure)
+
+
+def scripts_plot(profile: dict[str, Any]) -> bytes:
+    """Return the scripts of the sampled records as bars, at most ten."""
+    items = list(profile["scripts"].items())[:10]
+    labels = [name for name, _ in items]
+    values = [count for _, count in items]
+    return _bars(labels, values, ["#0072B2"] * len(items), f"of {profile['sample']:,} sampled")
+
+
+def curation_plot(counts: dict[str, int], details: dict[str, Any]) -> bytes:
+    """Return what each step found, coloured by whether it dropped or only flagged."""
+    rows = [row for row in details["steps"] if row["setting"] not in {"off", "ignore"}]
+    labels = ["kept", *(f"{row['step']} ({row['setting']})" for row in rows)]
+    values = [counts["kept"], *(row["found"] for row in rows)]
+    drop, flag = "#D55E00", _GREY
+    colours = ["#009E73", *(drop if row["setting"] == "drop" else flag for row in rows)]
+    return _bars(labels, values, colours, f"records, of {counts['raw']:,}")

@@ -1,0 +1,251 @@
+"""Files that nobody would write on purpose: a clear message or a named reject, always."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from selectit_dagster.data import collect
+from selectit_dagster.data.ingest import IngestRequest, ingest
+from selectit_dagster.data.json_reader import ArrayReader, LineReader
+from selectit_dagster.data.sources import ByteSource
+from selectit_dagster.errors import UserError
+from selectit_dagster.experiment import DatasetSection
+
+GOOD = b'{"instruction": "i", "output": "o"}'
+
+BAD_RECORDS = [
+    (b'{"instruction": "i", "output": NaN}', "output", "is NaN, which JSON does not have"),
+    (b'{"instruction": -Infinity, "output": "o"}', "instruction", "is -Infinity"),
+    (b'{"instruction": "i", "output": "\\ud800"}', "output", "holds a lone surrogate"),
+    (b'{"instruction": "i", "output": "\xff"}', "(record)", "is not valid UTF-8"),
+    (b'{"instruction": "i\\u0000", "output": "o"}', "instruction", "holds a NUL character"),
+    (b'{"instruction": {"a": [null]}, "output": "o"}', "instruction", "is an object"),
+    (b'{"instruction": "i", "output": 1.5}', "output", "is a number, expected text"),
+    (b'{"instruction": "i", "output": "a\tb"}', "(record)", "holds a control character"),
+    (b"null", "(record)", "is null, expected an object"),
+    (b'"text"', "(record)", "is a str, expected an object"),
+    (b"[1, [2]]", "(record)", "is a list, expected an object"),
+    (b'{"instruction": "i", "x": ' + b"[" * 5000 + b"]" * 5000 + b"}", "(record)", "is nested too"),
+]
+
+
+@pytest.mark.parametrize(("record", "field", "reason"), BAD_RECORDS)
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+def test_a_bad_record_is_named_and_the_others_are_read(workshop, kind, record, field, reason):
+    records = [GOOD, record, GOOD]
+    content = b"\n".join(records) if kind == "jsonl" else b"[" + b",\n".join(records) + b"]"
+    manifest = workshop.read(workshop.write("a", content))
+    assert manifest.counts == {"read": 3, "kept": 2, "rejected": 1}
+    reject = workshop.rejected[0]
+    assert (reject["position"], reject["line"], reject["field"]) == (1, 2, field)
+    assert reject["reason"].startswith(reason)
+    assert [r["position"] for r in workshop.records] == [0, 2]
+
+
+def test_a_line_that_is_no_json_is_one_reject(workshop):
+    path = workshop.write("a.jsonl", GOOD + b'\n{"instruction": "half\n' + GOOD + b"\n{")
+    manifest = workshop.read(path)
+    assert manifest.counts == {"read": 4, "kept": 2, "rejected": 2}
+    assert "is not JSON: Unterminated string" in workshop.rejected[0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "column", "what"),
+    [
+        (b'[\n{"a": "b"},\n{"a": "b" "c"}\n]', 3, 11, "Expecting ',' delimiter"),
+        (b'[{"a": 1},\n  {"a": \n', 3, 1, "the file ends before the array does"),
+        (b'[{"a": 1}', 1, 10, "the file ends before the array does"),
+        (b'[{"a": 1},]', 1, 11, "a comma before the closing bracket"),
+        (b'[{"a": 1},,{"a": 1}]', 1, 11, "a comma without a value"),
+        (b'[{"a": 1}]\n]', 2, 1, "text after the end of the array"),
+        (b'[{"a": 1}}', 1, 10, "closed by"),
+        (b'[{"a": 1},\n{"a": [1, 2},\n{"a": 3}]', 2, 12, "Expecting ',' delimiter"),
+        (b'[{"a": "x},\n{"a": "y"}]', 1, 12, "Invalid control character"),
+    ],
+)
+def test_a_broken_array_names_line_and_column(workshop, content, line, column, what):
+    with pytest.raises(UserError, match=what) as caught:
+        workshop.read(workshop.write("a.json", content), layout="alpaca")
+    assert f"a.json, line {line}, column {column}:" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", b"", "is empty"),
+        ("a.json", b" \n ", "only blanks"),
+        ("a.json", b"[ ]", "holds no records"),
+        ("a.json", b'{\n "data": [\n  1\n ]\n}', "not a JSON array of records"),
+        ("a.csv", b"instruction,output\n", "holds no records"),
+        ("a.csv", b'instruction,output\na,"b\nc,d\n', "row that starts on line 2 is never closed"),
+        ("a.csv", b"instruction,instruction\na,b\n", "names a column twice"),
+        ("a.parquet", b"PAR1garbage", "cannot be read as Parquet"),
+        ("a.xlsx", b"PK\x03\x04....", "zip archive"),
+        ("a.json", "[]".encode("utf-16"), "UTF-16"),
+        ("a.bin", b"\x00\x01\x02", "binary data"),
+        ("a.txt", b"hello", "neither JSON"),
+        ("a.gz", gzip.compress(b""), "only blanks"),
+    ],
+)
+def test_a_file_that_cannot_be_read_says_why(workshop, name, content, message):
+    with pytest.raises(UserError, match=message):
+        workshop.read(workshop.write(name, content))
+
+
+def test_a_missing_file_and_a_folder_of_nothing_say_so(workshop):
+    with pytest.raises(UserError, match="does not exist"):
+        workshop.read(workshop.folder / "gone.json")
+    (workshop.folder / "empty").mkdir()
+    with pytest.raises(UserError, match="cannot be loaded"):
+        workshop.read(workshop.folder / "empty")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
+def test_a_half_written_archive_says_where_it_ends(workshop, make, pack):
+    packed = pack("".join(json.dumps(r) + "\n" for r in make(5000)).encode())
+    path = workshop.write("a.jsonl", packed[: len(packed) // 2])
+    with pytest.raises(UserError, match="end in the middle at byte") as caught:
+        workshop.read(path)
+    assert f"{len(packed) // 2:,}" in caught.value.message
+    assert not (workshop.out / "manifest.json").exists()
+
+
+def test_a_damaged_archive_is_no_traceback(workshop, make):
+    packed = bytearray(gzip.compress("".join(json.dumps(r) for r in make(500)).encode()))
+    packed[len(packed) // 2] ^= 0xFF
+    with pytest.raises(UserError, match=r"damaged|end in the middle"):
+        workshop.read(workshop.write("a.gz", bytes(packed)))
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+def test_a_record_above_the_limit_is_skipped_in_a_stream(workshop, kind):
+    big = b'{"instruction": "i", "output": "' + b"x" * 3000 + b'"}'
+    parts = [GOOD, big, GOOD]
+    content = b"[" + b",".join(parts) + b"]" if kind == "json" else b"\n".join(parts)
+    path = workshop.write("a", content)
+    reader = ArrayReader if kind == "json" else LineReader
+    rows = list(reader(ByteSource(path, "none"), max_bytes=1000))
+    assert [isinstance(value, dict) for _, value in rows] == [True, False, True]
+    assert rows[1][1].reason == "is larger than 1000 bytes"
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv"])
+def test_a_line_of_many_blocks_does_not_fill_the_memory(workshop, monkeypatch, kind):
+    import tracemalloc
+
+    monkeypatch.setattr("selectit_dagster.data.sources.BLOCK", 1 << 16)
+    size = 24 << 20
+    parts = [GOOD, b'{"instruction": "i", "output": "' + b"x" * size + b'"}', GOOD]
+    if kind == "csv":
+        content = b"instruction,output\ni,o\ni," + b"x" * size + b"\ni,o\n"
+    else:
+        content = b"[" + b",".join(parts) + b"]" if kind == "json" else b"\n".join(parts)
+    path = workshop.write("a", content)
+    del content, parts
+    section = DatasetSection(path=str(path))
+    reader = collect.open_reader(
+        section, {"format": kind, "compression": "none", "source": {}}, max_bytes=1 << 20
+    )
+    tracemalloc.start()
+    outcomes = [isinstance(value, dict) for _, value in reader.rows]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert outcomes == [True, False, True]
+    assert peak < size / 2  # the csv module holds a field at four bytes a character
+
+
+def test_csv_rows_of_the_wrong_width_are_named(workshop):
+    path = workshop.write(
+        "a.csv", "instruction,output\na,b\nc\nd,e,f\n\ng,h\n\xff,x\n".encode("latin-1")
+    )
+    manifest = workshop.read(path)
+    assert manifest.counts == {"read": 5, "kept": 2, "rejected": 3}
+    assert [r["reason"] for r in workshop.rejected] == [
+        "has 1 columns, the header has 2",
+        "has 3 columns, the header has 2",
+        "is not valid UTF-8",
+    ]
+    assert [r["line"] for r in workshop.rejected] == [3, 4, 7]
+
+
+def test_parquet_with_the_wrong_types_is_rejected_by_name(workshop):
+    path = workshop.folder / "a.parquet"
+    pq.write_table(pa.table({"instruction": [1, 2], "output": [["x"], None]}), path)
+    with pytest.raises(UserError, match="instruction is a number, expected text"):
+        workshop.read(path, max_reject_share=0.05)
+    assert [r["position"] for r in workshop.rejected] == [0, 1]
+
+
+def test_parquet_text_that_is_no_utf8_is_rejected_by_name(workshop):
+    good = pa.array([b"i", b"\xff", b"k"], pa.binary()).view(pa.string())
+    path = workshop.folder / "a.parquet"
+    pq.write_table(pa.table({"instruction": good, "output": ["a", "b", "c"]}), path)
+    assert workshop.read(path).counts == {"read": 3, "kept": 2, "rejected": 1}
+    assert workshop.rejected[0]["field"] == "instruction"
+
+
+def test_a_truncated_parquet_file_is_no_traceback(workshop, make):
+    path = workshop.folder / "a.parquet"
+    pq.write_table(pa.Table.from_pylist(make(100)), path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match="cannot be read as Parquet"):
+        workshop.read(path)
+
+
+def test_above_the_share_of_rejects_the_reasons_are_listed(workshop, make):
+    records = [*make(6), {"instruction": 1}, {"instruction": "x"}, {"instruction": "y"}]
+    path = workshop.lines("a.jsonl", records)
+    with pytest.raises(UserError, match=r"3 of 9 records \(33.3%\)") as caught:
+        workshop.read(path, max_reject_share=0.2)
+    assert "output is missing (2 records, first at position 7, 8)" in caught.value.message
+    assert len(workshop.rejected) == 3
+    assert not (workshop.out / "manifest.json").exists()
+    assert workshop.read(path, max_reject_share=0.34).counts["kept"] == 6
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(workshop, make, monkeypatch):
+    path = workshop.write("a.json", make(50))
+    original = collect.Collector.run
+
+    def run_and_change(self):
+        original(self)
+        path.write_bytes(path.read_bytes() + b" ")
+
+    monkeypatch.setattr(collect.Collector, "run", run_and_change)
+    with pytest.raises(UserError, match="was changed while it was read"):
+        workshop.read(path)
+    assert not (workshop.out / "manifest.json").exists()
+
+
+def test_the_first_records_may_all_be_unusable(workshop, make):
+    lines = [b"null"] * 300 + [json.dumps(r).encode() for r in make(300)]
+    manifest = workshop.read(workshop.write("a.jsonl", b"\n".join(lines)), format="jsonl")
+    assert manifest.counts == {"read": 600, "kept": 300, "rejected": 300}
+    assert manifest.details["layout"] == "alpaca"
+    assert workshop.rejected[299]["line"] == 300
+
+
+def test_nothing_usable_is_refused_whatever_the_share(workshop):
+    with pytest.raises(UserError, match="2 of 2 records"):
+        workshop.read(workshop.lines("a.jsonl", [1, 2]), format="jsonl")
+
+
+def test_control_characters_do_not_reach_the_page(workshop):
+    records = [{"instruction": "\x1b[31mred\u202e", "output": "a\nb"}]
+    manifest = workshop.read(workshop.lines("a.jsonl", records))
+    assert manifest.details["preview"][0]["instruction"] == "\\x1b[31mred\\u202e"
+    assert manifest.details["preview"][0]["response"] == "a\\nb"
+
+
+def test_a_second_reader_of_the_same_folder_is_refused(workshop, make):
+    from selectit_dagster.files import folder_lock
+
+    path = workshop.write("a.json", make(1))
+    with folder_lock(workshop.out, "a test"), pytest.raises(UserError, match="in use by a test"):
+        ingest(IngestRequest(DatasetSection(path=str(path))), workshop.out)

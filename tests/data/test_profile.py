@@ -1,0 +1,96 @@
+"""The data profile and its plots."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from selectit_dagster.data import plots
+from selectit_dagster.data.profile import SAMPLE, Lengths, Profile, main_script
+
+
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [
+        ("Hello there", "Latin"),
+        ("Été à la plage", "Latin"),
+        ("细胞理论 is a theory", "Han"),
+        ("これは日本語の文です", "Japanese"),
+        ("안녕하세요", "Hangul"),
+        ("Привет", "Cyrillic"),
+        ("مرحبا", "Arabic"),
+        ("१२३ नमस्ते", "Devanagari"),
+        ("123 + 4", "none"),
+        ("ᚠᚢᚦ", "other"),
+    ],
+)
+def test_the_main_script(text, script):
+    assert main_script(text) == script
+
+
+def test_lengths_agree_with_numpy():
+    values = np.random.default_rng(1).integers(0, 5000, 999)
+    lengths = Lengths()
+    lengths.add(values[:400])
+    lengths.add(values[400:])
+    summary = lengths.summary()
+    assert summary["mean"] == pytest.approx(values.mean(), abs=0.06)
+    assert summary["p95"] == np.quantile(values, 0.95, method="inverted_cdf")
+    assert summary["max"] == values.max()
+    assert sum(lengths.histogram()["counts"]) >= 0.98 * len(values)
+
+
+def test_a_length_above_the_table_is_still_the_maximum():
+    lengths = Lengths()
+    lengths.add(np.array([1_000_000, 1]))
+    assert lengths.summary()["max"] == 1_000_000
+
+
+def batch(start, stop):
+    rows = range(start, stop)
+    return pa.record_batch(
+        {
+            "instruction": [f"Say {i}" for i in rows],
+            "input": ["" if i % 2 else "x" for i in rows],
+            "response": ["word " * (i % 9) for i in rows],
+            "turns": pa.array([1 + i % 12 for i in rows], pa.int16()),
+            "content_hash": [f"{(i * 2654435761) % 2**32:08x}" + "0" * 24 for i in rows],
+        }
+    )
+
+
+def test_the_profile_and_its_sample_do_not_depend_on_the_batches():
+    forward, backward = Profile(), Profile()
+    for start in range(0, 6000, 1000):
+        forward.add(batch(start, start + 1000))
+        backward.add(batch(5000 - start, 6000 - start))
+    assert forward.details() == backward.details()
+    details = forward.details()
+    assert details["records"] == 6000
+    assert details["with_input"] == 3000
+    assert details["sample"] == SAMPLE
+    assert details["turns"]["counts"]["1"] == 500
+    assert details["turns"]["counts"]["10+"] == 1500
+    assert forward.details(len)["token_unit"] == "tokens"
+
+
+def test_plots_are_small_pngs():
+    profile = Profile()
+    profile.add(batch(0, 500))
+    details = profile.details()
+    steps = [
+        {"step": "duplicate", "setting": "drop", "found": 3, "dropped": 3},
+        {"step": "cut_off", "setting": "flag", "found": 2, "dropped": 0},
+        {"step": "near_duplicate", "setting": "off", "found": 0, "dropped": 0},
+    ]
+    images = [
+        plots.lengths_plot(details),
+        plots.scripts_plot(details),
+        plots.curation_plot({"raw": 500, "kept": 497}, {"steps": steps}),
+    ]
+    for image in images:
+        assert image.startswith(b"\x89PNG")
+        assert len(image) < 70_000
+    empty = plots.lengths_plot(Profile().details())
+    assert empty.startswith(b"\x89PNG")
