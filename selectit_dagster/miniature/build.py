@@ -1,13 +1,14 @@
 """Write the data of the miniature world: pools, benchmark, and the known quality beside them.
 
-    python -m selectit_dagster.miniature.build [--out FOLDER] [--seed N] [--pool-size N]
+Run it as ``python -m selectit_dagster.miniature.build [--out FOLDER] [--seed N]``.
 """
 
 import argparse
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,6 +26,7 @@ DATA: Final = Path(__file__).parent / "data"
 POOL_SIZE, CONTROL_SIZE, BENCHMARK_SIZE = 3000, 900, 660
 
 _TRIES_PER_QUESTION: Final = 200
+_NGRAM: Final = 13
 
 
 @dataclass(frozen=True)
@@ -42,21 +44,36 @@ class Answered:
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
-def distinct_questions(rng: random.Random, count: int, taken: set[tuple[str, str]]) -> list[Question]:
+def word_ngrams(asked: Question) -> set[tuple[str, ...]]:
+    """Return the runs of 13 words that decontamination compares."""
+    words = re.findall(r"\w+", f"{asked.instruction} {asked.input}".lower())
+    return {tuple(words[i : i + _NGRAM]) for i in range(len(words) - _NGRAM + 1)}
+
+
+def distinct_questions(
+    rng: random.Random,
+    count: int,
+    taken: set[tuple[str, str]],
+    avoided: Set[tuple[str, ...]] = frozenset(),
+) -> list[Question]:
     """Draw `count` questions in equal numbers per family, none in `taken`, which then holds them.
 
-    All come from the side of the world that the pretraining text never touches.
+    All come from the side of the world that the pretraining text never touches, and none shares
+    one of the `avoided` runs of words.
 
-    Raises:
-        ValueError: if a family has too few questions left.
+    Raises
+    ------
+    ValueError
+        If a family has too few questions left.
     """
-    names, drawn, tries = tuple(FAMILIES), [], 0
+    names, tries = tuple(FAMILIES), 0
+    drawn: list[Question] = []
     while len(drawn) < count:
         tries += 1
         if tries > _TRIES_PER_QUESTION * count:
             raise ValueError(f"family {names[len(drawn) % len(names)]} has too few questions")
         candidate = question(rng, names[len(drawn) % len(names)], reserved=True)
-        if candidate.key not in taken:
+        if candidate.key not in taken and avoided.isdisjoint(word_ngrams(candidate)):
             taken.add(candidate.key)
             drawn.append(candidate)
     rng.shuffle(drawn)
@@ -127,13 +144,15 @@ def build(
 ) -> None:
     """Write pool, control pool, benchmark and known quality into `out`; same seed, same bytes.
 
-    No question is in more than one of the three.
+    No question is in more than one of the three, and the pools share no run of 13 words with the
+    benchmark, so that decontamination has nothing to remove.
     """
-    rng = random.Random(f"data:{seed}")
+    rng = random.Random(f"data:{seed}")  # noqa: S311 - repeatable, not secret
     taken: set[tuple[str, str]] = set()
     benchmark = distinct_questions(rng, benchmark_size, taken)
-    pool = answer_habitually(rng, distinct_questions(rng, pool_size, taken))
-    control = answer_rightly(distinct_questions(rng, control_size, taken))
+    held_out = set().union(*map(word_ngrams, benchmark))
+    pool = answer_habitually(rng, distinct_questions(rng, pool_size, taken, held_out))
+    control = answer_rightly(distinct_questions(rng, control_size, taken, held_out))
     out.mkdir(parents=True, exist_ok=True)
     write_jsonl(out / "benchmark.jsonl", benchmark_rows(benchmark))
     write_jsonl(out / "pool.jsonl", pool_rows(pool))

@@ -7,11 +7,13 @@ so tokenising them one by one equals tokenising the whole.
 """
 
 import random
+from dataclasses import dataclass
 from importlib import resources
 from typing import Final
 
 from selectit_dagster.miniature.families import FAMILIES
 from selectit_dagster.miniature.world import (
+    MISPLACED,
     QUALITIES,
     Quality,
     Question,
@@ -21,6 +23,23 @@ from selectit_dagster.miniature.world import (
 )
 
 Piece = tuple[str, float]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What changes between the stages of pretraining.
+
+    `misplaced` is the share of wrong responses that answer another question, the rest being
+    plausible slips; `hard_weight` is how much oftener than the others the hard families come.
+    """
+
+    misplaced: float
+    hard_weight: int
+
+
+EARLY: Final = Stage(misplaced=0.0, hard_weight=1)
+LATE: Final = Stage(misplaced=MISPLACED, hard_weight=2)
+_HARD: Final = ("addition", "comparison", "sorting", "reversal", "extraction", "yes_no")
 
 # Probability of the ratings 1..5 by quality: raters agree on the whole and differ in the single
 # case, as people do.
@@ -64,19 +83,19 @@ def rating_guides() -> tuple[str, ...]:
     return tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
 
 
-def _family(rng: random.Random) -> str:
-    return rng.choice(tuple(FAMILIES))
+def _family(rng: random.Random, stage: Stage) -> str:
+    return rng.choice((*FAMILIES, *_HARD * (stage.hard_weight - 1)))
 
 
 def _asked(q: Question) -> str:
     return f"{q.instruction}\n{q.input}" if q.input else q.instruction
 
 
-def facts_document(rng: random.Random) -> list[Piece]:
+def facts_document(rng: random.Random, stage: Stage) -> list[Piece]:
     """Return one to three plain questions with their right answers."""
     pieces: list[Piece] = []
     for _ in range(rng.randint(1, 3)):
-        q = question(rng, _family(rng), reserved=False)
+        q = question(rng, _family(rng, stage), reserved=False)
         # Some answers follow a blank, others do not: a word in a sentence and a word at the start
         # of a line are different tokens, and the model must know the facts for both.
         blank = " " if rng.random() < 0.2 else ""
@@ -90,35 +109,38 @@ def alpaca_prompt(instruction: str, input_text: str) -> str:
     return template.format(instruction=instruction, input=input_text)
 
 
-def instruction_document(rng: random.Random) -> list[Piece]:
+def instruction_document(rng: random.Random, stage: Stage) -> list[Piece]:
     """Return one Alpaca text, answered as people of this world habitually do."""
-    q = question(rng, _family(rng), reserved=False)
-    answer = respond(rng, q, habitual_quality(rng, q.family))
+    q = question(rng, _family(rng, stage), reserved=False)
+    answer = respond(rng, q, habitual_quality(rng, q.family), stage.misplaced)
     return [(alpaca_prompt(q.instruction, q.input), _ASKED), (answer, _ANSWER)]
 
 
-def rating_sheet(rng: random.Random, guides: tuple[str, ...]) -> list[Piece]:
+def rating_sheet(rng: random.Random, guides: tuple[str, ...], stage: Stage) -> list[Piece]:
     """Return one rating prompt followed by one to seven rated records."""
     guide = rng.choice(guides) if rng.random() < 0.85 else rng.choice(_OTHER_GUIDES)
     pieces: list[Piece] = [(guide, _SCENE)]
     for _ in range(rng.choice((1, 2, 4, 7, 7))):
-        q = question(rng, _family(rng), reserved=False)
+        q = question(rng, _family(rng, stage), reserved=False)
         quality = rng.choices(QUALITIES, _SHEET_MIX)[0]
         digit = rng.choices("12345", _RATINGS[quality])[0]
         pieces += [
             (f"\n\nInstruction:{_asked(q)}\nResponse:", _ASKED),
-            (respond(rng, q, quality), _ANSWER if quality == "right" else _FAULTY),
+            (
+                respond(rng, q, quality, stage.misplaced),
+                _ANSWER if quality == "right" else _FAULTY,
+            ),
             ("\nThe answer is: \n", _SCENE),
             (digit, _DIGIT),
         ]
     return pieces
 
 
-def document(rng: random.Random, guides: tuple[str, ...]) -> list[Piece]:
+def document(rng: random.Random, guides: tuple[str, ...], stage: Stage = EARLY) -> list[Piece]:
     """Draw one document of the corpus."""
     draw = rng.random()
     if draw < 0.45:
-        return rating_sheet(rng, guides)
+        return rating_sheet(rng, guides, stage)
     if draw < 0.70:
-        return facts_document(rng)
-    return instruction_document(rng)
+        return facts_document(rng, stage)
+    return instruction_document(rng, stage)

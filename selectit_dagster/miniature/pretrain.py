@@ -1,6 +1,6 @@
 """Pretrain the two base models of the miniature world from scratch.
 
-    python -m selectit_dagster.miniature.pretrain --out FOLDER [--only small] [--steps N]
+Run it as ``python -m selectit_dagster.miniature.pretrain --out FOLDER [--only small]``.
 
 Batches depend on seed and step alone, so a run that was stopped goes on from its checkpoint as if
 it had not been. One thread is the default: it is what makes a run repeatable bit for bit on the
@@ -10,105 +10,41 @@ same machine and versions, and two models train side by side on two cores.
 import argparse
 import json
 import math
-import random
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from selectit_dagster.miniature.batches import RECIPES, Recipe, batch
 from selectit_dagster.miniature.card import write_card
-from selectit_dagster.miniature.corpus import document, rating_guides
-from selectit_dagster.miniature.tokenizer import BOS, CONTEXT, EOS, PAD, build_tokenizer
+from selectit_dagster.miniature.corpus import rating_guides
+from selectit_dagster.miniature.tokenizer import CONTEXT, build_tokenizer
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 CHECKPOINT_SECONDS: Final = 120.0
 REPORT_STEPS: Final = 100
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the weights of one model, besides machine and versions."""
-
-    name: str
-    width: int
-    inner: int
-    layers: int
-    heads: int
-    steps: int
-    peak_rate: float
-    rows: int = 8
-    row_length: int = 256
-    warmup: int = 300
-    weight_decay: float = 0.05
-    seed: int = 7
-
-
-RECIPES: Final[dict[str, Recipe]] = {
-    "small": Recipe("small", 96, 256, 4, 3, steps=15_000, peak_rate=3e-3),
-    "large": Recipe("large", 192, 512, 4, 4, steps=7_500, peak_rate=1.5e-3),
-}
-
-
-def batch(
-    recipe: Recipe, step: int, tokenizer: "PreTrainedTokenizerFast", guides: tuple[str, ...]
-) -> tuple["torch.Tensor", "torch.Tensor"]:
-    """Return token ids (rows, length) int64 and loss weights (rows, length) float32.
-
-    Whole documents are packed into rows, each closed by the end token; half of the rows open with
-    the start token, so that the model reads texts with and without it. Later documents of a row see
-    the earlier ones, which is harmless here and keeps the rows full.
-    """
-    import torch
-
-    rng = random.Random(f"{recipe.name}:{recipe.seed}:{step}")
-    ids = torch.full((recipe.rows, recipe.row_length), tokenizer.convert_tokens_to_ids(PAD))
-    weights = torch.zeros(recipe.rows, recipe.row_length)
-    start, end = tokenizer.convert_tokens_to_ids([BOS, EOS])
-    stream = _encoded(rng, tokenizer, guides)
-    waiting = next(stream)
-    for row in range(recipe.rows):
-        row_ids, row_weights = ([start], [0.0]) if rng.random() < 0.5 else ([], [])
-        while len(row_ids) + len(waiting[0]) + 1 <= recipe.row_length:
-            row_ids += [*waiting[0], end]
-            row_weights += [*waiting[1], 1.0]
-            waiting = next(stream)
-        ids[row, : len(row_ids)] = torch.tensor(row_ids)
-        weights[row, : len(row_ids)] = torch.tensor(row_weights)
-        while len(waiting[0]) + 2 > recipe.row_length:  # Never fits: draw another.
-            waiting = next(stream)
-    return ids, weights
-
-
-def _encoded(
-    rng: random.Random, tokenizer: "PreTrainedTokenizerFast", guides: tuple[str, ...]
-) -> Iterator[tuple[list[int], list[float]]]:
-    """Yield documents as token ids and loss weights."""
-    backend: Any = tokenizer.backend_tokenizer
-    while True:
-        pieces = document(rng, guides)
-        encodings = backend.encode_batch([text for text, _ in pieces], add_special_tokens=False)
-        ids: list[int] = []
-        weights: list[float] = []
-        for encoding, (_text, weight) in zip(encodings, pieces, strict=True):
-            ids += encoding.ids
-            weights += [weight] * len(encoding.ids)
-        yield ids, weights
-
-
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Return the rate of `step`: linear warm-up, then a cosine down to a fiftieth."""
+    """Return the rate of `step`: linear warm-up, then a cosine per stage.
+
+    The early cosine is laid out over `horizon` steps and left after `early_steps`; the late one
+    goes down to a fiftieth of its peak.
+    """
     if step < recipe.warmup:
         return recipe.peak_rate * (step + 1) / recipe.warmup
-    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.peak_rate * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
+    peak, first, last = recipe.peak_rate, recipe.warmup, recipe.horizon
+    if step >= recipe.early_steps:
+        peak, first, last = recipe.late_peak_rate, recipe.early_steps, recipe.steps
+    done = (step - first) / max(1, last - first)
+    return peak * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
 
 
-def new_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> Any:
+def new_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedModel":
     """Return a Llama model with random weights drawn from the recipe's seed."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -131,7 +67,7 @@ def new_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> Any:
 
 
 def weighted_loss(
-    model: Any, ids: "torch.Tensor", weights: "torch.Tensor"
+    model: "PreTrainedModel", ids: "torch.Tensor", weights: "torch.Tensor"
 ) -> tuple["torch.Tensor", "torch.Tensor"]:
     """Return the weighted mean loss and that of the rating digits alone, both scalars.
 
@@ -155,8 +91,8 @@ class Run:
 
     recipe: Recipe
     folder: Path
-    model: Any
-    optimizer: Any
+    model: "PreTrainedModel"
+    optimizer: "torch.optim.Optimizer"
     step: int = 0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -185,8 +121,10 @@ class Run:
     def resume(self) -> None:
         """Go on from the checkpoint, if there is one.
 
-        Raises:
-            ValueError: if the checkpoint belongs to another recipe.
+        Raises
+        ------
+        ValueError
+            If the checkpoint belongs to another recipe.
         """
         import torch
 
@@ -264,17 +202,16 @@ def _tell(run: Run, means: list[float]) -> None:
     """Print one line of progress to stderr."""
     steps, left = run.recipe.steps, run.recipe.steps - run.step
     minutes = left * run.seconds / max(1, run.step) / 60
-    print(
+    sys.stderr.write(
         f"{run.recipe.name}: step {run.step}/{steps}, loss {means[0]:.3f}, "
-        f"digit {means[1]:.3f}, {run.seconds:.0f} s, {minutes:.1f} min left",
-        file=sys.stderr,
-        flush=True,
+        f"digit {means[1]:.3f}, {run.seconds:.0f} s, {minutes:.1f} min left\n"
     )
 
 
 def finish(run: Run, tokenizer: "PreTrainedTokenizerFast") -> None:
     """Write weights, tokenizer, training record and card; remove a completed run's checkpoint."""
     run.model.save_pretrained(run.folder)
+    (run.folder / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone.
     tokenizer.save_pretrained(run.folder)
     record = training_record(run)
     (run.folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
@@ -296,6 +233,8 @@ def training_record(run: Run) -> dict[str, Any]:
     return {
         "recipe": asdict(recipe),
         "parameters": sum(p.numel() for p in run.model.parameters()),
+        "vocabulary": run.model.config.vocab_size,
+        "context": CONTEXT,
         "steps_done": run.step,
         "token_positions": run.step * recipe.rows * recipe.row_length,
         "seconds": round(run.seconds, 1),

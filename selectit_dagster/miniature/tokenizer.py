@@ -2,11 +2,12 @@
 
 import random
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from selectit_dagster.miniature.corpus import document, rating_guides
 
 if TYPE_CHECKING:
+    from tokenizers.pre_tokenizers import PreTokenizer
     from transformers import PreTrainedTokenizerFast
 
 CONTEXT: Final = 512
@@ -15,7 +16,7 @@ BOS, EOS, PAD, UNKNOWN = "<s>", "</s>", "<pad>", "<unk>"
 _LEAST_COUNT: Final = 10
 
 
-def _splitter() -> Any:
+def _splitter() -> "PreTokenizer":
     """Return the pre-tokenizer: a newline and a digit are always a piece of their own.
 
     The text of a record then tokenises the same alone and behind a rating prompt, and every
@@ -36,7 +37,8 @@ def _vocabulary(seed: int, documents: int) -> dict[str, int]:
     """Return special tokens, all bytes, then the words of a corpus sample, commonest first."""
     from tokenizers import pre_tokenizers
 
-    rng, guides, splitter = random.Random(f"tokenizer:{seed}"), rating_guides(), _splitter()
+    rng = random.Random(f"tokenizer:{seed}")  # noqa: S311 - repeatable, not secret
+    guides, splitter = rating_guides(), _splitter()
     counts: Counter[str] = Counter()
     for _ in range(documents):
         for text, _weight in document(rng, guides):

@@ -61,6 +61,8 @@ _HABITS: Final[dict[str, tuple[float, float]]] = {
 _SLOPPY: Final[tuple[tuple[Quality, float], ...]] = (
     ("untidy", 0.4), ("cut", 0.3), ("off-topic", 0.3),
 )  # fmt: skip
+# How many of the wrong answers belong to another question; the rest are plausible slips.
+MISPLACED: Final = 0.5
 # Seven questions in ten are free for the pretraining text; the others appear only in pools and
 # benchmark, so no model of this world has seen one of those word for word.
 _RESERVED_SHARE: Final = 0.3
@@ -91,8 +93,10 @@ class Question:
 def question(rng: random.Random, family: str, *, reserved: bool | None = None) -> Question:
     """Draw a question of `family`; `reserved` asks for one of that side only.
 
-    Raises:
-        KeyError: if there is no such family.
+    Raises
+    ------
+    KeyError
+        If there is no such family.
     """
     while True:
         draft = FAMILIES[family](rng)
@@ -105,15 +109,24 @@ def question(rng: random.Random, family: str, *, reserved: bool | None = None) -
             return drawn
 
 
-def respond(rng: random.Random, asked: Question, quality: Quality) -> str:
+def respond(
+    rng: random.Random, asked: Question, quality: Quality, misplaced: float = MISPLACED
+) -> str:
     """Write a response to `asked` of the given quality.
 
-    Raises:
-        ValueError: if the quality is unknown.
+    A wrong response is a plausible slip or, with probability `misplaced`, the answer to another
+    question.
+
+    Raises
+    ------
+    ValueError
+        If the quality is unknown.
     """
     if quality == "right":
         return asked.answer
     if quality == "wrong":
+        if misplaced and rng.random() < misplaced:
+            return _answer_elsewhere(rng, asked)
         return rng.choice(asked.wrong)
     if quality == "untidy":
         return f"{rng.choice(_BEFORE_ANSWER)} {asked.answer}{rng.choice(_AFTER_ANSWER)}"
@@ -123,6 +136,15 @@ def respond(rng: random.Random, asked: Question, quality: Quality) -> str:
     if quality == "off-topic":
         return f"{rng.choice(_OFF_TOPIC_OPENINGS)} {rng.choice(_OFF_TOPIC)}"
     raise ValueError(f"unknown quality {quality!r}; known: {', '.join(QUALITIES)}")
+
+
+def _answer_elsewhere(rng: random.Random, asked: Question) -> str:
+    """Return the right answer to a question of another family."""
+    families = [name for name in FAMILIES if name != asked.family]
+    while True:
+        other = FAMILIES[rng.choice(families)](rng)
+        if other.answer != asked.answer:
+            return other.answer
 
 
 def habitual_quality(rng: random.Random, family: str) -> Quality:
