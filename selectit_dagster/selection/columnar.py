@@ -62,7 +62,6 @@ class Workspace:
                 "autoinstall_known_extensions": False,
             }
         )
-        self.connection.execute("SET enable_progress_bar = false")
         return self
 
     def __exit__(
@@ -96,8 +95,8 @@ class Workspace:
 
         ``as_stored`` keeps the order of the file where the query has no ORDER BY.
         """
-        self.connection.execute(f"SET preserve_insertion_order = {str(as_stored).lower()}")
-        relation = self.connection.sql(query)
+        session = self._session(as_stored)
+        relation = session.sql(query)
         # the name before DuckDB 1.5 was fetch_arrow_reader
         modern = hasattr(type(relation), "to_arrow_reader")
         name = "to_arrow_reader" if modern else "fetch_arrow_reader"
@@ -105,9 +104,16 @@ class Workspace:
             if batch.num_rows:
                 yield batch
 
+    def _session(self, as_stored: bool) -> duckdb.DuckDBPyConnection:
+        """Return a session of its own, so that a result which was left half read is no bar."""
+        session = self.connection.cursor()
+        session.execute("SET enable_progress_bar = false")
+        session.execute(f"SET preserve_insertion_order = {str(as_stored).lower()}")
+        return session
+
     def row(self, query: str) -> tuple[object, ...]:
         """Run a query that has one row, and return it."""
-        return tuple(self.connection.sql(query).fetchall()[0])
+        return tuple(self._session(False).sql(query).fetchall()[0])
 
 
 class ParquetStream:

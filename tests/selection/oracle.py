@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import pyarrow.parquet as pq
+import duckdb
 
 
 def token_score(p: list[float], variant: str, ablation: str) -> float:
@@ -41,7 +41,8 @@ def naive_scores(
     for model, folder in folders.items():
         tokens: dict[str, dict[int, float | None]] = {}
         for part in folder.glob("part-*.parquet"):
-            for row in pq.read_table(part).to_pylist():
+            # pyarrow cannot read a null in a fixed-size list
+            for row in duckdb.connect().from_parquet(str(part)).to_arrow_table().to_pylist():
                 if row["prompt_index"] < num_prompts:
                     ok = row["status"] == "ok"
                     value = token_score(row["probabilities"], variant, ablation) if ok else None

@@ -16,7 +16,6 @@ from selectit_dagster.selection.ranking import RankingRequest, rank
 
 from .oracle import naive_scores
 from .stored import (
-    SIZES,
     Scores,
     distributions,
     ranked_rows,
@@ -116,9 +115,7 @@ def test_does_not_depend_on_the_order_of_records_rows_or_models(tmp_path: Path, 
         listed = stored.rows()
         listed = [listed[i] for i in rng.permutation(len(listed))]
         path = folder / "b" / "scores" / model
-        scores.append(
-            (model, write_scores(path, stored, parameters=SIZES[model], rows=listed, parts=2))
-        )
+        scores.append((model, write_scores(path, stored, rows=listed, parts=2)))
     other = replace(request, records=folder / "b" / "curated", scores=tuple(reversed(scores)))
     rank(other, folder / "b" / "ranking")
     assert ranked_rows(folder / "a" / "ranking") == ranked_rows(folder / "b" / "ranking")

@@ -215,7 +215,8 @@ def test_no_arm_depends_on_the_order_of_the_file(ranked, tmp_path, kind):
 def test_scores_that_change_without_changing_the_choice_leave_training_fresh(ranked, tmp_path):
     request, _ = ranked
     first = select(request, tmp_path / "out")
-    ranking = world(tmp_path, IDS, distributions(np.random.default_rng(3), 2, len(IDS), 5, 5))
+    p = distributions(np.random.default_rng(3), 2, len(IDS), 5, 5)
+    ranking = world(tmp_path / "again", IDS, p)
     rank(replace(ranking, alpha=0.2001, records=request.records), tmp_path / "ranking")
     second = select(request, tmp_path / "out")
     assert second.fingerprint != first.fingerprint
@@ -322,6 +323,7 @@ def test_parquet_leaves_with_its_types(tmp_path):
         }
     )
     pq.write_table(rows, tmp_path / "source.parquet")
+    rows = pq.read_table(tmp_path / "source.parquet")
     from selectit_dagster.data.arrow_reader import canonical_json
 
     source = {

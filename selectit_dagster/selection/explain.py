@@ -1,0 +1,254 @@
+"""Why a record has its rank: its distributions, its score at each level, and its place."""
+
+# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
+from __future__ import annotations
+
+import difflib
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from selectit_dagster.artefacts import require_manifest
+from selectit_dagster.errors import ArtefactError, UserError
+from selectit_dagster.rating import levels
+from selectit_dagster.selection.columnar import Workspace
+from selectit_dagster.selection.ranking import RANKING_FILE
+from selectit_dagster.selection.stored import StoredScores
+
+_SHOWN_CHARACTERS = 300
+
+
+@dataclass(frozen=True)
+class PromptFacts:
+    """One rating prompt's answer about the record.
+
+    ``probabilities`` is null where the status is not ok; ``used`` tells whether the prompt
+    is among the first K that the ranking uses.
+    """
+
+    prompt_index: int
+    used: bool
+    status: str
+    reason: str
+    probabilities: list[float] | None
+    base_rating: float | None
+    token_score: float | None
+    rating_mass: float | None
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """One scoring model's answers and its sentence-level score."""
+
+    name: str
+    theta: float
+    weight: float
+    prompts: list[PromptFacts]
+    mean: float | None
+    std: float | None
+    sentence_score: float | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """All that decides about one record's rank."""
+
+    record_id: str
+    instruction: str
+    input: str
+    response: str
+    models: list[ModelFacts]
+    parameters: dict[str, Any]
+    score: float | None
+    rank: int | None
+    ranked: int
+    status: str
+    reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """Return the explanation as a table for a terminal."""
+        lines = [f"record {shown(self.record_id)}"]
+        for name in ("instruction", "input", "response"):
+            if value := getattr(self, name):
+                lines.append(f"  {name}: {shown(value)}")
+        stored = self.parameters
+        lines.append(
+            f"\nalpha {stored['alpha']:g}, K {stored['num_prompts']}, variant "
+            f"{stored['variant']}, ablation {stored['ablation']}"
+        )
+        for model in self.models:
+            lines += ["", *_model_table(model, stored["num_ratings"])]
+        lines.append("")
+        if self.rank is None:
+            lines.append(f"not ranked: {self.status} ({shown(self.reason)})")
+        else:
+            lines.append(
+                f"model level: score {self.score:.6f}, rank {self.rank:,} of {self.ranked:,} "
+                f"(best {100 * self.rank / self.ranked:.2f} %)"
+            )
+        return "\n".join(lines)
+
+
+def _model_table(model: ModelFacts, ratings: int) -> list[str]:
+    heads = "".join(f"{'P(' + str(k + 1) + ')':>8}" for k in range(ratings))
+    lines = [
+        f"{model.name}: theta {model.theta:,.6g}, weight {model.weight:.4g}",
+        f"  prompt{heads}{'rating':>8}{'S_token':>10}{'mass':>8}",
+    ]
+    for row in model.prompts:
+        mark = " " if row.used else "-"
+        if row.probabilities is None:
+            lines.append(f"  {row.prompt_index + 1:>4} {mark} {row.status}: {shown(row.reason)}")
+            continue
+        cells = "".join(f"{p:8.4f}" for p in row.probabilities)
+        mass = "" if row.rating_mass is None else f"{row.rating_mass:8.4f}"
+        lines.append(
+            f"  {row.prompt_index + 1:>4} {mark}{cells}{row.base_rating:8.0f}"
+            f"{row.token_score:10.6f}{mass}"
+        )
+    if model.sentence_score is not None:
+        lines.append(
+            f"  sentence level: mean {model.mean:.6f}, std {model.std:.6f}, "
+            f"S_sent {model.sentence_score:.6f}"
+        )
+    if not all(row.used for row in model.prompts):
+        lines.append("  - stored, but not among the first K that this ranking uses")
+    return lines
+
+
+def shown(text: str) -> str:
+    """Return ``text`` on one line, shortened, with control characters escaped."""
+    one = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: _SHOWN_CHARACTERS + 1])
+    return one if len(text) <= _SHOWN_CHARACTERS else one[:_SHOWN_CHARACTERS] + "..."
+
+
+def explain(
+    record_id: str, records: Path, ranking: Path, scores: tuple[tuple[str, Path], ...]
+) -> Explanation:
+    """Explain one record's rank from the stored distributions.
+
+    Parameters
+    ----------
+    record_id:
+        The record.
+    records, ranking:
+        Folders of the curated dataset and of the ranking.
+    scores:
+        (model name, score folder), as the ranking was made from.
+
+    Raises
+    ------
+    UserError
+        When there is no such record; close ids are named.
+    ArtefactError
+        When the scores are no longer those of the ranking.
+    """
+    manifest = require_manifest(ranking, made_by="ranking")
+    stored = manifest.details["parameters"]
+    with tempfile.TemporaryDirectory() as scratch, Workspace(Path(scratch)) as work:
+        ranked = _one(work, ranking / RANKING_FILE, record_id)
+        if ranked is None:
+            raise _unknown(work, ranking / RANKING_FILE, record_id, records)
+        record = _one(work, records / "records.parquet", record_id) or {}
+        models = []
+        for name, folder in sorted(scores):
+            found = require_manifest(folder, made_by=f"uncertainty_scores/{name}")
+            if manifest.fingerprint["scores"].get(name) != found.digest:
+                raise ArtefactError(
+                    f"the scores of {name} in {folder} are not those that were ranked",
+                    hint="materialise the ranking again",
+                )
+            models.append(_model_facts(name, folder, record_id, manifest.details, work))
+    return Explanation(
+        record_id=record_id,
+        instruction=record.get("instruction", ""),
+        input=record.get("input", ""),
+        response=record.get("response", ""),
+        models=models,
+        parameters=stored,
+        score=ranked["score"],
+        rank=ranked["rank"],
+        ranked=manifest.counts["ranked"],
+        status=ranked["status"],
+        reason=ranked["reason"] or "",
+    )
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _one(work: Workspace, path: Path, record_id: str) -> dict[str, Any] | None:
+    query = f"SELECT * FROM {work.table(path)} WHERE record_id = {_literal(record_id)}"
+    for batch in work.batches(query):
+        return cast("dict[str, Any]", batch.to_pylist()[0])
+    return None
+
+
+def _unknown(work: Workspace, ranking: Path, record_id: str, records: Path) -> UserError:
+    """Return the error for an id that is not there, with the closest ids that are."""
+    start = _literal(record_id[:3])
+    query = (
+        f"SELECT record_id FROM {work.table(ranking)} "
+        f"ORDER BY starts_with(record_id, {start}) DESC, record_id LIMIT 10000"
+    )
+    names = [name for b in work.batches(query) for name in b.column("record_id").to_pylist()]
+    close = difflib.get_close_matches(record_id, names, n=3) or names[:3]
+    return UserError(
+        f"there is no record {shown(record_id)!r} in {records}",
+        hint=f"record ids look like {', '.join(shown(name) for name in close)}",
+    )
+
+
+def _model_facts(
+    name: str, folder: Path, record_id: str, details: dict[str, Any], work: Workspace
+) -> ModelFacts:
+    stored = details["parameters"]
+    store = StoredScores(name, folder, stored["num_prompts"], stored["num_ratings"])
+    rows: list[dict[str, Any]] = []
+    for part in store.parts:
+        query = f"SELECT * FROM {work.table(part)} WHERE record_id = {_literal(record_id)}"
+        for batch in work.batches(query):
+            rows += batch.to_pylist()
+    rows.sort(key=lambda row: row["prompt_index"])
+    prompts = [_prompt_facts(row, stored) for row in rows]
+    tokens = np.array([p.token_score for p in prompts if p.used], dtype=np.float64)
+    complete = len(tokens) and not np.isnan(tokens).any()
+    alpha = 0.0 if stored["ablation"] == "model-r" else stored["alpha"]
+    theta = details["theta"][name]
+    total = sum(details["theta"].values()) if stored["variant"] == "paper" else 1.0
+    return ModelFacts(
+        name=name,
+        theta=theta,
+        weight=theta / total,
+        prompts=prompts,
+        mean=float(tokens.mean()) if complete else None,
+        std=float(tokens.std()) if complete else None,
+        sentence_score=float(levels.sentence_level(tokens, alpha)) if complete else None,
+    )
+
+
+def _prompt_facts(row: dict[str, Any], stored: dict[str, Any]) -> PromptFacts:
+    p = row["probabilities"]
+    base = token = None
+    if p is not None:
+        base = float(levels.base_rating(p))
+        variant = cast(levels.Variant, stored["variant"])
+        token = float(levels.token_level(p, variant)) if stored["ablation"] == "none" else base
+    return PromptFacts(
+        prompt_index=int(row["prompt_index"]),
+        used=row["prompt_index"] < stored["num_prompts"],
+        status=row["status"],
+        reason=row["reason"] or "",
+        probabilities=p,
+        base_rating=base,
+        token_score=token,
+        rating_mass=row["rating_mass"],
+    )
