@@ -69,6 +69,8 @@ def resolve_device(device: str) -> str:
     UserError
         When the device is not on this machine, naming those that are.
     """
+    if device == "cpu":
+        return device
     import torch
 
     present = available_devices()

@@ -77,6 +77,7 @@ class ScoreFolder:
             With ``refuse``, when the folder holds scores made under other settings: the
             message names each setting, stored and expected.
         """
+        self._sweep()
         stored = self._stored()
         state = self._state()
         if (
@@ -91,6 +92,12 @@ class ScoreFolder:
         self._retire()
         write_json(self.path / STATE, {"fingerprint": self.fingerprint, "plan": plan})
         return plan
+
+    def _sweep(self) -> None:
+        """Remove the temporary files of a run that was killed while it wrote one."""
+        for pattern in (".part-*", f".{STATE}.*", f".{MANIFEST}.*"):
+            for path in self.path.glob(pattern):
+                path.unlink()
 
     def _state(self) -> dict[str, Any] | None:
         path = self.path / STATE
