@@ -36,7 +36,7 @@ class Engine:
     """
 
     def __init__(self, loaded: LoadedModel, *, share_prefix: bool = True) -> None:
-        self.model = _merged(loaded.model)
+        self.model = loaded.model
         self.tokenizer = loaded.tokenizer
         self.device = next(self.model.parameters()).device
         self.config = self.model.config.get_text_config(decoder=True)
@@ -155,17 +155,3 @@ def _plain_layers(config: Any) -> int:  # noqa: ANN401 - any architecture's
     except (AttributeError, KeyError, TypeError, ValueError):
         return 0
     return len(layers) if all(type(layer) is DynamicLayer for layer in layers) else 0
-
-
-def _merged(model: Any) -> Any:  # noqa: ANN401 - a plain or a PEFT model
-    """Return the model with float32 adapter weights merged in, which halves its work.
-
-    In narrower types merging would round the weights, so they stay apart there.
-    """
-    import torch
-
-    if not hasattr(model, "merge_and_unload"):
-        return model
-    if all(p.dtype == torch.float32 for p in model.parameters()):
-        return model.merge_and_unload()
-    return model.get_base_model()

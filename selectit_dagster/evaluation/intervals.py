@@ -51,15 +51,15 @@ def summarise(
     names = np.asarray(groups)
     members = {str(name): array[names == name] for name in sorted(set(groups))}
     means = {name: float(part.mean()) for name, part in members.items()}
-    if macro:
-        score = float(np.mean(list(means.values())))
-        interval, method = _bootstrap(list(members.values()), seed), "bootstrap within groups"
-    elif np.isin(array, (0.0, 1.0)).all():
-        score = float(array.mean())
+    parts = list(members.values()) if macro else [array]
+    score = float(np.mean([part.mean() for part in parts]))
+    if not macro and np.isin(array, (0.0, 1.0)).all():
         interval, method = wilson(int(array.sum()), len(array)), "Wilson"
     else:
-        score = float(array.mean())
-        interval, method = _bootstrap([array], seed), "bootstrap"
+        low, high = _bootstrap(parts, seed)
+        # equal values give an interval of width 0, up to rounding
+        interval = (min(low, score), max(high, score))
+        method = "bootstrap within groups" if macro else "bootstrap"
     return Score(score, interval, len(array), metric, method, means)
 
 

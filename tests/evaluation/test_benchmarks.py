@@ -1,0 +1,211 @@
+"""What each benchmark asks: prompts, samples, worked examples, hub records."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+from selectit_dagster.errors import UserError
+from selectit_dagster.evaluation import sources
+from selectit_dagster.evaluation.benchmarks import make_task
+from selectit_dagster.evaluation.benchmarks.judge import LocalJudge, Pair, render
+from selectit_dagster.evaluation.runner import fit_prompts
+from selectit_dagster.experiment import Benchmark, ModelReference
+
+
+def task_of(task, path=None, **settings):
+    return make_task(Benchmark(name="b", task=task, path=path and str(path), **settings))
+
+
+def test_an_mmlu_prompt_has_heading_shots_and_question(mmlu_folder, engine):
+    task = task_of("mmlu", mmlu_folder)
+    question = task.questions()[1]
+    assert question.question_id == "colour_theory/1"
+    text = task.prompt(question, 1, engine).text
+    assert text == (
+        "The following are multiple choice questions (with answers) about  colour theory.\n\n"
+        "colour_theory dev 0, with a comma?\nA. red\nB. blue, light\nC. None\nD. fox\nAnswer: A\n\n"
+        "colour_theory test 1, with a comma?\nA. red\nB. blue, light\nC. None\nD. fox\nAnswer:"
+    )
+    strict = task_of("mmlu", mmlu_folder, protocol="strict").prompt(question, 0, engine).text
+    assert "about colour theory.\n\ncolour_theory test" in strict
+
+
+def test_mmlu_leaves_out_whole_shots_until_the_prompt_fits(mmlu_folder, engine, monkeypatch):
+    task = task_of("mmlu", mmlu_folder)
+    whole = len(engine.encode(task.prompt(task.questions()[0], 5, engine).text))
+    monkeypatch.setattr(engine, "context", whole)
+    asked, too_long = fit_prompts(task, task.questions(), engine)
+    assert not too_long
+    assert {a.shots for a in asked} == {4}
+    assert all(len(a.ids) <= whole - 2 for a in asked)
+    monkeypatch.setattr(engine, "context", 20)
+    assert len(fit_prompts(task, task.questions(), engine)[1]) == 8
+
+
+def test_mmlu_reads_the_most_likely_letter(mmlu_folder):
+    task = task_of("mmlu", mmlu_folder)
+    output = json.dumps({"A": 0.1, "B": 0.4, "C": 0.4, "D": 0.1})
+    assert task.answer(output, task.questions()[0]) == "B"
+
+
+def test_a_bbh_prompt_has_the_published_examples(bbh_folder, engine):
+    task = task_of("bbh", bbh_folder)
+    question = task.questions()[0]
+    text = task.prompt(question, 3, engine).text
+    assert text.startswith("Solve.\n\nQ: navigate shot 0\nA: So the answer is No.\n\nQ: ")
+    assert text.endswith("A: So the answer is No.\n\nQ: navigate 0?\nA:")
+    assert task.prompt(question, 0, engine).text == "Solve.\n\nQ: navigate 0?\nA:"
+
+
+def test_a_gsm8k_prompt_has_eight_examples_that_give_their_answers(gsm8k_folder, engine):
+    from selectit_dagster.evaluation import rules
+    from selectit_dagster.evaluation.benchmarks.gsm8k_shots import SHOTS
+
+    task = task_of("gsm8k", gsm8k_folder)
+    text = task.prompt(task.questions()[0], 8, engine).text
+    assert text.count("Question:") == 9
+    assert text.endswith("\n\nQuestion: What is 0 plus 1,000?\nAnswer:")
+    assert [q.reference for q in task.questions()] == ["1000", "1001", "1002"]
+    for _, answer in SHOTS:
+        last = answer.rsplit("= ", 1)[1].split()[0]
+        assert rules.gsm8k_answer(answer, "strict") == last == rules.gsm8k_answer(answer)
+
+
+def test_gsm8k_takes_the_users_worked_examples(gsm8k_folder, engine):
+    own = task_of("gsm8k", gsm8k_folder).data_identity()
+    (gsm8k_folder / "shots.jsonl").write_text('{"question": "1+1?", "answer": "It is 2."}\n')
+    task = task_of("gsm8k", gsm8k_folder)
+    assert "Question: 1+1?\nAnswer: It is 2." in task.prompt(task.questions()[0], 8, engine).text
+    assert task.data_identity() != own
+    assert task.facts() == {"worked_examples": "given"}
+
+
+def test_tydiqa_borrows_a_shot_and_never_asks_it(tydiqa_folder, engine):
+    task = task_of("tydiqa", tydiqa_folder)
+    assert Counter(q.group for q in task.all_questions()) == {"english": 3, "finnish": 3}
+    assert Counter(q.group for q in task.questions()) == {"english": 3, "finnish": 2}
+    english = next(q for q in task.questions() if q.group == "english")
+    text = task.prompt(english, 1, engine).text
+    assert text.count("Passage:") == 2
+    assert "english train who" in text
+    assert text.endswith("Question: english dev who 0?\nAnswer:")
+
+
+def test_tydiqa_cuts_passages_to_512_tokens(tydiqa_folder, engine):
+    task = task_of("tydiqa", tydiqa_folder)
+    question = task.questions()[0]
+    question.payload["context"] = "fox " * 2000
+    prompt = task.prompt(question, 0, engine).text
+    assert len(engine.encode(prompt)) < 560
+
+
+def test_a_limit_is_spread_over_the_groups_and_seeded():
+    items = list(range(100))
+    groups = ["a"] * 60 + ["b"] * 35 + ["c"] * 5
+
+    def draw(seed):
+        return sources.sample_groups(items, groups, limit=30, per_group=None, seed=seed)
+
+    first = draw(1)
+    assert Counter(groups[i] for i in first) == {"a": 13, "b": 12, "c": 5}
+    assert first == sorted(first) == draw(1)
+    assert first != draw(2)
+
+
+def test_the_paper_protocol_samples_and_strict_asks_all(shared_data):
+    bench = shared_data / "bench"
+    expected = {
+        ("mmlu", "paper"): 14042,
+        ("bbh", "paper"): 27 * 40,
+        ("bbh", "strict"): 6511,
+        ("gsm8k", "paper"): 200,
+        ("gsm8k", "strict"): 1319,
+        ("tydiqa", "paper"): 900,
+        ("humaneval", "paper"): 164,
+    }
+    for (name, protocol), count in expected.items():
+        task = task_of(name, bench / name, protocol=protocol)
+        questions = task.questions()
+        assert len(questions) == count, (name, protocol)
+        assert len({q.question_id for q in questions}) == count
+    assert len(task_of("alpaca-eval", bench / "alpaca_eval").questions()) == 805
+
+
+HUB = {
+    "mmlu": {"subject": "fox", "question": "q?", "choices": ["a", "b", "c", "d"], "answer": 2},
+    "gsm8k": {"question": "q?", "answer": "#### 7"},
+    "tydiqa": {"id": "english-1", "context": "c", "question": "q?", "answers": {"text": ["7"]}},
+    "humaneval": {
+        "task_id": "HumanEval/0",
+        "prompt": "p",
+        "canonical_solution": "s",
+        "test": "t",
+        "entry_point": "e",
+    },
+    "alpaca-eval": {"instruction": "i", "output": "7", "dataset": "d", "generator": "g"},
+    "exact-match": {"instruction": "i", "answer": "7"},
+}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_hub_records_become_questions_at_a_fixed_commit(name, monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(path, config=None, **arguments):
+        asked.append((path, config, arguments))
+        return datasets.Dataset.from_list([HUB[name]])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(sources, "hub_commit", lambda data: "c0ffee")
+    path = "someone/questions" if name == "exact-match" else None
+    task = make_task(Benchmark(name="b", task=name, path=path))
+    questions = task.all_questions()
+    assert len(questions) == 1
+    assert questions[0].reference in {"C", "7", '["7"]', "10"}
+    assert "c0ffee" in str(asked)
+    assert task.data_identity()["commit"] == "c0ffee"
+
+
+def test_bbh_from_the_hub_says_what_it_needs():
+    with pytest.raises(UserError, match="worked examples"):
+        task_of("bbh").all_questions()
+
+
+def test_a_missing_folder_says_what_was_expected(tmp_path):
+    with pytest.raises(UserError, match="test/"):
+        task_of("mmlu", tmp_path).all_questions()
+
+
+def test_the_judges_order_does_not_matter(engine):
+    judge = LocalJudge(engine)
+    pairs = [Pair("Say fox.", "the fox", "the dog"), Pair("Say it.", "same", "same")]
+    swapped = [Pair(p.instruction, p.reference, p.output) for p in pairs]
+    first, second = judge.prefer(pairs), judge.prefer(swapped)
+    assert first[0] == pytest.approx(1.0 - second[0])
+    assert first[1] == pytest.approx(0.5)
+    assert render(Pair("{first}", "{second}", "x"), swapped=False).count("{first}") == 1
+    assert judge.prefer([Pair("fox " * 600, "a", "b"), pairs[0]]) == [None, first[0]]
+
+
+def test_alpaca_eval_with_a_judge_has_a_score(alpaca_eval_file, tiny_reference):
+    judge = ModelReference(path=tiny_reference.path)
+    task = task_of("alpaca-eval", alpaca_eval_file, judge=judge)
+    scored = task.score(task.questions(), [["0"], ["something else"], [""]])
+    assert scored[0].score == pytest.approx(0.5)
+    assert all(0.0 <= one.score <= 1.0 for one in scored)
+    unjudged = task_of("alpaca-eval", alpaca_eval_file)
+    assert [s.score for s in unjudged.score(task.questions(), [["a"], ["b"], ["c"]])] == [None] * 3
+
+
+def test_lm_eval_without_the_harness_names_the_extra(monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="lm-evaluation-harness") as refusal:
+        task_of("lm-eval", lm_eval_task="arc_easy").check()
+    assert "lm-eval" in refusal.value.hint

@@ -1,0 +1,132 @@
+"""Reading answers and comparing them, with the known faults and their absence."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from selectit_dagster.evaluation import rules
+
+
+@pytest.mark.parametrize(
+    ("output", "paper", "strict"),
+    [
+        ("There are 3 + 4 = 7 apples. The answer is 7.", "7", "7"),
+        ("It costs $1,234 in all. The answer is $1,234.", "1234", "1234"),
+        ("He owes 50. The answer is -50.", "50", "-50"),
+        ("The answer is 3.6 litres", "3.6", "3.6"),
+        ("Natalia sold 48/2 = <<48/2=24>>24 clips.\n#### 72", "72", "72"),
+        ("The answer is 6.\n\nQuestion: What is 9 minus 2? Answer: The answer is 7.", "7", "6"),
+        ("I have 5 apples and no idea", "5", ""),
+        ("no number at all", "no number at all", ""),
+    ],
+)
+def test_gsm8k_reads_the_number_of_each_protocol(output, paper, strict):
+    assert rules.gsm8k_answer(output, "paper") == paper
+    assert rules.gsm8k_answer(output, "strict") == strict
+
+
+def test_the_paper_protocol_keeps_its_faults_and_strict_has_none():
+    assert rules.gsm8k_score("50", "-50", "paper") == 1.0
+    assert rules.gsm8k_score("3.6", "36", "paper") == 1.0
+    assert rules.bbh_score("] )", "} >", "paper") == 1.0
+    assert rules.gsm8k_score("50", "-50", "strict") == 0.0
+    assert rules.gsm8k_score("3.6", "36", "strict") == 0.0
+    assert rules.bbh_score("] )", "} >", "strict") == 0.0
+
+
+def test_strict_numbers_compare_by_value():
+    assert rules.gsm8k_score("18.00", "18", "strict") == 1.0
+    assert rules.gsm8k_score("", "18", "strict") == 0.0
+
+
+def test_gsm8k_reference_is_the_number_after_the_mark():
+    assert rules.gsm8k_reference("She has 2,000.\n#### 2,125") == "2125"
+
+
+@pytest.mark.parametrize(
+    ("output", "reference", "paper", "strict"),
+    [
+        ("Let's think. So the answer is (B).", "(B)", 1.0, 1.0),
+        ("So the answer is (B) because it is red.", "(B)", 0.0, 1.0),
+        ("So the answer is B.", "(B)", 1.0, 1.0),
+        ("(B)", "(B)", 1.0, 0.0),
+        ("So the answer is yes.", "Yes", 1.0, 1.0),
+        ("So the answer is -3.5. Done.", "-3.5", 0.0, 1.0),
+        ("So the answer is ] ).", "] )", 1.0, 1.0),
+        ("So the answer is ] ).", "} >", 1.0, 0.0),
+        ("So the answer is fox  the dog", "fox the dog", 0.0, 1.0),
+        ("Yes\n\nQ: and now?", "Yes", 1.0, 0.0),
+    ],
+)
+def test_bbh_scores_an_output_by_each_protocol(output, reference, paper, strict):
+    for protocol, expected in (("paper", paper), ("strict", strict)):
+        answer = rules.bbh_answer(output, protocol)
+        assert rules.bbh_score(answer, reference, protocol) == expected, (protocol, answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "references", "expected"),
+    [
+        ("the Fox!", ["fox"], 1.0),
+        ("a quick fox", ["quick brown fox"], 0.8),
+        ("dog", ["fox", "dog"], 1.0),
+        ("", ["fox"], 0.0),
+    ],
+)
+def test_tydiqa_f1_is_the_best_over_the_references(answer, references, expected):
+    assert rules.tydiqa_score(answer, references) == pytest.approx(expected)
+
+
+def test_strict_f1_drops_punctuation_of_every_script():
+    assert rules.tydiqa_score("পাখি।", ["পাখি"], "paper") == 0.0
+    assert rules.tydiqa_score("পাখি।", ["পাখি"], "strict") == 1.0
+
+
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+words = st.lists(st.sampled_from(["fox", "dog", "cat", "7"]), max_size=6).map(" ".join)
+
+
+@patient
+@given(words, words)
+def test_f1_is_symmetric_bounded_and_one_for_equal_texts(left, right):
+    value = rules.token_f1(left, right)
+    assert 0.0 <= value <= 1.0
+    assert value == rules.token_f1(right, left)
+    assert not left or rules.token_f1(left, left) == 1.0
+
+
+@patient
+@given(st.integers(1, 30), st.data())
+def test_pass_at_k_equals_the_binomial_formula(samples, data):
+    passed = data.draw(st.integers(0, samples))
+    k = data.draw(st.integers(1, samples))
+    expected = 1.0 - math.comb(samples - passed, k) / math.comb(samples, k)
+    assert rules.pass_at_k(samples, passed, k) == pytest.approx(expected)
+
+
+def test_metrics_give_the_rules_scores_and_their_mean():
+    from selectit_dagster.evaluation.metrics import METRICS, AnswerF1, score_all
+
+    assert score_all("plain-exact-match", ["A!", "b"], ["a", "c"]) == [1.0, 0.0]
+    assert score_all("pass-at-k", [json.dumps([True, False])], ["1"]) == [0.5]
+    metric = AnswerF1()
+    metric.add_batch(predictions=["fox"], references=['["fox", "dog"]'])
+    metric.add_batch(predictions=["cat"], references=['["fox"]'])
+    assert metric.compute() == {"f1": 0.5, "scores": [1.0, 0.0]}
+    assert all(issubclass(kind, METRICS["exact-match"].__mro__[1]) for kind in METRICS.values())
+
+
+def test_published_gsm8k_solutions_score_all_right(shared_data):
+    lines = (shared_data / "bench/gsm8k/test.jsonl").read_text().splitlines()
+    solutions = [json.loads(line)["answer"] for line in lines]
+    for protocol in ("paper", "strict"):
+        right = sum(
+            rules.gsm8k_score(rules.gsm8k_answer(s, protocol), rules.gsm8k_reference(s), protocol)
+            for s in solutions
+        )
+        assert right == len(solutions) == 1319
