@@ -15,12 +15,15 @@ import fcntl
 import json
 import logging
 import os
+import socket
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from selectit_dagster.artefacts import Manifest
 from selectit_dagster.files import write_bytes, write_json
@@ -30,6 +33,13 @@ T = TypeVar("T")
 _ATTEMPTS = 3
 _MAX_PARAM = 6000  # MLflow's own limit for the value of a parameter
 _BATCH = 100  # MLflow's own limit for parameters in one call
+# MLflow's own patience with a server that is gone is minutes per call; work must not wait so
+# long for its notes
+_PATIENCE = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, str]:  # noqa: ANN401 - nested plain data
@@ -62,6 +72,25 @@ def numbers(value: Any, prefix: str = "") -> dict[str, float]:  # noqa: ANN401 -
             found.update(numbers(entry, f"{prefix}.{key}" if prefix else str(key)))
         return found
     return {}
+
+
+def check_reachable(uri: str) -> None:
+    """Raise at once when a database cannot be opened; MLflow would retry for minutes.
+
+    Raises
+    ------
+    OSError, sqlite3.Error
+        When the sqlite file cannot be opened, or nothing listens at the database's address.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme == "sqlite":
+        path = Path(uri.removeprefix("sqlite:///"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(sqlite3.connect(path, timeout=20)) as connection:
+            connection.execute("select count(*) from sqlite_master")
+    elif parts.scheme.startswith(("postgresql", "mysql")) and parts.hostname:
+        port = parts.port or (5432 if parts.scheme.startswith("postgresql") else 3306)
+        socket.create_connection((parts.hostname, port), timeout=5).close()
 
 
 def git_commit() -> str:
@@ -188,9 +217,12 @@ class TrackedRun:
         self._do("register the champion", self._register_champion, registered, name)
 
     def _register_champion(self, registered: str, name: str) -> None:
+        import mlflow
         from mlflow.exceptions import MlflowException
 
         client = self.tracker.client
+        # the registry looks a models:/ address up in the process's own tracking store
+        mlflow.set_tracking_uri(self.tracker.uri)
         found = client.search_logged_models(
             [self.tracker.experiment_id],
             filter_string=f"name = '{name}'",
@@ -245,7 +277,9 @@ class Tracker:
     def client(self) -> Any:  # noqa: ANN401 - an MlflowClient, imported late
         """The MLflow client; the store exists and the experiment is there."""
         if self._client is None:
-            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+            for name, value in _PATIENCE.items():
+                os.environ.setdefault(name, value)
+            check_reachable(self.uri)
             from mlflow import MlflowClient
 
             logging.getLogger("alembic").setLevel(logging.WARNING)
