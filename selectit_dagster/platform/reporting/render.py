@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import base64
 import re
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.platform.reporting.blocks import Report, clipped, shown, visible
+
+if TYPE_CHECKING:
+    import jinja2
 
 _TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 _RECORD_CHARACTERS = 4000
@@ -23,34 +27,31 @@ _LIST_START = re.compile(r"^(\d*)([-+=.)])(?=\s|$)")
 
 def html(report: Report) -> str:
     """Return the report as a self-contained HTML page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters.update(_filters())
-    return environment.get_template("report.html").render(report=report)
+    return str(_template("report.html").render(report=report))
 
 
 def markdown(report: Report) -> str:
     """Return the report as Markdown, without its pictures."""
+    text = "\n".join(
+        line.rstrip() for line in _template("report.md").render(report=report).splitlines()
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+@cache
+def _template(name: str) -> jinja2.Template:
+    """Return a template: HTML escapes by itself, Markdown through its filter ``md``."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
-        autoescape=False,  # noqa: S701 - Markdown has its own escaping, the filter md
+        autoescape=name.endswith(".html"),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
     environment.filters.update(_filters())
-    text = environment.get_template("report.md").render(report=report)
-    text = "\n".join(line.rstrip() for line in text.splitlines())
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    return environment.get_template(name)
 
 
 def _filters() -> dict[str, Any]:
