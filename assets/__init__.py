@@ -26,6 +26,7 @@ def build_assets(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         ranking,
         raw_dataset,
         selective_alpaca,
+        sensitivity,
         uncertainty_scores,
     )
 
@@ -34,7 +35,7 @@ def build_assets(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     if experiment.benchmarks:
         found.append(benchmark_questions.build())
     found += [uncertainty_scores.build(model) for model in experiment.scoring_models]
-    found += [ranking.build(experiment), selective_alpaca.build(pipeline)]
+    found += [ranking.build(experiment), sensitivity.build(), selective_alpaca.build(pipeline)]
     if experiment.tuning is not None:
         found.append(lora_checkpoints.build(pipeline))
         found += benchmark_evaluations.build(pipeline)

@@ -2,7 +2,14 @@
 
 import dagster as dg
 
-from assets import benchmark_evaluations, groups, lora_checkpoints, ranking, selective_alpaca
+from assets import (
+    benchmark_evaluations,
+    groups,
+    lora_checkpoints,
+    ranking,
+    selective_alpaca,
+    sensitivity,
+)
 from selectit_dagster.experiment import Experiment
 from selectit_dagster.platform import views
 from selectit_dagster.platform.resources import PipelineResource, TrackingResource
@@ -49,7 +56,7 @@ def build_comparison() -> dg.AssetsDefinition:
 
 def build_report(experiment: Experiment) -> dg.AssetsDefinition:
     """Return the asset that writes the report."""
-    deps = [ranking.KEY, selective_alpaca.KEY]
+    deps = [ranking.KEY, sensitivity.KEY, selective_alpaca.KEY]
     if experiment.tuning is not None:
         deps.append(KEY)
 

@@ -54,6 +54,11 @@ class Home:
         """Fused ranking: ``ranking.parquet``."""
         return self.folder / "ranking"
 
+    @property
+    def sensitivity(self) -> Path:
+        """How much the choice depends on α, K, models and variant."""
+        return self.folder / "sensitivity"
+
     def selected(self, arm: str) -> Path:
         """The dataset that one arm chose."""
         return self.folder / "selected" / arm

@@ -1,3 +1,249 @@
-"""Further commands: doctor, rank, explain, merge, chat."""
+"""Further commands: rank, explain, doctor, merge, chat, publish."""
 
 from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from selectit_dagster.artefacts import require_manifest
+from selectit_dagster.errors import UserError
+from selectit_dagster.files import sha256_json
+from selectit_dagster.platform.cli import EXAMPLE, cli
+from selectit_dagster.platform.pipeline import Overrides, Pipeline, apply_overrides
+from selectit_dagster.progress import Reporter, Silent
+
+_HOME = click.option(
+    "--home", type=click.Path(path_type=Path), help="Home [$SELECTIT_HOME, ./.selectit]."
+)
+_EXPERIMENT = click.argument("experiment", required=False, type=click.Path(path_type=Path))
+
+
+def _pipeline(experiment: Path | None, home: Path | None) -> Pipeline:
+    from selectit_dagster.platform.run import open_pipeline
+
+    return open_pipeline(experiment or EXAMPLE, home)
+
+
+@cli.command("rank")
+@_EXPERIMENT
+@_HOME
+@click.option("--alpha", type=float, help="Weight of disagreement.")
+@click.option("-k", "--num-prompts", type=int, help="K: the first K of the prompts scored.")
+@click.option("--variant", type=click.Choice(["paper", "released-code"]))
+@click.option("--ablation", type=click.Choice(["none", "sentence-r", "model-r"]))
+@click.option("--share", type=float, help="Share to keep.")
+@click.option("--count", type=int, help="Number of records to keep, instead of a share.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the subset here.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def rank_command(
+    experiment: Path | None, home: Path | None, output: Path | None, as_json: bool, **given: Any
+) -> None:
+    """Rank again from the stored scores; no model is loaded and the home's ranking stays.
+
+    \b
+    Examples:
+      selectit rank --alpha 0.5
+      selectit rank my.yaml -k 3 --share 0.1 -o best.jsonl
+    """  # noqa: D301
+    line = _pipeline(experiment, home)
+    for model in line.experiment.scoring_models:
+        require_manifest(line.home.scores(model.name), made_by=f"uncertainty_scores/{model.name}")
+    overrides = Overrides(**given)
+    rating = apply_overrides(line.experiment.rating, overrides)
+    name = sha256_json(overrides.given())[:12]
+    again = Pipeline(line.experiment, line.home)
+    ranking = again.ranking(overrides, folder=line.home.folder / "rerankings" / name / "ranking")
+    ranked = ranking.run(Reporter("ranking", "records"))
+    chosen = again.selected(
+        "selectit", overrides, ranking=ranking.folder, folder=ranking.folder.parent / "selected"
+    )
+    selected = chosen.run(Reporter("selection", "records"))
+    if output is not None:
+        from selectit_dagster.platform.quick import copy_selected
+
+        copy_selected(chosen.folder, selected, output)
+    change = _change(line, chosen.folder)
+    facts = {
+        "alpha": rating.alpha,
+        "num_prompts": rating.num_prompts,
+        "variant": rating.variant,
+        "ablation": rating.ablation,
+        "ranked": ranked.counts["ranked"],
+        "selected": selected.counts["selected"],
+        "change": change,
+        "folder": str(chosen.folder),
+        "output": str(output) if output else None,
+    }
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    for key, value in facts.items():
+        if value is not None:
+            click.echo(f"{key:12} {value}")
+
+
+def _change(line: Pipeline, new: Path) -> str | None:
+    """Return what the new subset differs in from the home's own, where there is one."""
+    from selectit_dagster.selection.change import compare_selections
+
+    old = line.home.selected("selectit")
+    if not (old / "manifest.json").exists():
+        return None
+    return compare_selections(old, new).text()
+
+
+@cli.command("explain")
+@click.argument("record_id")
+@click.argument("experiment", required=False, type=click.Path(path_type=Path))
+@_HOME
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def explain_command(
+    record_id: str, experiment: Path | None, home: Path | None, as_json: bool
+) -> None:
+    """Show a record's distributions, its scores at each level and its rank.
+
+    \b
+    Examples:
+      selectit explain 89b9d99fa2ed
+      selectit explain my-record my.yaml --home /data/selectit
+    """  # noqa: D301
+    from selectit_dagster.selection.explain import explain
+
+    line = _pipeline(experiment, home)
+    scores = tuple((m.name, line.home.scores(m.name)) for m in line.experiment.scoring_models)
+    found = explain(record_id, line.home.curated, line.home.ranking, scores)
+    click.echo(json.dumps(found.as_dict()) if as_json else found.text())
+
+
+@cli.command("doctor")
+@_EXPERIMENT
+@_HOME
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor_command(experiment: Path | None, home: Path | None, as_json: bool) -> None:
+    """Show what this machine has, which models load, and what would go wrong.
+
+    \b
+    Examples:
+      selectit doctor
+      selectit doctor my.yaml
+    """  # noqa: D301
+    from selectit_dagster.experiment import load_experiment
+    from selectit_dagster.home import open_home
+    from selectit_dagster.rating import doctor
+
+    parsed = load_experiment(experiment or EXAMPLE)
+    facts = doctor.machine_facts()
+    click.echo("This machine", err=as_json)
+    for key, value in dataclasses.asdict(facts).items():
+        click.echo(f"  {key:12} {value}", err=as_json)
+    root = open_home(home, parsed.name).root
+    click.echo(f"  {'home':12} {root} (can be written)", err=as_json)
+    models = []
+    for model in parsed.scoring_models:
+        found = doctor.model_facts(model, parsed.rating)
+        models.append(found)
+        click.echo(f"Model {model.name}", err=as_json)
+        for key, value in dataclasses.asdict(found).items():
+            click.echo(f"  {key:18} {value}", err=as_json)
+    problems = [p for found in models for p in found.problems]
+    if as_json:
+        machine = dataclasses.asdict(facts)
+        shown = [dataclasses.asdict(found) for found in models]
+        click.echo(json.dumps({"machine": machine, "models": shown}, default=str))
+    if problems:
+        sys.exit(2)
+
+
+@cli.command("merge")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="New folder.")
+def merge_command(checkpoint: Path, output: Path) -> None:
+    """Write a checkpoint's base model with its adapter merged in, as safetensors.
+
+    \b
+    Example:
+      selectit merge .selectit/experiments/miniature/checkpoints/selectit/seed-1 -o merged/
+    """  # noqa: D301
+    from selectit_dagster.tuning.checkpoint import merge
+
+    _must_be_folder(checkpoint)
+    manifest = merge(None, checkpoint, output)
+    click.echo(f"{manifest.counts['parameters']:,} parameters -> {output}")
+
+
+def _must_be_folder(checkpoint: Path) -> None:
+    if not checkpoint.is_dir():
+        raise UserError(
+            f"{checkpoint} is not a folder",
+            hint="name a folder under checkpoints/ of the home, e.g. checkpoints/selectit/seed-1",
+        )
+
+
+@cli.command("chat")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("-p", "--prompt", help="Answer this and end; without it, read lines until Ctrl-D.")
+@click.option("--max-new-tokens", default=256, show_default=True)
+@click.option("--temperature", default=0.0, show_default=True, help="0: the likeliest token.")
+@click.option("--seed", default=1, show_default=True)
+def chat_command(
+    checkpoint: Path, prompt: str | None, max_new_tokens: int, temperature: float, seed: int
+) -> None:
+    """Ask a tuned checkpoint something, to try it.
+
+    \b
+    Examples:
+      selectit chat CHECKPOINT -p "What is the opposite of hot?"
+      selectit chat CHECKPOINT
+    """  # noqa: D301
+    from selectit_dagster.tuning import checkpoint as engine
+
+    _must_be_folder(checkpoint)
+    opened = engine.open_checkpoint(checkpoint)
+    loaded = engine.load_checkpoint(opened.base, checkpoint)
+    lines = [prompt] if prompt is not None else _typed()
+    for line in lines:
+        answer = engine.answer(
+            loaded,
+            line,
+            template=opened.template,
+            custom_template=opened.custom_template,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+        click.echo(answer)
+
+
+def _typed() -> Any:  # noqa: ANN401 - an iterator of lines
+    """Yield the lines that a person types, with a prompt when it is a terminal."""
+    while True:
+        if sys.stdin.isatty():
+            click.echo("> ", nl=False, err=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+@cli.command("sensitivity")
+@_EXPERIMENT
+@_HOME
+def sensitivity_command(experiment: Path | None, home: Path | None) -> None:
+    """Show how much the choice depends on α, K, single models and the variant.
+
+    \b
+    Example:
+      selectit sensitivity
+    """  # noqa: D301
+    from selectit_dagster.selection.sensitivity import sentence
+
+    line = _pipeline(experiment, home)
+    manifest = line.sensitivity().run(Silent())
+    click.echo(sentence(manifest.details))
+    click.echo(str(line.sensitivity().folder))

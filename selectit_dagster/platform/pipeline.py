@@ -8,16 +8,22 @@ engines are imported when a stage is built.
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.artefacts import Fingerprint, Manifest, is_current, read_manifest
 from selectit_dagster.experiment import Arm, Experiment, RatingSection, TuningSection
+from selectit_dagster.files import staged_folder
 from selectit_dagster.home import Home
 from selectit_dagster.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from selectit_dagster.selection.ranking import RankingRequest
 
 Run = Callable[[Progress], Manifest]
 
@@ -202,12 +208,11 @@ class Pipeline:
         models = self.experiment.scoring_models
         return tuple((m.name, m.theta) for m in models if m.theta is not None)
 
-    def ranking(self, overrides: Overrides | None = None) -> Stage:
-        """Build the stage that fuses the stored scores into one ranking."""
-        from selectit_dagster.selection import ranking as engine
+    def _ranking_request(self, overrides: Overrides | None) -> RankingRequest:
+        from selectit_dagster.selection.ranking import RankingRequest
 
         rating = apply_overrides(self.experiment.rating, overrides)
-        request = engine.RankingRequest(
+        return RankingRequest(
             records=self.home.curated,
             scores=self._score_folders(),
             num_prompts=rating.num_prompts,
@@ -217,18 +222,53 @@ class Pipeline:
             ablation=rating.ablation,
             thetas=self._thetas(),
         )
+
+    def ranking(self, overrides: Overrides | None = None, *, folder: Path | None = None) -> Stage:
+        """Build the stage that fuses the stored scores; ``folder`` keeps the home's own."""
+        from selectit_dagster.selection import ranking as engine
+
+        request = self._ranking_request(overrides)
+        out = folder or self.home.ranking
         fields = ("num_prompts", "num_ratings", "alpha", "variant", "ablation")
         return Stage(
             asset="ranking",
-            folder=self.home.ranking,
+            folder=out,
             fingerprint=lambda: engine.ranking_fingerprint(request),
-            run=lambda progress: engine.rank(request, self.home.ranking, progress),
+            run=lambda progress: engine.rank(request, out, progress),
             unit="records",
-            settings={"rating": {name: getattr(rating, name) for name in fields}},
+            settings={"rating": {name: getattr(request, name) for name in fields}},
         )
 
-    def selected(self, arm: str, overrides: Overrides | None = None) -> Stage:
-        """Build the stage that writes the dataset that one arm chooses."""
+    def sensitivity(self) -> Stage:
+        """Build the stage that varies α, K, models and variant, and resamples the prompts."""
+        from selectit_dagster.selection import sensitivity as engine
+
+        rule, size = self.experiment.selection.size
+        request = engine.SensitivityRequest(
+            ranking=self._ranking_request(None), size_rule=rule, size=size
+        )
+        folder = self.home.sensitivity
+        return Stage(
+            asset="sensitivity",
+            folder=folder,
+            fingerprint=lambda: engine.sensitivity_fingerprint(request),
+            run=lambda progress: engine.sensitivity(request, folder, progress),
+            unit="resamples",
+            settings={"size": {rule: size}},
+        )
+
+    def selected(
+        self,
+        arm: str,
+        overrides: Overrides | None = None,
+        *,
+        ranking: Path | None = None,
+        folder: Path | None = None,
+    ) -> Stage:
+        """Build the stage that writes the dataset that one arm chooses.
+
+        ``ranking`` and ``folder`` stand in for the home's own, to try something else.
+        """
         from selectit_dagster.selection import select as engine
 
         spec, seed = self.arms[arm]
@@ -238,20 +278,26 @@ class Pipeline:
             kind=spec.kind,
             seed=seed,
             records=self.home.curated,
-            ranking=self.home.ranking,
+            ranking=ranking or self.home.ranking,
             scores=self._score_folders(),
             size_rule=rule,
             size=size,
             model=self._arm_model(spec),
             provenance=self._provenance(),
         )
-        folder = self.home.selected(arm)
+        out = folder or self.home.selected(arm)
+
+        def run(progress: Progress) -> Manifest:
+            if arm == "selectit" and not is_current(out, engine.selection_fingerprint(request)):
+                keep_previous(out)
+            return engine.select(request, out, progress)
+
         return Stage(
             asset="selective_alpaca",
             partition=arm,
-            folder=folder,
+            folder=out,
             fingerprint=lambda: engine.selection_fingerprint(request),
-            run=lambda progress: engine.select(request, folder, progress),
+            run=run,
             unit="records",
             settings={"arm": spec.model_dump(mode="json"), "size": {rule: size}, "seed": seed},
         )
@@ -394,7 +440,7 @@ class Pipeline:
             first.append(self.questions())
         first.append(self.curated())
         first += [self.scores(model.name) for model in self.experiment.scoring_models]
-        yield [*first, self.ranking()]
+        yield [*first, self.ranking(), self.sensitivity()]
         for arm in self.arms:
             yield [self.selected(arm)]
         if self.experiment.tuning is not None:
@@ -403,6 +449,23 @@ class Pipeline:
                 yield [self.checkpoint(unit), self.evaluation(unit)]
             yield [self.comparison()]
         yield [self.report()]
+
+
+def previous_folder(folder: Path) -> Path:
+    """Return where the selection before the present one is kept, for their comparison."""
+    return folder.with_name(f".{folder.name}.previous")
+
+
+def keep_previous(folder: Path) -> None:
+    """Keep a complete selection beside its folder before it is replaced (hard links)."""
+    if read_manifest(folder) is None:
+        return
+    old = previous_folder(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    with staged_folder(old) as stage:
+        for path in folder.iterdir():
+            if path.is_file():
+                os.link(path, stage / path.name)
 
 
 def group_of(arm: str) -> str:

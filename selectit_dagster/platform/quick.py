@@ -112,7 +112,7 @@ def select_records(experiment: Experiment, output: Path, scores: Path | None) ->
         scored = [_run(pipeline.scores(m.name)) for m in experiment.scoring_models]
         ranking = _run(pipeline.ranking())
         selected = _run(pipeline.selected("selectit"))
-        _copy(_data_file(pipeline.home.selected("selectit"), selected), output)
+        copy_selected(pipeline.home.selected("selectit"), selected, output)
     prompts = sum(m.counts.get("scored", 0) for m in scored)
     busy = sum(float(m.details.get("seconds", 0.0)) for m in scored)
     counts = {
@@ -165,6 +165,8 @@ def _data_file(folder: Path, manifest: Manifest) -> Path:
     return folder / names[0]
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy_selected(folder: Path, manifest: Manifest, target: Path) -> None:
+    """Copy the chosen records, in the format that they came in, to ``target``."""
+    source = _data_file(folder, manifest)
     with source.open("rb") as reader, atomic_file(target) as writer:
         shutil.copyfileobj(reader, writer, 1 << 20)

@@ -60,8 +60,14 @@ def _details(manifest: Manifest, *leave_out: str) -> dg.JsonMetadataValue:
 
 def raw_dataset(stage: Stage, manifest: Manifest) -> Metadata:
     """Show rejected records and the data profile."""
+    from selectit_dagster.data import plots
+
     shown = _figures(stage)
     _with_table(shown, "rejected", _first_lines(stage.folder / "rejected.jsonl"))
+    profile = manifest.details.get("profile")
+    if profile and manifest.counts["kept"]:
+        shown["plot_lengths"] = picture(plots.lengths_plot(profile), "lengths")
+        shown["plot_scripts"] = picture(plots.scripts_plot(profile), "scripts")
     shown["profile"] = _details(manifest)
     return shown
 
@@ -70,6 +76,11 @@ def curated_dataset(stage: Stage, manifest: Manifest) -> Metadata:
     """Show dropped records, the curation's facts and where the columns come from."""
     shown = _figures(stage)
     _with_table(shown, "dropped", _first_lines(stage.folder / "dropped.jsonl"))
+    from selectit_dagster.data import plots
+
+    shown["plot_curation"] = picture(
+        plots.curation_plot(manifest.counts, manifest.details), "curation"
+    )
     shown["curation"] = _details(manifest)
     shown["dagster/column_lineage"] = lineage(
         dg.AssetKey("raw_dataset"), {name: name for name in (*_TEXT_COLUMNS, "position", "raw")}
@@ -111,8 +122,23 @@ def ranking(stage: Stage, manifest: Manifest) -> Metadata:
 
 
 def selected(stage: Stage, manifest: Manifest) -> Metadata:
-    """Show the dataset card and column lineage to the curated dataset."""
+    """Show the dataset card, plots, the change since the last selection, and lineage."""
+    from selectit_dagster.selection import plots
+
     shown = _figures(stage)
+    home = stage.folder.parents[1]
+    if stage.partition == "selectit":
+        rank_folder = home / "ranking"
+        shown["plot_scores"] = picture(
+            plots.score_histogram(rank_folder, stage.folder), "selected and rejected"
+        )
+        shown["plot_lengths"] = picture(
+            plots.length_against_score(home / "curated", rank_folder, stage.folder),
+            "length against score",
+        )
+        if (change := last_change(stage.folder)) is not None:
+            shown["change_since_last_selection"] = dg.MetadataValue.json(change)
+            shown["change"] = dg.MetadataValue.text(change["text"])
     card = stage.folder / "README.md"
     if card.exists():
         text = card.read_text(encoding="utf-8")
@@ -124,6 +150,25 @@ def selected(stage: Stage, manifest: Manifest) -> Metadata:
     for name in ("rank", "score"):
         deps[name] = [dg.TableColumnDep(asset_key=dg.AssetKey("ranking"), column_name=name)]
     shown["dagster/column_lineage"] = dg.TableColumnLineage(deps)
+    return shown
+
+
+def last_change(folder: Path) -> dict[str, Any] | None:
+    """Return what entered and left since the selection before, None where there is none."""
+    from selectit_dagster.platform.pipeline import previous_folder
+    from selectit_dagster.selection.change import compare_selections
+
+    old = previous_folder(folder)
+    if read_manifest(old) is None:
+        return None
+    return compare_selections(old, folder).summary()
+
+
+def sensitivity(stage: Stage, manifest: Manifest) -> Metadata:
+    """Show the table of other settings and the plain sentence."""
+    shown = _figures(stage)
+    shown["in_words"] = dg.MetadataValue.text(str(manifest.details.get("sentence", "")))
+    _with_table(shown, "other_settings", list(manifest.details.get("settings", [])))
     return shown
 
 

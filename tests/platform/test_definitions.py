@@ -54,6 +54,7 @@ def test_every_stage_of_the_chain_is_an_asset(graph):
         "uncertainty_scores/small",
         "uncertainty_scores/large",
         "ranking",
+        "sensitivity",
         "selective_alpaca",
         "lora_checkpoints",
         "benchmark_evaluations",
