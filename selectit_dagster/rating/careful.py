@@ -84,9 +84,9 @@ class CarefulRater:
 def judged(log_p: Floats, reasons: dict[int, str]) -> RatedBatch:
     """Turn log-probabilities (rows, R) into distributions, or reasons why there is none."""
     wide = log_p.astype(np.float64)
-    finite = np.isfinite(wide).all(axis=1)
+    finite = np.asarray(np.isfinite(wide).all(axis=1))
     mass = np.exp(np.where(finite[:, None], wide, 0.0)).sum(axis=1)
-    good = finite & (mass > _VANISHED)
+    good = np.asarray(finite & (mass > _VANISHED))
     for row in np.flatnonzero(~good).tolist():
         missing = "the rating tokens' probabilities vanish" if finite[row] else "not a number"
         if not finite[row] and not np.isnan(wide[row]).any():

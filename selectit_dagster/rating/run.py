@@ -82,7 +82,7 @@ def open_run(
     rating = request.rating
     encoder = Encoder(load_tokenizer(request.model), chat_template=rating.chat_template)
     config = load_config(request.model)
-    limit, warnings = max_length(request, config, encoder)
+    limit, warnings = max_length(rating.max_length, config, encoder)
     rows = RowMaker(
         encoder,
         request.prompts(),
@@ -107,17 +107,16 @@ def open_run(
 
 
 def max_length(
-    request: ScoringRequest, config: PreTrainedConfig, encoder: Encoder
+    asked: int | None, config: PreTrainedConfig, encoder: Encoder
 ) -> tuple[int | None, list[str]]:
     """Return the longest row in tokens, and warnings.
 
-    That is the model's context, or less by request; None where nothing says.
+    That is the model's context, or less where less is asked for; None where nothing says.
     """
     text = config.get_text_config()
     context = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
     if context is None and encoder.tokenizer.model_max_length < 1 << 30:
         context = int(encoder.tokenizer.model_max_length)
-    asked = request.rating.max_length
     if asked is None or context is None:
         return asked or context, []
     if asked > context:

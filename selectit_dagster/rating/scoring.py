@@ -23,7 +23,7 @@ from selectit_dagster.artefacts import (
 )
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import RatingSection, ScoringModel
-from selectit_dagster.files import folder_lock, sha256_file
+from selectit_dagster.files import folder_lock, sha256_file, write_bytes
 from selectit_dagster.progress import Progress, Silent
 from selectit_dagster.rating.backend import Backend
 from selectit_dagster.rating.folder import OnMismatch, ScoreFolder
@@ -206,4 +206,17 @@ def _score(
         seconds=time.monotonic() - started,
     )
     folder.finish(summary.keys, folder.fingerprint["prompts"])
+    draw(request, folder.path)
     return manifest
+
+
+def draw(request: ScoringRequest, out: Path) -> None:
+    """Write pictures of the finished scores beside them; they are no part of the artefact."""
+    from selectit_dagster.rating import plots
+
+    rating = request.rating
+    if rating.adaptive or out.parent.name == ".audit":
+        return
+    write_bytes(out / "scores.png", plots.score_overview(out, rating.num_prompts, rating.alpha))
+    if rating.num_prompts > 1:
+        write_bytes(out / "prompts.png", plots.prompt_disagreement(out, rating.num_prompts))

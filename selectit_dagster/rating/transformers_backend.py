@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from selectit_dagster.rating.backend import (
     BackendFacts,
@@ -208,7 +209,7 @@ class TransformersBackend:
 
     # --- pieces -----------------------------------------------------------------------------
 
-    def _tensor(self, row: Tokens) -> torch.Tensor:
+    def _tensor(self, row: npt.NDArray[np.integer[Any]]) -> torch.Tensor:
         import torch
 
         return torch.from_numpy(np.asarray(row, dtype=np.int64)).to(self.device)
@@ -347,7 +348,7 @@ def _lent_cache(states: list[tuple[torch.Tensor, torch.Tensor]]) -> Any:  # noqa
         layer = DynamicLayer()
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
-        layer.update = _handing_out(keys, values)  # type: ignore[method-assign]
+        layer.update = _handing_out(keys, values)
         cache.layers.append(layer)
     return cache
 

@@ -1,0 +1,148 @@
+"""What this machine has, and whether a model can rate on it: facts for ``selectit doctor``."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selectit_dagster.artefacts import library_versions
+from selectit_dagster.errors import UserError
+from selectit_dagster.experiment import RatingSection, ScoringModel
+from selectit_dagster.rating.summary import SMALL_MASS
+
+_LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "dagster", "mlflow", "datasets")
+# an instruction and three responses: right, wrong, and beside the point
+_SAMPLE = (
+    ("Name the capital of France.", "The capital of France is Paris."),
+    ("Name the capital of France.", "The capital of France is Madrid."),
+    ("Name the capital of France.", "I like trains."),
+)
+
+
+def machine_facts(folder: Path) -> dict[str, Any]:
+    """Return devices, memory, disk and versions of this machine.
+
+    Parameters
+    ----------
+    folder:
+        Where artefacts will lie: its free space is reported.
+    """
+    import psutil
+    import torch
+
+    from selectit_dagster.models import available_devices
+
+    memory = psutil.virtual_memory()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu_cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_gb": round(memory.total / 1e9, 1),
+        "memory_free_gb": round(memory.available / 1e9, 1),
+        "disk_free_gb": round(shutil.disk_usage(existing).free / 1e9, 1),
+        "devices": [device_facts(device) for device in available_devices()],
+        "versions": library_versions(*_LIBRARIES),
+    }
+
+
+def device_facts(device: str) -> dict[str, Any]:
+    """Return a torch device's name, memory and the dtype that is used on it by default."""
+    import torch
+
+    from selectit_dagster.models import resolve_dtype
+
+    facts: dict[str, Any] = {"device": device, "dtype": resolve_dtype("auto", device)}
+    if device.startswith("cuda"):
+        properties = torch.cuda.get_device_properties(device)
+        free, total = torch.cuda.mem_get_info(device)
+        facts |= {
+            "name": properties.name,
+            "memory_gb": round(total / 1e9, 1),
+            "memory_free_gb": round(free / 1e9, 1),
+        }
+    return facts
+
+
+def model_facts(model: ScoringModel, rating: RatingSection) -> dict[str, Any]:
+    """Try a model as the scoring stage would, on three short records.
+
+    Returns
+    -------
+    dict
+        ``name``, ``ok``, ``problems`` (what would stop a run) and ``warnings``; as far as
+        they could be found out, ``context`` (tokens), ``rating_token_ids``, ``parameters``,
+        ``dtype``, ``device``, ``revision``, ``rating_mass`` (mean over the samples),
+        ``mean_rating`` (per sample), ``prompts_per_second`` and ``peak_memory_gb``.
+    """
+    facts: dict[str, Any] = {"name": model.name, "path": model.path}
+    facts |= {"ok": False, "problems": [], "warnings": []}
+    try:
+        _try(model, rating, facts)
+    except UserError as error:
+        facts["problems"].append(str(error))
+    except MemoryError:
+        facts["problems"].append("the model does not fit into this machine's memory")
+    facts["ok"] = not facts["problems"]
+    return facts
+
+
+def _try(model: ScoringModel, rating: RatingSection, facts: dict[str, Any]) -> None:
+    """Fill ``facts`` step by step; what fails raises UserError and leaves the rest out."""
+    from selectit_dagster.models import load_config, load_model, load_tokenizer
+    from selectit_dagster.rating.backend import local_backend
+    from selectit_dagster.rating.batches import plan_by_prompt
+    from selectit_dagster.rating.careful import CarefulRater
+    from selectit_dagster.rating.levels import base_rating
+    from selectit_dagster.rating.prompts import load_prompts
+    from selectit_dagster.rating.rating_tokens import Encoder, find_rating_tokens
+    from selectit_dagster.rating.rows import RowMaker
+    from selectit_dagster.rating.run import max_length, vocabulary_size
+
+    prompts = load_prompts(rating.prompts, rating.num_prompts, rating.variant)
+    encoder = Encoder(load_tokenizer(model), chat_template=rating.chat_template)
+    config = load_config(model)
+    facts["context"], warnings = max_length(rating.max_length, config, encoder)
+    facts["warnings"] += warnings
+    rows = RowMaker(encoder, prompts, "paper", facts["context"], False, vocabulary_size(config))
+    facts["rating_token_ids"] = list(
+        find_rating_tokens(encoder, rows.contexts(), rating.num_ratings)
+    )
+    loaded = load_model(model)
+    facts |= {name: getattr(loaded, name) for name in ("parameters", "dtype", "device", "revision")}
+    backend = local_backend(loaded, facts["rating_token_ids"])
+    wanted = [(i, k) for i in range(len(_SAMPLE)) for k in range(len(prompts))]
+    made = rows.make(_SAMPLE, wanted)
+    too_long = [row.reason for row in made if row.tokens is None]
+    if too_long:
+        facts["problems"].append(f"even a short record does not fit: {too_long[0]}")
+        return
+    planned = plan_by_prompt(made, rows.shared_prefixes(), backend.facts.batch_tokens)
+    rater = CarefulRater(backend, rating.num_ratings)
+    started = time.monotonic()
+    rated = [(batch, rater.rate(batch.tokens)) for batch in planned]
+    facts["prompts_per_second"] = len(wanted) / max(time.monotonic() - started, 1e-9)
+    reasons = [reason for _, found in rated for reason in found.reasons.values()]
+    if reasons:
+        facts["problems"].append(f"a short record cannot be rated: {reasons[0]}")
+        return
+    mass = np.concatenate([found.rating_mass for _, found in rated])
+    by_sample: dict[int, list[float]] = {}
+    for batch, found in rated:
+        for (i, _), best in zip(batch.targets, base_rating(found.probabilities), strict=True):
+            by_sample.setdefault(i, []).append(float(best))
+    facts["rating_mass"] = float(mass.mean())
+    facts["mean_rating"] = [float(np.mean(by_sample[i])) for i in sorted(by_sample)]
+    facts["peak_memory_gb"] = backend.peak_memory_bytes() / 1e9
+    facts["warnings"] += backend.notes.warnings
+    if facts["rating_mass"] < SMALL_MASS:
+        facts["warnings"].append(
+            f"the rating tokens get {facts['rating_mass']:.2g} of its probability: it would "
+            "hardly answer with a rating, so its ratings are close to noise"
+        )
