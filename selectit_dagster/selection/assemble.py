@@ -39,6 +39,8 @@ class Assembled:
 
 def assemble(request: SelectionRequest, count: int, out: Path, progress: Progress) -> Assembled:
     """Write the ``count`` records that the request's arm chooses into ``out``."""
+    from selectit_dagster.selection.select import card_provenance
+
     curated = require_manifest(request.records, made_by="curated_dataset")
     ranking = read_manifest(request.ranking) if request.ranking is not None else None
     old = read_manifest(out)
@@ -66,7 +68,9 @@ def assemble(request: SelectionRequest, count: int, out: Path, progress: Progres
             names.append(CANDIDATES_FILE)
             if old is not None and (out / CANDIDATES_FILE).exists():
                 details["change"] = compare_selections(out, work.folder, work=work).summary()
-        facts = CardFacts(request, counts, details, ranking, written.names[0])
+        facts = CardFacts(
+            request, card_provenance(request), counts, details, ranking, written.names[0]
+        )
         write_text(work.folder / CARD_FILE, dataset_card(facts))
         move_into(work.folder, out, names, list(old.files) if old else [])
     shutil.rmtree(context.cache, ignore_errors=True)

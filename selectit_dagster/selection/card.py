@@ -23,6 +23,7 @@ class CardFacts:
     """What the card is written from."""
 
     request: SelectionRequest
+    provenance: dict[str, Any]
     counts: dict[str, int]
     details: dict[str, Any]
     ranking: Manifest | None
@@ -46,7 +47,7 @@ def dataset_card(facts: CardFacts) -> str:
 
 
 def _front_matter(facts: CardFacts) -> dict[str, Any]:
-    given = str(facts.request.provenance.get("license", "unknown")).strip()
+    given = str(facts.provenance.get("license", "unknown")).strip()
     identifier = given.lower()
     known = bool(_LICENSE_ID.fullmatch(identifier))
     front: dict[str, Any] = {"license": identifier if known else "other"}
@@ -69,7 +70,7 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
 
 
 def _introduction(facts: CardFacts) -> str:
-    provenance = facts.request.provenance
+    provenance = facts.provenance
     source = line(provenance.get("source", "an instruction dataset"))
     name = line(provenance.get("experiment", "selection"))
     counts = facts.counts
@@ -93,8 +94,10 @@ def _how(facts: CardFacts) -> str:
         lines.append(f"The column `score` is: {details['score_means']}.")
     model = facts.request.model
     if model is not None and kind in ("ifd", "perplexity", "diverse"):
-        lines.append(f"Model: {_model_name(model.model_dump())}.")
-    if facts.ranking is not None and "rating" in facts.request.provenance:
+        from selectit_dagster.selection.select import public_name
+
+        lines.append(f"Model: {_model_name(public_name(model.path), model.revision)}.")
+    if facts.ranking is not None and "models" in facts.provenance:
         lines += ["", *_selectit(facts)]
     if details["notes"]:
         lines += ["", *(f"- {note}" for note in details["notes"])]
@@ -109,8 +112,7 @@ def _selectit(facts: CardFacts) -> list[str]:
     stored = ranking.details["parameters"]
     thetas = ranking.details["theta"]
     total = sum(thetas.values())
-    rating = facts.request.provenance["rating"]
-    models = {model["name"]: model for model in facts.request.provenance.get("models", [])}
+    models = {model["name"]: model for model in facts.provenance["models"]}
     lines = [
         "Method: SelectIT (Liu et al. 2024, arXiv 2402.16705). Each scoring model rates each "
         f"record from 1 to {stored['num_ratings']} under {stored['num_prompts']} rating "
@@ -123,14 +125,15 @@ def _selectit(facts: CardFacts) -> list[str]:
     ]
     for name, theta in thetas.items():
         facts_of = ranking.details["models"].get(name, {})
-        label = _model_name(models.get(name, {"path": name}))
+        model = models.get(name, {"path": name})
+        label = _model_name(model["path"], model.get("revision"))
         revision = facts_of.get("revision") or "local folder"
         lines.append(f"| {label} ({name}) | {revision} | {theta:,.6g} | {theta / total:.1%} |")
-    prompts = rating.get("prompts")
+    prompts = facts.provenance.get("prompts")
     lines += [
         "",
         f"- rating prompts: {stored['num_prompts']} of "
-        + ("the built-in ones" if prompts is None else f"`{line(prompts.split('/')[-1])}`"),
+        + ("the built-in ones" if prompts is None else f"`{line(prompts)}`"),
         f"- α (disagreement between prompts): {stored['alpha']:g}",
         f"- variant: {stored['variant']}; ablation: {stored['ablation']}",
     ]
@@ -170,19 +173,15 @@ def _files(facts: CardFacts) -> str:
 
 
 def _licence(facts: CardFacts) -> str:
-    given = line(facts.request.provenance.get("license", "unknown"))
+    given = line(facts.provenance.get("license", "unknown"))
     return (
         "## Licence\n\n"
         f"The records keep the licence of their source, as its user gave it: {given}.\n"
     )
 
 
-def _model_name(model: dict[str, Any]) -> str:
-    """Return a model's name without the folders of the machine that it lay on."""
-    path = str(model.get("path", ""))
-    name = path.rstrip("/").split("/")[-1] if path.startswith(("/", ".", "~")) else path
-    revision = model.get("revision")
-    return f"`{line(name)}`" + (f" at `{line(revision)}`" if revision else "")
+def _model_name(path: str, revision: str | None) -> str:
+    return f"`{line(path)}`" + (f" at `{line(revision)}`" if revision else "")
 
 
 def line(value: object) -> str:

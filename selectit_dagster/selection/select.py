@@ -227,12 +227,31 @@ def _ranking_of(request: SelectionRequest, records: Manifest) -> Manifest:
 def card_provenance(request: SelectionRequest) -> dict[str, Any]:
     """Return the part of the provenance that this arm's card states.
 
-    An arm that takes no scores does not go out of date when the rating changes.
+    An arm that takes no scores does not go out of date when the rating changes. Of local
+    paths only the last name is kept: a moved folder is the same, and the manifest may be
+    published.
     """
+    given = request.provenance
     general = ("experiment", "source", "license")
+    stated: dict[str, Any] = {key: given[key] for key in general if key in given}
     if needs_ranking(request.kind):
-        return request.provenance
-    return {key: request.provenance[key] for key in general if key in request.provenance}
+        stated["models"] = [
+            {
+                "name": model["name"],
+                "path": public_name(str(model.get("path", model["name"]))),
+                "revision": model.get("revision"),
+            }
+            for model in given.get("models", [])
+        ]
+        prompts = given.get("rating", {}).get("prompts")
+        stated["prompts"] = public_name(prompts) if prompts else None
+    return stated
+
+
+def public_name(path: str) -> str:
+    """Return a hub name as it is, and of a local path the last part."""
+    local = path.startswith(("/", ".", "~")) or path.count("/") > 1
+    return path.rstrip("/").split("/")[-1] if local else path
 
 
 def check_request(request: SelectionRequest) -> None:

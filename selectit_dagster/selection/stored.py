@@ -140,6 +140,16 @@ class StoredScores:
                 hint="remove that folder and score again",
             ) from error
 
+    def in_any_order(self, work: Workspace) -> Iterator[StoredBatch]:
+        """Yield all records for a reader to whom it is the same when one comes twice.
+
+        What was read before the parts turned out not to be grouped comes again.
+        """
+        try:
+            yield from self.as_stored(work)
+        except NotGroupedError:
+            yield from self.sorted(work)
+
     def _records(self, rows: Iterator[pa.RecordBatch]) -> Iterator[StoredBatch]:
         for batch in whole_records(rows, self.stored_prompts):
             self._check_layout(batch)

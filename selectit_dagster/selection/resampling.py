@@ -1,0 +1,264 @@
+"""The arithmetic of the sensitivity analysis, on token-level scores in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from selectit_dagster.progress import Progress
+from selectit_dagster.rating import levels
+from selectit_dagster.selection.columnar import Workspace
+from selectit_dagster.selection.fusion import SCORE_DECIMALS
+from selectit_dagster.selection.sensitivity import ALPHAS, SAMPLE
+from selectit_dagster.selection.stored import StoredScores, stored_prompts
+
+if TYPE_CHECKING:
+    from selectit_dagster.selection.ranking import RankingRequest
+
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+# the chance level is the mean over shuffles, each with a tenth of the draws
+_SHUFFLES = 20
+_DRAWS_PER_SHUFFLE = 0.1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to fuse: which prompts and models, with which alpha, variant and ablation."""
+
+    alpha: float
+    prompts: tuple[int, ...]
+    models: tuple[int, ...]
+    variant: str
+    ablation: str
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What all rankings of the analysis are computed from.
+
+    Attributes
+    ----------
+    record_ids:
+        (N,) sorted, so that a stable sort breaks ties by record id.
+    probabilities:
+        (M, N, K, R) float32, K all stored prompts.
+    thetas:
+        (M,) fusion weights.
+    base:
+        The setting that the others are compared with.
+    total:
+        Number of records before sampling.
+    """
+
+    record_ids: list[str]
+    names: list[str]
+    probabilities: npt.NDArray[np.float32]
+    thetas: Floats
+    base: Setting
+    total: int
+
+    @property
+    def sampled(self) -> bool:
+        """Whether this is a sample of the records."""
+        return self.total > SAMPLE
+
+    def tokens(self, setting: Setting) -> Floats:
+        """Return (M, N, K) token-level scores (or plain ratings) of the setting's parts."""
+        p = self.probabilities[list(setting.models)][:, :, list(setting.prompts)]
+        if setting.ablation != "none":
+            return levels.base_rating(p)
+        return levels.token_level(p, cast(levels.Variant, setting.variant))
+
+    def fused(self, setting: Setting, tokens: Floats | None = None) -> Floats:
+        """Return (N,) model-level scores."""
+        found = self.tokens(setting) if tokens is None else tokens
+        alpha = 0.0 if setting.ablation == "model-r" else setting.alpha
+        thetas = self.thetas[list(setting.models)]
+        variant = cast(levels.Variant, setting.variant)
+        scores = levels.model_level(levels.sentence_level(found, alpha), thetas, variant)
+        return np.round(scores, SCORE_DECIMALS)
+
+    def reaching(self, threshold: float) -> int:
+        """Return how many records reach a threshold in the base setting."""
+        return int((self.fused(self.base) >= threshold).sum())
+
+
+def load_token_scores(request: RankingRequest, thetas: dict[str, float], seed: int) -> TokenScores:
+    """Read the distributions of the records that all models rated under all prompts.
+
+    Above SAMPLE records those with the smallest SHA-256 of ``<seed>:<record id>`` are read.
+    """
+    folders = dict(request.scores)
+    manifests = {name: StoredScores(name, folders[name], 1, request.num_ratings) for name in thetas}
+    stored = min(stored_prompts(store.manifest) for store in manifests.values())
+    total = int(next(iter(manifests.values())).manifest.counts["records"])
+    limit = _hash_limit(total)
+    parts = [
+        _read_model(name, folders[name], stored, request.num_ratings, seed, limit)
+        for name in thetas
+    ]
+    common = sorted(set.intersection(*(set(part) for part in parts)))[:SAMPLE]
+    shape = (len(parts), len(common), stored, request.num_ratings)
+    probabilities = np.empty(shape, dtype=np.float32)
+    for number, part in enumerate(parts):
+        for index, record in enumerate(common):
+            probabilities[number, index] = part[record]
+        part.clear()
+    base = Setting(
+        request.alpha,
+        tuple(range(request.num_prompts)),
+        tuple(range(len(parts))),
+        request.variant,
+        request.ablation,
+    )
+    weights = np.array(list(thetas.values()))
+    return TokenScores(common, list(thetas), probabilities, weights, base, total)
+
+
+def _hash_limit(total: int) -> int:
+    """Return the bound on a record's 64-bit hash below which about SAMPLE records lie."""
+    return 1 << 64 if total <= SAMPLE else int((1 << 64) * (SAMPLE / total))
+
+
+def _read_model(
+    name: str, folder: Path, prompts: int, ratings: int, seed: int, limit: int
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the (K, R) distributions of the sampled records that are ok throughout."""
+    store = StoredScores(name, folder, prompts, ratings)
+    found: dict[str, npt.NDArray[np.float32]] = {}
+    with tempfile.TemporaryDirectory() as scratch, Workspace(Path(scratch)) as work:
+        for batch in store.in_any_order(work):
+            usable = np.flatnonzero(batch.status == 0)
+            names = batch.record_ids.take(usable).to_pylist()
+            for index, record in zip(usable, names, strict=True):
+                if limit >= 1 << 64 or _hash(seed, record) < limit:
+                    found[record] = batch.probabilities[index].copy()
+    return found
+
+
+def _hash(seed: int, record_id: str) -> int:
+    digest = hashlib.sha256(f"{seed}:{record_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def chosen(scores: Floats, count: int) -> npt.NDArray[np.bool_]:
+    """Return (N,) which records are among the best ``count``; ties by position."""
+    mask = np.zeros(scores.size, dtype=bool)
+    mask[np.argsort(-scores, kind="stable")[:count]] = True
+    return mask
+
+
+def settings_of(scores: TokenScores) -> list[tuple[str, str, Setting]]:
+    """Return (factor, value, setting) of every setting that is compared with the base."""
+    base = scores.base
+    found: list[tuple[str, str, Setting]] = [("base", "base", base)]
+    found += [("alpha", f"{a:g}", replace(base, alpha=a)) for a in ALPHAS if a != base.alpha]
+    stored = scores.probabilities.shape[2]
+    for count in range(1, stored + 1):
+        if count != len(base.prompts):
+            found.append(("K", str(count), replace(base, prompts=tuple(range(count)))))
+    if len(scores.names) > 1:
+        for number, name in enumerate(scores.names):
+            found.append(("only model", name, replace(base, models=(number,))))
+    for variant in ("paper", "released-code"):
+        if variant != base.variant:
+            found.append(("variant", variant, replace(base, variant=variant)))
+    for ablation in ("none", "sentence-r", "model-r"):
+        if ablation != base.ablation:
+            found.append(("ablation", ablation, replace(base, ablation=ablation)))
+    return found
+
+
+def vary(scores: TokenScores, count: int) -> dict[str, Any]:
+    """Return the table of settings and the pairwise overlaps of their selected sets.
+
+    Overlap is the share of the ``count`` selected records that two sets have in common.
+    """
+    from scipy.stats import spearmanr
+
+    named = settings_of(scores)
+    fused = [scores.fused(setting) for _, _, setting in named]
+    masks = np.stack([chosen(values, count) for values in fused])
+    overlaps = (masks.astype(np.float32) @ masks.astype(np.float32).T) / count
+    rows = []
+    for index, (factor, value, _) in enumerate(named[1:], start=1):
+        constant = np.ptp(fused[index]) == 0 or np.ptp(fused[0]) == 0
+        spearman = None if constant else float(spearmanr(fused[0], fused[index]).statistic)
+        rows.append(
+            {
+                "factor": factor,
+                "value": value,
+                "overlap": float(overlaps[0, index]),
+                "spearman": spearman,
+            }
+        )
+    labels = [name if factor == "base" else f"{factor} {name}" for factor, name, _ in named]
+    return {
+        "settings": rows,
+        "labels": labels,
+        "pairwise": np.round(overlaps.astype(float), 4).tolist(),
+        "chance_overlap": count / len(scores.record_ids),
+    }
+
+
+def stability(
+    scores: TokenScores, count: int, *, resamples: int, seed: int, progress: Progress
+) -> dict[str, Any] | None:
+    """Return how much of the selected set stays under resampled prompts, and by chance.
+
+    None with a single prompt. ``chance`` is the mean overlap after the records were
+    shuffled within each prompt and model, averaged over shuffles; the set is more stable
+    than chance when its own mean overlap is above that by two standard deviations of the
+    shuffles' means.
+    """
+    base = scores.base
+    asked = len(base.prompts)
+    if asked < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    tokens = scores.tokens(base)
+    draws = rng.integers(0, asked, (resamples, asked))
+    few = draws[: max(2, int(resamples * _DRAWS_PER_SHUFFLE))]
+    total = resamples + _SHUFFLES * len(few)
+
+    def overlaps(values: Floats, drawn: Indices, done: int) -> Floats:
+        reference = chosen(scores.fused(base, values), count)
+        found = []
+        for number, prompts in enumerate(drawn):
+            again = chosen(scores.fused(base, values[:, :, prompts]), count)
+            found.append((reference & again).sum() / count)
+            progress.update(done + number + 1, total)
+        return np.array(found)
+
+    observed = overlaps(tokens, draws, 0)
+    shuffled = np.array(
+        [
+            overlaps(_shuffled(tokens, rng), few, resamples + number * len(few)).mean()
+            for number in range(_SHUFFLES)
+        ]
+    )
+    upper = float(shuffled.mean() + 2 * shuffled.std(ddof=1))
+    return {
+        "overlap": float(observed.mean()),
+        "interval": [float(q) for q in np.quantile(observed, [0.025, 0.975])],
+        "chance": float(shuffled.mean()),
+        "chance_upper": upper,
+        "resamples": resamples,
+        "more_stable_than_chance": bool(observed.mean() > upper),
+    }
+
+
+def _shuffled(tokens: Floats, rng: np.random.Generator) -> Floats:
+    """Return the scores with the records in another order for each model and prompt."""
+    result = np.empty_like(tokens)
+    for model in range(tokens.shape[0]):
+        for prompt in range(tokens.shape[2]):
+            result[model, :, prompt] = rng.permutation(tokens[model, :, prompt])
+    return result

@@ -1,0 +1,167 @@
+"""How much the selected set depends on alpha, K, models and variants, and on chance.
+
+Everything is computed anew from the stored distributions, in memory, on a seeded sample of
+at most :data:`SAMPLE` records. Two questions are answered:
+
+* Settings: for each other value of a parameter, what share of the selected set stays
+  (overlap), and how alike are the rankings (Spearman's rank correlation).
+* Stability: the K prompts are drawn anew with replacement, many times. The same is done
+  after the records were shuffled within each prompt, which destroys all agreement between
+  prompts; what is kept then is chance. A set that is no more stable than that says nothing
+  about the records, and the summary says so in plain words.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selectit_dagster.artefacts import (
+    Fingerprint,
+    Manifest,
+    is_current,
+    library_versions,
+    read_manifest,
+    require_manifest,
+    write_manifest,
+)
+from selectit_dagster.errors import UserError
+from selectit_dagster.files import folder_lock, write_bytes, write_json
+from selectit_dagster.progress import Progress, Silent
+from selectit_dagster.selection.ranking import RankingRequest, ranking_fingerprint
+from selectit_dagster.selection.select import selection_count
+
+if TYPE_CHECKING:
+    from selectit_dagster.selection.resampling import TokenScores
+
+ALPHAS = (0.0, 0.1, 0.2, 0.5, 1.0)
+SAMPLE = 200_000
+TABLE_FILE = "sensitivity.json"
+PLOT_FILE = "sensitivity.png"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SensitivityRequest:
+    """What the sensitivity is computed from.
+
+    Attributes
+    ----------
+    ranking:
+        The ranking whose settings are varied.
+    size_rule, size:
+        As in the selection; a count is scaled to the sample.
+    seed:
+        Seed of the sample and of the resamples.
+    resamples:
+        How often the prompts are drawn anew.
+    """
+
+    ranking: RankingRequest
+    size_rule: str
+    size: float
+    seed: int = 1
+    resamples: int = 100
+
+
+def sensitivity_fingerprint(request: SensitivityRequest) -> Fingerprint:
+    """Return what the sensitivity depends on."""
+    return {
+        "format": _FORMAT,
+        "ranking": ranking_fingerprint(request.ranking),
+        "size": {request.size_rule: request.size},
+        "seed": request.seed,
+        "resamples": request.resamples,
+        "sample": SAMPLE,
+    }
+
+
+def sensitivity(
+    request: SensitivityRequest, out: Path, progress: Progress | None = None
+) -> Manifest:
+    """Write ``sensitivity.json`` and ``sensitivity.png`` and return the manifest.
+
+    ``details``: ``settings`` (one row per other setting: factor, value, overlap, spearman),
+    ``stability``, ``sentence``, ``pairwise`` overlaps with their ``labels``, ``selected``
+    of ``records``, and ``sampled``.
+
+    Raises
+    ------
+    UserError
+        When no record was rated by all models.
+    """
+    from selectit_dagster.selection.plots import sensitivity_heat_map
+    from selectit_dagster.selection.resampling import load_token_scores, stability, vary
+
+    fingerprint = sensitivity_fingerprint(request)
+    if is_current(out, fingerprint):
+        return require_manifest(out, made_by="sensitivity")
+    began = time.monotonic()
+    with folder_lock(out, "sensitivity"):
+        scores = load_token_scores(request.ranking, fingerprint["ranking"]["thetas"], request.seed)
+        if not len(scores.record_ids):
+            raise UserError("no record was rated by all models under all prompts")
+        count = _count(request, scores)
+        reporter = progress or Silent()
+        details: dict[str, Any] = {
+            "records": len(scores.record_ids),
+            "selected": count,
+            "sampled": scores.sampled,
+            **vary(scores, count),
+        }
+        details["stability"] = stability(
+            scores, count, resamples=request.resamples, seed=request.seed, progress=reporter
+        )
+        details["sentence"] = sentence(details)
+        write_json(out / TABLE_FILE, details)
+        write_bytes(out / PLOT_FILE, sensitivity_heat_map(details))
+        return write_manifest(
+            out,
+            kind="sensitivity",
+            fingerprint=fingerprint,
+            files=[TABLE_FILE, PLOT_FILE],
+            counts={"records": details["records"], "selected": count},
+            details=details,
+            versions=library_versions("numpy", "scipy", "matplotlib"),
+            seconds=time.monotonic() - began,
+        )
+
+
+def _count(request: SensitivityRequest, scores: TokenScores) -> int:
+    """Return how many of the sampled records are selected."""
+    rule, size, sampled = request.size_rule, request.size, len(scores.record_ids)
+    if rule == "count":
+        rule, size = "share", min(1.0, request.size / scores.total)
+    reached = scores.reaching(size) if rule == "threshold" else None
+    return selection_count(rule, size, curated=sampled, candidates=sampled, reaching=reached)
+
+
+def sentence(details: dict[str, Any]) -> str:
+    """Return the stability in plain words."""
+    found = details["stability"]
+    sample = " (measured on a sample)" if details["sampled"] else ""
+    if found is None:
+        return (
+            "With a single rating prompt there is nothing to resample: how stable the "
+            "selected set is cannot be said."
+        )
+    low, high = found["interval"]
+    text = (
+        f"When the rating prompts are drawn anew, {found['overlap']:.1%} of the selected "
+        f"records stay (95 % of the draws: {low:.1%} to {high:.1%}){sample}; if the prompts "
+        f"did not agree at all it would be {found['chance']:.1%}."
+    )
+    if not found["more_stable_than_chance"]:
+        text += (
+            " The selected set is no more stable than chance: with these models and prompts "
+            "the scores say next to nothing about the records."
+        )
+    return text
+
+
+def stored_sensitivity(out: Path) -> dict[str, Any] | None:
+    """Return the details of a finished sensitivity analysis, None where there is none."""
+    manifest = read_manifest(out)
+    return manifest.details if manifest else None

@@ -1,0 +1,113 @@
+"""What a new selection changed, and publishing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from selectit_dagster.errors import ArtefactError, UserError
+from selectit_dagster.selection.change import compare_selections
+from selectit_dagster.selection.publish import publish
+from selectit_dagster.selection.ranking import rank
+from selectit_dagster.selection.select import select
+
+from .stored import selection, world
+
+
+def certain(ratings: list[float]) -> np.ndarray:
+    """Return distributions whose scores are ordered as ``ratings`` (0 to 1)."""
+    p = np.zeros((1, len(ratings), 5, 5), dtype=np.float32)
+    p[..., 4] = np.array(ratings)[None, :, None]
+    p[..., 0] = 1 - p[..., 4]
+    return p
+
+
+def chosen(tmp_path, name, ratings, count):
+    """Select the best ``count`` of records with these ratings."""
+    folder = tmp_path / name
+    request = world(folder, list(ratings), certain(list(ratings.values())), models=("small",))
+    rank(request, folder / "ranking")
+    asked = selection(request, folder / "ranking", size_rule="count", size=count)
+    select(asked, folder / "out")
+    return folder / "out"
+
+
+def test_every_reason_is_told_apart(tmp_path):
+    old = chosen(tmp_path, "old", {"a": 0.95, "b": 0.9, "c": 0.85, "d": 0.8, "gone": 0.99}, 4)
+    new = chosen(tmp_path, "new", {"a": 0.95, "b": 0.6, "c": 0.85, "d": 0.97, "new": 0.93}, 3)
+    change = compare_selections(old, new)
+    assert change.entered == {"new record": 1, "score rose": 1}
+    assert change.left == {"removed record": 1, "score fell": 1, "cut moved": 1}
+    assert change.kept == 1
+    assert [m.record_id for m in change.examples["left"]] == ["gone", "b", "c"]
+    assert change.summary()["text"] == (
+        "1 records stayed; 2 entered (new record 1, score rose 1); "
+        "3 left (cut moved 1, removed record 1, score fell 1)."
+    )
+
+
+def test_an_equal_selection_is_called_the_same(tmp_path):
+    old = chosen(tmp_path, "old", {"a": 0.9, "b": 0.8}, 1)
+    assert compare_selections(old, old).text() == "The selection is the same 1 records as before."
+
+
+def test_only_selections_by_selectit_are_compared(tmp_path):
+    old = chosen(tmp_path, "old", {"a": 0.9, "b": 0.8}, 1)
+    (old / "candidates.parquet").unlink()
+    with pytest.raises(ArtefactError, match="candidates"):
+        compare_selections(old, old)
+
+
+class Hub:
+    """Stands in for the hub's client and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict]] = []
+
+    def create_repo(self, name, **options):
+        self.calls.append((name, options))
+
+    def upload_folder(self, **options):
+        self.calls.append(("upload", options))
+        return SimpleNamespace(commit_url="https://hub/commit/1")
+
+
+def test_publishing_sends_the_selection_and_nothing_else(tmp_path):
+    folder = chosen(tmp_path, "old", {"a": 0.9, "b": 0.8}, 1)
+    hub = Hub()
+    assert publish(folder, "me/data", api=hub) == "https://hub/commit/1"
+    assert hub.calls[0][1]["private"] is True
+    sent = hub.calls[1][1]["allow_patterns"]
+    assert sorted(sent) == ["README.md", "data.jsonl", "dataset.parquet", "manifest.json"]
+
+
+def test_publishing_needs_a_token_a_name_and_unaltered_files(tmp_path, monkeypatch):
+    folder = chosen(tmp_path, "old", {"a": 0.9, "b": 0.8}, 1)
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(UserError, match="needs a token"):
+        publish(folder, "me/data")
+    with pytest.raises(UserError, match="no name on the hub"):
+        publish(folder, "data", api=Hub())
+    (folder / "data.jsonl").write_text("other")
+    with pytest.raises(ArtefactError, match="truncated or altered"):
+        publish(folder, "me/data", api=Hub())
+
+
+def test_published_files_hold_no_local_paths(tmp_path):
+    folder = tmp_path / "x"
+    request = world(folder, ["a", "b"], certain([0.9, 0.8]), models=("small",))
+    rank(request, folder / "ranking")
+    provenance = {
+        "source": "a.json",
+        "models": [{"name": "small", "path": "/srv/private/model", "revision": None}],
+        "rating": {"prompts": "/srv/private/prompts.txt"},
+    }
+    asked = selection(request, folder / "ranking", provenance=provenance)
+    select(replace(asked, size=1.0), folder / "out")
+    for name in ("README.md", "manifest.json"):
+        text = (folder / "out" / name).read_text()
+        assert "private" not in text and "prompts.txt" in text

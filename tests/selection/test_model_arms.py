@@ -1,0 +1,247 @@
+"""The arms that run a model: IFD, perplexity and diversity, on a real tiny model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from selectit_dagster.errors import UserError
+from selectit_dagster.experiment import ModelReference
+from selectit_dagster.models import load_model
+from selectit_dagster.selection import forward as module
+from selectit_dagster.selection.diverse import Taken
+from selectit_dagster.selection.forward import Forward
+from selectit_dagster.selection.ranking import rank
+from selectit_dagster.selection.select import select
+
+from .stored import distributions, ranked_rows, selection, world
+
+IDS = ["a", "b", "c", "d", "e", "f"]
+RESPONSES = ["the quick brown fox", "Paris", "zzzzzz", "jumps over 0123", "5", "the lazy dog " * 8]
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_model_folder) -> ModelReference:
+    return ModelReference(path=str(tiny_model_folder), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def forward(reference) -> Forward:
+    return Forward(load_model(reference))
+
+
+def plain_loss(forward: Forward, ids: list[int], start: int) -> float:
+    """Return the mean loss of the tokens from ``start`` on, one row, all logits."""
+    with torch.no_grad():
+        logits = forward.model(torch.tensor([ids])).logits[0].double()
+    logs = torch.log_softmax(logits, dim=-1)
+    return float(np.mean([-float(logs[t - 1, ids[t]]) for t in range(start, len(ids))]))
+
+
+def test_batched_losses_are_those_of_one_row_at_a_time(forward):
+    rows = [forward.conditioned(f"do {i}", "more" * i, r) for i, r in enumerate(RESPONSES)]
+    rows += [forward.direct(response) for response in RESPONSES]
+    expected = [plain_loss(forward, row.ids, row.start) for row in rows]
+    assert forward.losses(rows) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_model_that_returns_all_logits_gives_the_same_losses(forward, monkeypatch):
+    rows = [forward.conditioned("do", "", response) for response in RESPONSES]
+    expected = forward.losses(rows)
+    monkeypatch.setattr(forward, "keeps_logits", False)
+    assert forward.losses(rows) == pytest.approx(expected, abs=1e-6)
+
+
+def test_without_a_begin_token_the_first_token_counts_in_neither_loss(forward, monkeypatch):
+    monkeypatch.setattr(forward, "begin", [])
+    row = forward.direct("the quick brown fox")
+    assert row.start == 0
+    assert forward.losses([row])[0] == pytest.approx(plain_loss(forward, row.ids, 1), abs=1e-5)
+    given = forward.conditioned("do", "", "the quick brown fox")
+    expected = plain_loss(forward, given.ids, given.start + 1)
+    assert forward.losses([given])[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_does_not_fit_or_has_no_token_has_no_loss(forward):
+    rows = [forward.direct(""), forward.direct("fox " * 600), forward.direct("fox")]
+    assert np.isnan(forward.losses(rows)).tolist() == [True, True, False]
+
+
+def test_running_out_of_memory_halves_the_batch(forward, monkeypatch):
+    rows = [forward.direct(response) for response in RESPONSES]
+    expected = forward.losses(rows)
+    batch_losses = forward._batch_losses
+
+    def tight(batch, skipped):
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError("too much")
+        return batch_losses(batch, skipped)
+
+    monkeypatch.setattr(forward, "_batch_losses", tight)
+    assert forward.losses(rows) == pytest.approx(expected, abs=1e-5)
+
+
+def test_embeddings_are_means_over_real_tokens(forward):
+    rows = [forward.direct(response) for response in RESPONSES]
+    found = forward.embeddings(rows)
+    for row, embedding in zip(rows, found, strict=True):
+        with torch.no_grad():
+            hidden = forward.model.base_model(torch.tensor([row.ids])).last_hidden_state[0]
+        assert embedding == pytest.approx(hidden.mean(dim=0).numpy(), abs=1e-5)
+
+
+@pytest.fixture
+def base(tmp_path, reference):
+    p = distributions(np.random.default_rng(2), 1, len(IDS), 5, 5)
+    request = world(tmp_path, IDS, p, models=("small",), responses=RESPONSES)
+    rank(request, tmp_path / "ranking")
+    return selection(request, tmp_path / "ranking", model=reference)
+
+
+def chosen(folder) -> list[tuple[str, float]]:
+    table = pq.read_table(folder / "dataset.parquet")
+    return list(zip(*(table.column(c).to_pylist() for c in ("record_id", "score")), strict=True))
+
+
+def losses(forward) -> dict[str, tuple[float, float]]:
+    found = {}
+    for name, response in zip(IDS, RESPONSES, strict=True):
+        given, alone = forward.conditioned(f"do {name}", "", response), forward.direct(response)
+        found[name] = (
+            plain_loss(forward, given.ids, given.start),
+            plain_loss(forward, alone.ids, alone.start),
+        )
+    return found
+
+
+def test_ifd_takes_the_highest_ratio_up_to_one_and_says_when_it_must_go_beyond(
+    base, tmp_path, forward
+):
+    ratios = {name: given / alone for name, (given, alone) in losses(forward).items()}
+    low = sorted((r for r in ratios if ratios[r] <= 1), key=lambda r: (-ratios[r], r))
+    high = sorted((r for r in ratios if ratios[r] > 1), key=lambda r: (ratios[r], r))
+    asked = replace(base, arm="ifd", kind="ifd", size_rule="count", size=6)
+    manifest = select(asked, tmp_path / "ifd")
+    assert [name for name, _ in chosen(tmp_path / "ifd")] == low + high
+    assert dict(chosen(tmp_path / "ifd")) == pytest.approx(ratios, abs=1e-5)
+    assert any("IFD of at most 1" in note for note in manifest.details["notes"]) == bool(high)
+
+
+def test_perplexity_takes_the_middle(base, tmp_path, forward):
+    asked = replace(base, arm="perplexity", kind="perplexity", size_rule="count", size=2)
+    select(asked, tmp_path / "out")
+    ordered = sorted(IDS, key=lambda name: losses(forward)[name][0])
+    assert {name for name, _ in chosen(tmp_path / "out")} == set(ordered[2:4])
+    for name, score in chosen(tmp_path / "out"):
+        assert np.log(score) == pytest.approx(losses(forward)[name][0], abs=1e-4)
+
+
+def test_a_killed_run_keeps_its_finished_chunks(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("selectit_dagster.selection.likelihood.texts_of", _chunks_of_two)
+    asked = replace(base, arm="ifd", kind="ifd")
+    calls = []
+    original = module.Forward.losses
+
+    def dies(self, rows):
+        calls.append(len(rows))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(self, rows)
+
+    monkeypatch.setattr(module.Forward, "losses", dies)
+    with pytest.raises(KeyboardInterrupt):
+        select(asked, tmp_path / "out")
+    select(asked, tmp_path / "out")
+    # the first chunk was finished: two calls per chunk, the second one's died half-way
+    assert len(calls) == 4 + 4
+    assert not list((tmp_path / "out").glob(".resume*"))
+
+
+def _chunks_of_two(context, order):
+    from selectit_dagster.selection.diverse import texts_of
+
+    return texts_of(context, order, 2)
+
+
+def test_too_few_records_that_fit_is_refused(tmp_path, reference):
+    p = distributions(np.random.default_rng(2), 1, 3, 5, 5)
+    request = world(
+        tmp_path, ["a", "b", "c"], p, models=("small",), responses=["fox " * 600, "x", "fox " * 600]
+    )
+    rank(request, tmp_path / "ranking")
+    asked = selection(request, tmp_path / "ranking", kind="ifd", model=reference, size=1.0)
+    with pytest.raises(UserError, match="can score only 1 of 3"):
+        select(asked, tmp_path / "out")
+
+
+def test_diverse_follows_the_ranking_and_skips_near_neighbours(tmp_path, reference):
+    # twins differ in their ids only, and each stands next to its twin
+    ids = ["a1", "a2", "b1", "b2", "c1", "c2"]
+    p = np.repeat(distributions(np.random.default_rng(5), 1, 3, 5, 5), 2, axis=1)
+    texts = [t for t in ("the quick brown fox", "0123456789", "Paris France") for _ in range(2)]
+    request = world(tmp_path, ids, p, models=("small",), responses=texts)
+    import pyarrow as pa
+
+    from selectit_dagster.artefacts import write_manifest
+
+    records = pq.read_table(request.records / "records.parquet")
+    same = pa.array([name[0] for name in ids])
+    at = records.schema.get_field_index("instruction")
+    pq.write_table(records.set_column(at, "instruction", same), request.records / "records.parquet")
+    write_manifest(
+        request.records,
+        kind="curated_dataset",
+        fingerprint={},
+        files=["records.parquet"],
+        counts={"kept": 6},
+        details={"source": {"format": "jsonl"}},
+    )
+    rank(request, tmp_path / "ranking")
+    order = [row["record_id"] for row in ranked_rows(tmp_path / "ranking")]
+    asked = selection(
+        request,
+        tmp_path / "ranking",
+        kind="diverse",
+        arm="diverse",
+        model=reference,
+        size_rule="count",
+        size=3,
+    )
+    select(asked, tmp_path / "three")
+    assert [name for name, _ in chosen(tmp_path / "three")] == order[::2]
+    manifest = select(replace(asked, size=5), tmp_path / "five")
+    assert [name for name, _ in chosen(tmp_path / "five")] == order[::2] + order[1:4:2]
+    assert "fill the selection up" in manifest.details["notes"][1]
+
+
+def test_taking_is_the_greedy_rule_whatever_the_chunks():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(60, 3)).astype(np.float32)
+    centre = rows[:10].mean(axis=0, keepdims=True)
+    unit = (rows - centre) / np.linalg.norm(rows - centre, axis=1, keepdims=True)
+    expected: list[int] = []
+    for index in range(60):
+        if all(unit[index] @ unit[other] <= 0.9 for other in expected):
+            expected.append(index)
+    for size in (1, 7, 60):
+        taken = Taken(centre)
+        found: list[int] = []
+        for start in range(0, 60, size):
+            mask = taken.offer(rows[start : start + size], 99)
+            found += [start + int(i) for i in np.flatnonzero(mask)]
+        assert found == expected
+
+
+def test_arms_without_a_model_load_none(base, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("selectit_dagster.models.load_model", refuse)
+    monkeypatch.setattr("selectit_dagster.models.model_identity", refuse)
+    for kind in ("selectit", "random", "longest", "full", "token-level", "sentence-level"):
+        changed = replace(base, arm=kind, kind=kind, seed=1)
+        select(changed, tmp_path / kind)
