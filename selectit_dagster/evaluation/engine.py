@@ -53,9 +53,9 @@ class Engine:
         """Return the prompt's token ids, without an end token the tokenizer may append."""
         from selectit_dagster.tuning.templates import without_end
 
-        return without_end(
-            self.tokenizer, self.tokenizer(text, add_special_tokens=special)["input_ids"]
-        )
+        # not verbose: what does not fit is dealt with, and needs no warning
+        found = self.tokenizer(text, add_special_tokens=special, verbose=False)
+        return without_end(self.tokenizer, found["input_ids"])
 
     def decode_new(self, prompt: Sequence[int], new: Sequence[int]) -> str:
         """Return the text that ``new`` adds after ``prompt``, leading blanks included.

@@ -69,7 +69,8 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     centre = share + z2 / (2 * total)
     half = _LEVEL_Z * np.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
     low, high = ((centre + sign * half) / (1 + z2 / total) for sign in (-1, 1))
-    return max(0.0, float(low)), min(1.0, float(high))
+    # the ends are exact there, and rounding must not move them
+    return (0.0 if right == 0 else float(low)), (1.0 if right == total else float(high))
 
 
 def _bootstrap(parts: Sequence[np.ndarray], seed: int) -> tuple[float, float]:

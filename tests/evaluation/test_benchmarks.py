@@ -36,11 +36,11 @@ def test_an_mmlu_prompt_has_heading_shots_and_question(mmlu_folder, engine):
 def test_mmlu_leaves_out_whole_shots_until_the_prompt_fits(mmlu_folder, engine, monkeypatch):
     task = task_of("mmlu", mmlu_folder)
     whole = len(engine.encode(task.prompt(task.questions()[0], 5, engine).text))
-    monkeypatch.setattr(engine, "context", whole)
+    monkeypatch.setattr(engine, "context", whole - 20)
     asked, too_long = fit_prompts(task, task.questions(), engine)
     assert not too_long
     assert {a.shots for a in asked} == {4}
-    assert all(len(a.ids) <= whole - 2 for a in asked)
+    assert all(len(a.ids) <= whole - 22 for a in asked)
     monkeypatch.setattr(engine, "context", 20)
     assert len(fit_prompts(task, task.questions(), engine)[1]) == 8
 
@@ -70,7 +70,7 @@ def test_a_gsm8k_prompt_has_eight_examples_that_give_their_answers(gsm8k_folder,
     assert text.endswith("\n\nQuestion: What is 0 plus 1,000?\nAnswer:")
     assert [q.reference for q in task.questions()] == ["1000", "1001", "1002"]
     for _, answer in SHOTS:
-        last = answer.rsplit("= ", 1)[1].split()[0]
+        last = answer.rsplit("= ", 1)[1].split()[0].rstrip(".")
         assert rules.gsm8k_answer(answer, "strict") == last == rules.gsm8k_answer(answer)
 
 
@@ -99,7 +99,7 @@ def test_tydiqa_cuts_passages_to_512_tokens(tydiqa_folder, engine):
     question = task.questions()[0]
     question.payload["context"] = "fox " * 2000
     prompt = task.prompt(question, 0, engine).text
-    assert len(engine.encode(prompt)) < 560
+    assert 512 < len(engine.encode(prompt)) < 600
 
 
 def test_a_limit_is_spread_over_the_groups_and_seeded():

@@ -12,11 +12,13 @@ import pytest
 from selectit_dagster.artefacts import verify
 from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation import evaluate as module
+from selectit_dagster.evaluation.benchmarks.humaneval import STOP, HumanEvalTask
 from selectit_dagster.evaluation.evaluate import (
     EvaluationRequest,
     evaluate,
     evaluation_fingerprint,
 )
+from selectit_dagster.evaluation.generation import Decoding
 from selectit_dagster.experiment import Benchmark, ModelReference
 from selectit_dagster.tuning.templates import render_prompt
 
@@ -181,7 +183,11 @@ def test_a_broken_file_is_refused_before_a_model_is_loaded(
         evaluate(request(tiny_reference, exact), tmp_path / "out")
 
 
-def test_sampled_decoding_is_reproducible_and_resumable(tiny_reference, humaneval_file, tmp_path):
+def test_sampled_decoding_is_reproducible_and_resumable(
+    tiny_reference, humaneval_file, tmp_path, monkeypatch
+):
+    decoding = Decoding(6, STOP, temperature=0.8, top_p=0.95, samples=3)
+    monkeypatch.setattr(HumanEvalTask, "decoding", lambda self: decoding)
     benchmark = Benchmark(
         name="code", task="humaneval", path=str(humaneval_file), max_new_tokens=6, batch_tokens=64
     )
