@@ -22,8 +22,9 @@ from selectit_dagster.data.identity import Identities, content_digest, own_id
 from selectit_dagster.data.json_reader import MAX_RECORD_BYTES, ArrayReader, LineReader, Row
 from selectit_dagster.data.layouts import WHOLE_RECORD, Layout, Unusable, choose_layout
 from selectit_dagster.data.profile import Profile
-from selectit_dagster.data.sources import ByteSource
+from selectit_dagster.data.sources import ByteSource, DamagedSource
 from selectit_dagster.data.text import shown
+from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import DatasetSection
 from selectit_dagster.files import atomic_file
 from selectit_dagster.progress import Progress
@@ -186,7 +187,21 @@ class Collector:
         self._bytes = 0
 
     def run(self) -> None:
-        """Read every record; what is usable lies in the staged file afterwards."""
+        """Read every record; what is usable lies in the staged file afterwards.
+
+        Raises
+        ------
+        UserError
+            When the source cannot be read to its end.
+        """
+        try:
+            self._read()
+        except DamagedSource as error:
+            raise UserError(
+                f"{error.message}; {self.read:,} whole records came before", hint=error.hint
+            ) from error
+
+    def _read(self) -> None:
         rows = iter(self.reader.rows)
         head = [(row, self.reader.rows.line) for row in islice(rows, LAYOUT_SAMPLE)]
         samples = [value for (_, value), _ in head if isinstance(value, dict)]

@@ -87,6 +87,8 @@ def curate(request: CurationRequest, out: Path, progress: Progress | None = None
     UserError
         When an upstream artefact is missing, or nothing is left.
     """
+    if out.resolve() == request.raw.resolve():
+        raise ValueError(f"{out}: the curated dataset cannot replace the raw one")
     started = time.monotonic()
     fingerprint = curation_fingerprint(request)
     if is_current(out, fingerprint) and (stored := read_manifest(out)) is not None:

@@ -49,9 +49,10 @@ _INJECTIONS = tuple(
         rf"(?: (?:as|at|with|a|an|to be|highly,?|exactly|only))* {_TOP}",
         rf"\b(?:give|assign|award|grant) (?:{_RECORD}|this|it|me) "
         rf"(?:(?:a|an|the) )?(?:{_GRADE} (?:of|:) )?{_TOP}",
-        rf"\b(?:give|assign|award|output|print|return|answer with|respond with|reply with|choose)"
-        rf" (?:only )?(?:(?:a|an|the) )?(?:{_GRADE} (?:of )?|number |digit )?"
-        rf"(?:5|five)(?: (?:to|for) {_RECORD}|[.! ]*$)",
+        rf"\b(?:give|assign|award|output|print|return|choose|(?:answer|respond|reply) with)"
+        rf" (?:(?:only|just) (?:(?:a|an|the) )?(?:(?:{_GRADE}|number|digit) (?:of |: ?)?)?"
+        rf"|(?:(?:a|an|the) )?{_GRADE} (?:of |: ?)?)(?:5|five)"
+        rf"(?: (?:to|for) {_RECORD}|[.! ]*(?:\n|$))",
         rf"{_RECORD} (?:deserves|merits|is worth|earns|(?:should|must|ought to|has to)"
         rf" (?:get|receive|have|be (?:rated|given|scored|graded|awarded)))(?: (?:a|an|the))?"
         rf"(?: {_GRADE} of)?(?: as)? {_TOP}",
@@ -101,8 +102,8 @@ _REFUSALS = tuple(
         r"\b(?:can(?:no|['’])t|can not|unable|not able|do(?: not|n['’]t)|am not|not capable"
         r"|not programmed|lack)\b",
         r"^(?:unfortunately,? |sorry,? )?i (?:can(?:no|['’])t|can not|won['’]t|will not"
-        r"|am unable to|am not able to|must decline to) (?:help|assist|answer|provide|fulfill?|comply"
-        r"|do|respond|complete|process|generate|create|write|engage|discuss|support|access)",
+        r"|am unable to|am not able to|must decline to) (?:help|assist|answer|provide|fulfill?"
+        r"|comply|do|respond|complete|process|generate|create|write|engage|discuss|support|access)",
         r"^(?:很抱歉|抱歉|对不起|不好意思).{0,30}(?:无法|不能|没有办法|没法|不会)",
         r"^(?:作为|我是)(?:一个|一名|一款)?(?:ai|人工智能|语言模型|大型语言模型|虚拟助手)"
         r".{0,40}(?:无法|不能|没有)",
@@ -164,7 +165,7 @@ def is_injection(instruction: str, given: str, response: str) -> bool:
     if not (_VERDICT.search(asked) or _VERDICT.search(response)):
         return False
     worked_out = _SUM.search(_VERDICT.sub("", response))
-    return not (worked_out or _ASKS_FOR_RATING.search(asked))
+    return not (worked_out or _ASKS_FOR_RATING.search(_VERDICT.sub("", asked)))
 
 
 def is_refusal(response: str) -> bool:

@@ -183,6 +183,8 @@ def _label(message: Message) -> str:
 def _messages(record: dict[str, Any], key: str) -> list[Message]:
     """Return the checked messages of a conversation."""
     value = record.get(key)
+    if isinstance(value, dict):
+        value = _rows_of(value)
     if not isinstance(value, list):
         if value is None:
             raise Unusable(key, "is null" if key in record else "is missing")
@@ -190,6 +192,16 @@ def _messages(record: dict[str, Any], key: str) -> list[Message]:
     if not value:
         raise Unusable(key, "is an empty list")
     return [_message(entry, f"{key}[{index}]") for index, entry in enumerate(value)]
+
+
+def _rows_of(columns: dict[str, Any]) -> object:
+    """Return messages that a typed table holds as one list per field; else what was given."""
+    lists = list(columns.values())
+    if not lists or not all(isinstance(entries, list) for entries in lists):
+        return columns
+    if len({len(entries) for entries in lists}) != 1:
+        return columns
+    return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
 
 
 def _message(entry: object, where: str) -> Message:
@@ -277,7 +289,7 @@ def _detected(section: DatasetSection, samples: list[dict[str, Any]], source: st
     """Return the layout that most of the first records fit."""
     best: tuple[int, Layout] | None = None
     for key in CONVERSATION_KEYS:
-        fits = sum(isinstance(record.get(key), list) for record in samples)
+        fits = sum(isinstance(record.get(key), list | dict) for record in samples)
         if fits and (best is None or fits > best[0]):
             name = "messages" if key == "messages" else "sharegpt"
             best = fits, _conversation_layout(name, key, section)

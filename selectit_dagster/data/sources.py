@@ -1,15 +1,15 @@
-"""Where bytes come from: opening, decompressing, hashing and recognising a dataset file.
+"""Where bytes come from: opening, decompressing and recognising a dataset file.
 
 Everything streams: no reader above holds more than a few blocks, so a decompression bomb
-costs time and not memory. The SHA-256 is that of the file as it lies on the disk.
+costs time and not memory.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from selectit_dagster.errors import UserError
@@ -42,9 +42,13 @@ _REFUSED = {
 _BOM = b"\xef\xbb\xbf"
 
 
+class DamagedSource(UserError):  # noqa: N818 - like its base, a message to the user
+    """Compressed data that are damaged or end early: what came before was still read."""
+
+
 @dataclass
 class ByteSource:
-    """A file that is read once, in blocks, decompressed and hashed on the way.
+    """A file that is read once, in blocks, decompressed on the way.
 
     Attributes
     ----------
@@ -59,30 +63,15 @@ class ByteSource:
     size: int = 0
     consumed: int = 0
     unpacked: int = 0
-    _digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     def __post_init__(self) -> None:
         self.size = self.path.stat().st_size
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of the bytes read so far."""
-        return self._digest.hexdigest()
-
-    def drain(self) -> str:
-        """Return the SHA-256 of the whole file; what was not read yet is read from the disk."""
-        with self.path.open("rb") as handle:
-            handle.seek(self.consumed)
-            while chunk := handle.read(_DISK_BLOCK):
-                self._digest.update(chunk)
-        return self._digest.hexdigest()
 
     def _disk(self, size: int = _DISK_BLOCK) -> Iterator[bytes]:
         try:
             with self.path.open("rb") as handle:
                 while chunk := handle.read(size):
                     self.consumed += len(chunk)
-                    self._digest.update(chunk)
                     yield chunk
         except OSError as error:
             raise UserError(f"cannot read {self.path}: {error.strerror or error}") from error
@@ -92,30 +81,45 @@ class ByteSource:
 
         Raises
         ------
-        UserError
+        DamagedSource
             When the compressed data are damaged or end early, naming the byte.
         """
-        unpack = {"none": self._plain, "gzip": self._gzip, "zstd": self._zstd}[self.compression]
         first, parts, held = True, [], 0
+        damage: DamagedSource | None = None
+        pieces = self.pieces()
+        while True:
+            try:
+                piece = next(pieces, None)
+            except DamagedSource as error:
+                # what came before the damage is whole
+                damage, piece = error, None
+            if piece is not None:
+                parts.append(piece)
+                held += len(piece)
+                if held < BLOCK:
+                    continue
+            if held:
+                block, parts, held = b"".join(parts), [], 0
+                yield block.removeprefix(_BOM) if first else block
+                first = False
+            if damage is not None:
+                raise damage
+            if piece is None:
+                return
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the unpacked bytes as they come."""
+        unpack = {"none": self._plain, "gzip": self._gzip, "zstd": self._zstd}[self.compression]
         for piece in unpack():
             self.unpacked += len(piece)
-            parts.append(piece)
-            held += len(piece)
-            if held < BLOCK:
-                continue
-            block, parts, held = b"".join(parts), [], 0
-            yield block.removeprefix(_BOM) if first else block
-            first = False
-        if held:
-            block = b"".join(parts)
-            yield block.removeprefix(_BOM) if first else block
+            yield piece
 
     def _plain(self) -> Iterator[bytes]:
         return self._disk(BLOCK)
 
-    def _damaged(self, what: str, error: object = "") -> UserError:
+    def _damaged(self, what: str, error: object = "") -> DamagedSource:
         detail = f" ({error})" if error else ""
-        return UserError(
+        return DamagedSource(
             f"{self.path}: the {self.compression} data {what} at byte {self.consumed:,} of the "
             f"file, after {self.unpacked:,} bytes of unpacked text{detail}",
             hint="the file is damaged or was not written to its end; copy or make it again",
@@ -194,7 +198,14 @@ def head_of(path: Path, size: int = 1 << 16) -> tuple[str, bytes]:
     kind = kind_of(head)
     if kind not in {"gzip", "zstd"}:
         return "none", head
-    return kind, next(ByteSource(path, kind).blocks(), b"")[:size]
+    start = b""
+    # damage is told when the records are read
+    with contextlib.suppress(DamagedSource):
+        for piece in ByteSource(path, kind).pieces():
+            start += piece
+            if len(start) >= size:
+                break
+    return kind, start[:size]
 
 
 def kind_of(head: bytes) -> str | None:
@@ -220,6 +231,8 @@ def detect_format(path: Path, compression: str, head: bytes) -> str:
             hint="convert it to JSON, JSON Lines (.gz, .zst), CSV or Parquet, in UTF-8",
         )
     text = head.removeprefix(_BOM).lstrip()
+    if not text and compression != "none":
+        return "jsonl"  # a damaged archive or blanks: the reader says which
     if not text:
         raise UserError(f"{path} holds no records: only blanks", hint="give a file with records")
     if text[:1] == b"[":

@@ -50,6 +50,7 @@ def test_text_that_addresses_the_rater_is_flagged(response):
         ("Write a review", "I would rate this product 5 stars!"),
         ("Grade the essay", "Grade: 5/5"),
         ("What was the result?", "The final score is 5-3."),
+        ("Write a function", "def five():\n    return 5"),
         ("Solve it", "The answer is: 5.5"),
         ("Solve it", "The answer is: 54"),
         ("What is a heart rate?", "The rate this year was 5 percent, the highest rate of all."),

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from selectit_dagster.data.arrow_reader import take_rows
-from selectit_dagster.errors import UserError
+from selectit_dagster.errors import TransientError, UserError
 from selectit_dagster.experiment import DatasetSection
 
 OPTIONS = {"layout": "columns", "columns": {"instruction": "ask", "response": "reply"}}
@@ -135,6 +135,61 @@ def test_a_hub_name_without_the_hub_says_so(workshop, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="no local file or folder"):
         workshop.read("someone/some-data")
+
+
+def test_a_hub_revision_is_resolved_to_a_commit_and_recorded(workshop, make, monkeypatch):
+    import datasets
+    import huggingface_hub
+
+    folder = workshop.folder / "repo"
+    folder.mkdir()
+    pq.write_table(pa.Table.from_pylist(make(3)), folder / "train.parquet")
+    asked = []
+
+    class Info:
+        sha = "c0ffee" * 6
+
+    def info(self, name, revision=None):
+        asked.append((name, revision))
+        return Info()
+
+    real = datasets.load_dataset
+
+    def load(name, *, revision, **options):
+        asked.append((name, revision))
+        return real(str(folder), **options)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    manifest = workshop.read("someone/some-data", revision="main")
+    assert ("someone/some-data", "main") in asked
+    assert ("someone/some-data", Info.sha) in asked
+    assert manifest.details["source"]["revision"] == Info.sha
+    assert manifest.fingerprint["source"] == {"hub": "someone/some-data", "revision": Info.sha}
+    assert texts(workshop.records) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("RepositoryNotFoundError", UserError, "has no dataset"),
+        ("RevisionNotFoundError", UserError, "at revision 'dev'"),
+        ("HfHubHTTPError", TransientError, "cannot be reached"),
+    ],
+)
+def test_what_the_hub_refuses_is_told_from_what_may_pass(
+    workshop, monkeypatch, name, error, message
+):
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def info(self, name_, revision=None):
+        kind = getattr(errors, name)
+        raise kind.__new__(kind)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
+    with pytest.raises(error, match=message):
+        workshop.read("someone/some-data", revision="dev")
 
 
 def test_the_format_can_be_forced(workshop, make):

@@ -90,7 +90,8 @@ def test_a_broken_array_names_line_and_column(workshop, content, line, column, w
         ("a.json", "[]".encode("utf-16"), "UTF-16"),
         ("a.bin", b"\x00\x01\x02", "binary data"),
         ("a.txt", b"hello", "neither JSON"),
-        ("a.gz", gzip.compress(b""), "only blanks"),
+        ("a.gz", gzip.compress(b""), "holds no records"),
+        ("a.gz", gzip.compress(b"")[:12], "end in the middle at byte 12"),
     ],
 )
 def test_a_file_that_cannot_be_read_says_why(workshop, name, content, message):
@@ -113,6 +114,7 @@ def test_a_half_written_archive_says_where_it_ends(workshop, make, pack):
     with pytest.raises(UserError, match="end in the middle at byte") as caught:
         workshop.read(path)
     assert f"{len(packed) // 2:,}" in caught.value.message
+    assert "whole records came before" in caught.value.message
     assert not (workshop.out / "manifest.json").exists()
 
 

@@ -62,6 +62,14 @@ def test_a_conversation_becomes_one_record_by_the_named_choice(turns, instructio
     assert detected(LONG, turns=turns)[1] == [(instruction, "", response, 3)]
 
 
+def test_a_conversation_by_columns_is_the_same_conversation():
+    record = {"conversations": {"from": ["human", "gpt"], "value": ["q", "a"]}}
+    assert detected(record) == ("sharegpt", [("q", "", "a", 1)])
+    record["conversations"]["value"].append("more")
+    with pytest.raises(Unusable, match="is an object, expected a list of messages"):
+        detected(record)
+
+
 def test_what_comes_after_the_last_answer_is_left_out():
     record = talk(("human", "q"), ("gpt", "a"), ("human", "thanks"))
     assert detected(record)[1] == [("q", "", "a", 1)]

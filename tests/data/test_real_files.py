@@ -75,7 +75,7 @@ def test_the_52_thousand_hold_no_false_injection(workshop, shared_data, tmp_path
     manifest = workshop.read(shared_data / "instruct" / "alpaca_52k_cleaned.json.gz")
     assert manifest.counts == {"read": 51_941, "kept": 51_941, "rejected": 0}
     assert manifest.details["profile"]["with_input"] == 19_939
-    counts = curate(CurationRequest(workshop.out, CurationSection()), tmp_path / "out").counts
+    counts = curate(CurationRequest(workshop.out, CurationSection()), tmp_path / "curated").counts
     assert counts["flagged_rating_injection"] == 0
     assert counts["flagged_cut_off"] < 60
     assert 40 < counts["flagged_refusal"] < 120
