@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from selectit_dagster.progress import Reporter, Silent
 _HOME = click.option(
     "--home", type=click.Path(path_type=Path), help="Home [$SELECTIT_HOME, ./.selectit]."
 )
+_LISTS = ("problems", "warnings", "devices")
 _EXPERIMENT = click.argument("experiment", required=False, type=click.Path(path_type=Path))
 
 
@@ -41,7 +41,11 @@ def _pipeline(experiment: Path | None, home: Path | None) -> Pipeline:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the subset here.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def rank_command(
-    experiment: Path | None, home: Path | None, output: Path | None, as_json: bool, **given: Any
+    experiment: Path | None,
+    home: Path | None,
+    output: Path | None,
+    as_json: bool,
+    **given: Any,  # noqa: ANN401 - the settings to change, one per click option
 ) -> None:
     """Rank again from the stored scores; no model is loaded and the home's ranking stays.
 
@@ -137,26 +141,35 @@ def doctor_command(experiment: Path | None, home: Path | None, as_json: bool) ->
     from selectit_dagster.rating import doctor
 
     parsed = load_experiment(experiment or EXAMPLE)
-    facts = doctor.machine_facts()
-    click.echo("This machine", err=as_json)
-    for key, value in dataclasses.asdict(facts).items():
-        click.echo(f"  {key:12} {value}", err=as_json)
     root = open_home(home, parsed.name).root
-    click.echo(f"  {'home':12} {root} (can be written)", err=as_json)
+    machine = {**doctor.machine_facts(root), "home": f"{root} (can be written)"}
+    _show("This machine", machine, as_json)
     models = []
     for model in parsed.scoring_models:
-        found = doctor.model_facts(model, parsed.rating)
-        models.append(found)
-        click.echo(f"Model {model.name}", err=as_json)
-        for key, value in dataclasses.asdict(found).items():
-            click.echo(f"  {key:18} {value}", err=as_json)
-    problems = [p for found in models for p in found.problems]
+        models.append(doctor.model_facts(model, parsed.rating))
+        _show(f"Model {model.name}", models[-1], as_json)
     if as_json:
-        machine = dataclasses.asdict(facts)
-        shown = [dataclasses.asdict(found) for found in models]
-        click.echo(json.dumps({"machine": machine, "models": shown}, default=str))
-    if problems:
+        click.echo(json.dumps({"machine": machine, "models": models}, default=str))
+    if not all(found["ok"] for found in models):
         sys.exit(2)
+
+
+def _show(title: str, facts: dict[str, Any], quietly: bool) -> None:
+    """Print facts as aligned lines; to stderr when stdout is kept for JSON."""
+    click.echo(title, err=quietly)
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        entries = value if isinstance(value, list) and name in _LISTS else [value]
+        for entry in entries or ["none"]:
+            click.echo(f"  {name.ljust(width)}  {_plain(entry)}", err=quietly)
+
+
+def _plain(value: Any) -> str:  # noqa: ANN401 - any fact
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
 
 
 @cli.command("merge")
