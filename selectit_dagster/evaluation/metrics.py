@@ -7,7 +7,7 @@ transformers.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import datasets  # noqa: TID253 - see the module's docstring
@@ -26,11 +26,15 @@ class RuleMetric(evaluate.Metric):
 
     result: ClassVar[str] = "score"
     summary: ClassVar[str] = ""
-    rule: ClassVar[Callable[[str, str], float]]
 
     def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - the library's own arguments
         # in memory: several evaluations at once would share a cache file
         super().__init__(keep_in_memory=True, **kwargs)
+
+    @staticmethod
+    def rule(answer: str, reference: str) -> float:
+        """Return the score of one answer, in [0, 1]."""
+        raise NotImplementedError
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -41,8 +45,7 @@ class RuleMetric(evaluate.Metric):
         )
 
     def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
-        rule = type(self).rule
-        scores = [rule(p, r) for p, r in zip(predictions, references, strict=True)]
+        scores = [self.rule(p, r) for p, r in zip(predictions, references, strict=True)]
         return {self.result: sum(scores) / len(scores) if scores else 0.0, "scores": scores}
 
 
@@ -51,7 +54,11 @@ class ExactMatch(RuleMetric):
 
     result = "exact_match"
     summary = "share of answers equal to the reference, blanks around both ignored"
-    rule = staticmethod(rules.exact_score)
+
+    @staticmethod
+    def rule(answer: str, reference: str) -> float:
+        """Return the score of one answer."""
+        return rules.exact_score(answer, reference)
 
 
 class PlainExactMatch(RuleMetric):
@@ -59,7 +66,11 @@ class PlainExactMatch(RuleMetric):
 
     result = "exact_match"
     summary = "share of answers equal to the reference without case and ASCII punctuation"
-    rule = staticmethod(rules.plain_score)
+
+    @staticmethod
+    def rule(answer: str, reference: str) -> float:
+        """Return the score of one answer."""
+        return rules.plain_score(answer, reference)
 
 
 class NumberMatch(RuleMetric):
@@ -67,7 +78,11 @@ class NumberMatch(RuleMetric):
 
     result = "exact_match"
     summary = "share of answers that are the reference's number"
-    rule = staticmethod(lambda a, r: rules.gsm8k_score(a, r, "strict"))
+
+    @staticmethod
+    def rule(answer: str, reference: str) -> float:
+        """Return the score of one answer."""
+        return rules.gsm8k_score(answer, reference, "strict")
 
 
 class OptionMatch(RuleMetric):
@@ -75,7 +90,11 @@ class OptionMatch(RuleMetric):
 
     result = "exact_match"
     summary = "share of answers with the reference's option letter, or its text"
-    rule = staticmethod(lambda a, r: rules.bbh_score(a, r, "strict"))
+
+    @staticmethod
+    def rule(answer: str, reference: str) -> float:
+        """Return the score of one answer."""
+        return rules.bbh_score(answer, reference, "strict")
 
 
 class Accuracy(RuleMetric):
@@ -83,7 +102,11 @@ class Accuracy(RuleMetric):
 
     result = "accuracy"
     summary = "share of questions whose most likely option is the right one"
-    rule = staticmethod(rules.exact_score)
+
+    @staticmethod
+    def rule(answer: str, reference: str) -> float:
+        """Return the score of one answer."""
+        return rules.exact_score(answer, reference)
 
 
 class AnswerF1(RuleMetric):
@@ -91,13 +114,20 @@ class AnswerF1(RuleMetric):
 
     result = "f1"
     summary = "mean F1 of tokens, the best over each question's references"
-    rule = staticmethod(lambda a, r: rules.tydiqa_score(a, json.loads(r), "paper"))
+
+    @staticmethod
+    def rule(answer: str, reference: str) -> float:
+        """Return the score of one answer."""
+        return rules.tydiqa_score(answer, json.loads(reference), "paper")
 
 
 class StrictAnswerF1(AnswerF1):
     """The same with punctuation of every script (strict protocol of TyDiQA)."""
 
-    rule = staticmethod(lambda a, r: rules.tydiqa_score(a, json.loads(r), "strict"))
+    @staticmethod
+    def rule(answer: str, reference: str) -> float:
+        """Return the score of one answer."""
+        return rules.tydiqa_score(answer, json.loads(reference), "strict")
 
 
 class PassAtK(RuleMetric):
@@ -105,9 +135,12 @@ class PassAtK(RuleMetric):
 
     result = "pass_at_k"
     summary = "mean unbiased estimate of pass@k; references hold k"
-    rule = staticmethod(
-        lambda a, r: rules.pass_at_k(len(json.loads(a)), sum(json.loads(a)), int(r))
-    )
+
+    @staticmethod
+    def rule(answer: str, reference: str) -> float:
+        """Return the score of one answer."""
+        passed: list[bool] = json.loads(answer)
+        return rules.pass_at_k(len(passed), sum(passed), int(reference))
 
 
 class PreferenceRate(RuleMetric):
@@ -115,7 +148,11 @@ class PreferenceRate(RuleMetric):
 
     result = "win_rate"
     summary = "mean preference for the model's output over the reference output"
-    rule = staticmethod(lambda a, r: float(a))
+
+    @staticmethod
+    def rule(answer: str, reference: str) -> float:
+        """Return the score of one answer."""
+        return float(answer)
 
 
 METRICS: dict[str, type[RuleMetric]] = {
