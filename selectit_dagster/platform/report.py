@@ -52,7 +52,7 @@ def report_fingerprint(request: ReportRequest) -> Fingerprint:
     Times count too: a stage that was made again costs something else, even where its
     content came out the same.
     """
-    from selectit_dagster.platform.reporting.sections import stages
+    from selectit_dagster.platform.reporting.provenance import stages
 
     made = {}
     for name, folder in stages(_line(request)):
@@ -111,21 +111,21 @@ def _line(request: ReportRequest) -> Pipeline:
 
 def compose(line: Pipeline, scratch: Path, progress: Progress) -> Report:
     """Return the report's content; ``scratch`` is a folder on a disk with room to spill."""
-    from selectit_dagster.platform.reporting import sections
+    from selectit_dagster.platform.reporting import outcome, provenance, sections
     from selectit_dagster.platform.reporting.blocks import Report
     from selectit_dagster.platform.resources import make_tracker
     from selectit_dagster.selection.columnar import Workspace
 
     with Workspace(scratch) as work:
-        made = [sections.asked(line), sections.arms(line), sections.balance(line)]
+        made = [sections.asked(line), outcome.arms(line), sections.balance(line)]
         progress.update(1, 3)
         made += _ranked(line, work)
         progress.update(2, 3)
         made.append(sections.selection(line, _overlaps(line, work)))
-    made += [sections.cost(line), sections.versions(line)]
+    made += [outcome.cost(line), provenance.versions(line)]
     progress.update(3, 3)
     newest = max(
-        (m.created_at for _, folder in sections.stages(line) if (m := read_manifest(folder))),
+        (m.created_at for _, folder in provenance.stages(line) if (m := read_manifest(folder))),
         default="nothing has been made yet",
     )
     return Report(
@@ -133,20 +133,24 @@ def compose(line: Pipeline, scratch: Path, progress: Progress) -> Report:
         description=line.experiment.description,
         subtitle=f"State of {newest.replace('T', ' ').replace('+00:00', ' UTC')}",
         sections=made,
-        warnings=sections.warnings(line, len(make_tracker(line).failures())),
+        warnings=provenance.warnings(line, len(make_tracker(line).failures())),
     )
 
 
 def _ranked(line: Pipeline, work: Workspace) -> list[Section]:
     """Return the sections that show scores: plots, records, sensitivity."""
-    from selectit_dagster.platform.reporting import sections
+    from selectit_dagster.platform.reporting import scores, sections
 
     ranking = read_manifest(line.home.ranking)
     titles = ("Scores", "Best and worst records", "Sensitivity")
     if ranking is None:
         return [sections.absent(title, line, "ranking") for title in titles]
     stored = stored_scores(line, ranking)
-    return [_scores(line, stored, work), _records(stored, work)]
+    return [
+        _scores(line, stored, ranking.counts["ranked"]),
+        _records(stored, work),
+        scores.sensitivity(line),
+    ]
 
 
 def stored_scores(line: Pipeline, ranking: Manifest) -> Stored:
@@ -158,28 +162,23 @@ def stored_scores(line: Pipeline, ranking: Manifest) -> Stored:
         home=line.home,
         models=tuple(model.name for model in line.experiment.scoring_models),
         num_prompts=used.get("num_prompts", line.experiment.rating.num_prompts),
+        alpha=used.get("alpha", line.experiment.rating.alpha),
         variant=used.get("variant", line.experiment.rating.variant),
     )
 
 
-def _scores(line: Pipeline, stored: Stored, work: Workspace) -> Section:
-    from selectit_dagster.platform.reporting import plots, records, sections
-    from selectit_dagster.platform.reporting.blocks import Picture, Section, Text
+def _scores(line: Pipeline, stored: Stored, ranked: int) -> Section:
+    """Return the plots that the stages drew, and those over several stages."""
+    from selectit_dagster.platform.reporting import scores
+    from selectit_dagster.platform.reporting.blocks import Section, Text
 
     blocks: list[Block] = []
-    drawn = records.sample(stored, work)
-    if drawn is None:
+    if ranked == 0:
         blocks.append(Text("No record could be ranked.", "warning"))
     else:
-        selected = read_manifest(line.home.selected("selectit"))
-        count = selected.counts["selected"] if selected is not None else 0
-        for title, png, text in plots.score_plots(drawn, count):
-            blocks.append(Picture(title, png, text))
-        if len(drawn.rank) < drawn.total:
-            blocks.append(
-                Text(f"Drawn from {len(drawn.rank):,} of {drawn.total:,} ranked records.", "note")
-            )
-    if (mass := sections.rating_mass(line)) is not None:
+        blocks += scores.selection_plots(line)
+    blocks += scores.rating_plots(line, stored)
+    if (mass := scores.rating_mass(line)) is not None:
         blocks.append(mass)
     return Section("Scores", blocks)
 

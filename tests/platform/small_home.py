@@ -18,6 +18,8 @@ from selectit_dagster.experiment import load_experiment
 from selectit_dagster.home import Home
 from selectit_dagster.platform.pipeline import Pipeline
 from selectit_dagster.progress import Silent
+from selectit_dagster.rating import plots
+from selectit_dagster.rating.store import OK, TOO_LONG, Ratings, write_part
 
 NASTY = "<script>alert('x')</script> \u202egnp.exe\x07 | `code` **bold** & done"
 
@@ -69,6 +71,7 @@ def fill(line: Pipeline, *, upto: str = "arm_comparison") -> Pipeline:
         ("curated_dataset", lambda: line.curated().run(Silent())),
         ("uncertainty_scores", lambda: [_scores(line, n) for n in range(2)]),
         ("ranking", lambda: line.ranking().run(Silent())),
+        ("sensitivity", lambda: line.sensitivity().run(Silent())),
         ("selective_alpaca", lambda: [line.selected(arm).run(Silent()) for arm in line.arms]),
         ("benchmark_evaluations", lambda: _tuned(line)),
         ("arm_comparison", lambda: line.units and line.comparison().run(Silent())),
@@ -89,28 +92,20 @@ def _scores(line: Pipeline, number: int) -> None:
     generator = np.random.default_rng(number)
     values = generator.dirichlet(np.ones(5), (len(ids), 3)).astype(np.float32)
     values[ids.index("nasty")] = [0, 0, 0, 0, 1]
-    status = [["too_long" if i == "r005" and number else "ok"] * 3 for i in ids]
-    flat = [value for row in status for value in row]
-    probabilities = [
-        p.tolist() if s == "ok" else None for p, s in zip(values.reshape(-1, 5), flat, strict=True)
-    ]
-    table = pa.table(
-        {
-            "record_id": np.repeat(ids, 3).tolist(),
-            "prompt_index": pa.array(np.tile([0, 1, 2], len(ids)), pa.int16()),
-            "probabilities": pa.array(probabilities, pa.list_(pa.float32(), 5)),
-            "rating_mass": pa.array(np.full(len(flat), 0.9), pa.float32()),
-            "status": flat,
-            "reason": ["" if s == "ok" else "612 tokens, at most 512" for s in flat],
-        }
-    )
-    # with the Arrow schema stored, pyarrow cannot read null rows of fixed-size lists back
-    pq.write_table(table, folder / "part-00000.parquet", store_schema=False)
+    status = np.full((len(ids), 3), OK, np.uint8)
+    reasons = {}
+    if number:
+        row = ids.index("r005")
+        values[row], status[row] = np.nan, TOO_LONG
+        reasons = {(row, prompt): "612 tokens, at most 512" for prompt in range(3)}
+    mass = np.full((len(ids), 3), 0.9, np.float32)
+    ratings = Ratings(ids, [f"{i:064x}" for i in range(len(ids))], values, mass, status, reasons)
+    write_part(folder / "part-000000.parquet", ratings, "made up", ["a", "b", "c"])
     write_manifest(
         folder,
         kind="scores",
         fingerprint={"made": "up", "model": model.name},
-        files=["part-00000.parquet"],
+        files=["part-000000.parquet"],
         counts={
             "records": len(ids),
             "prompts": 3,
@@ -133,6 +128,7 @@ def _scores(line: Pipeline, number: int) -> None:
             "warnings": ["the rating tokens had little probability: <b>look</b>"] * number,
         },
     )
+    (folder / "scores.png").write_bytes(plots.score_overview(folder, 3))
 
 
 def _tuned(line: Pipeline) -> None:

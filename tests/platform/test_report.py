@@ -75,7 +75,13 @@ def test_every_section_is_there_and_every_link_finds_it(page):
     assert anchors == sections
     for title in ("What was asked", "Did it help?", "What became of every record", "Scores"):
         assert title in page.text
-    for title in ("Best and worst records", "The selected subsets", "What it cost", "Versions"):
+    for title in (
+        "Best and worst records",
+        "Sensitivity",
+        "The selected subsets",
+        "What it cost",
+        "Versions",
+    ):
         assert title in page.text
 
 
@@ -110,8 +116,9 @@ def test_warnings_come_first(written, page):
     assert text.index("the rating tokens had little probability: <b>look</b>") < text.index(
         "What was asked dataset" if "What was asked dataset" in text else "setting value"
     )
+    assert "the selected set is no more stable than chance" in text  # made-up scores
     assert "records that did not fit and were not trained on: selectit_seed-1 1" in text
-    assert written[0].counts["warnings"] == 2
+    assert written[0].counts["warnings"] == 3
 
 
 def test_failed_tracking_calls_are_told(finished):

@@ -1,4 +1,4 @@
-"""Records from the stored files: the best, the worst, and a sample for the plots.
+"""The best and the worst records, from the stored files.
 
 Only the rows that are shown are read into memory, whatever the size of the dataset.
 """
@@ -13,18 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from selectit_dagster.platform.reporting.blocks import Distribution, Record
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from selectit_dagster.home import Home
     from selectit_dagster.selection.columnar import Workspace
-
-Floats = npt.NDArray[np.float64]
-_SAMPLE = 20_000
 
 
 @dataclass(frozen=True)
@@ -37,6 +31,8 @@ class Stored:
         Names of the scoring models.
     num_prompts:
         K, as the ranking used it: further stored prompts are left out.
+    alpha:
+        Weight of the disagreement between prompts.
     variant:
         ``paper`` or ``released-code``.
     """
@@ -44,6 +40,7 @@ class Stored:
     home: Home
     models: tuple[str, ...]
     num_prompts: int
+    alpha: float
     variant: Literal["paper", "released-code"]
 
     @property
@@ -59,28 +56,6 @@ class Stored:
     def parts(self, model: str) -> list[Path]:
         """The files with one model's distributions."""
         return sorted(self.home.scores(model).glob("part-*.parquet"))
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Ranked records for the plots, n of ``total``, drawn by the hash of their ids.
-
-    Attributes
-    ----------
-    rank, score, length:
-        (n,) rank, fused score, characters of the response.
-    sentence:
-        Per model (n,) sentence-level scores.
-    tokens:
-        Per model (n, K) token-level scores, NaN where a prompt has none.
-    """
-
-    total: int
-    rank: Floats
-    score: Floats
-    length: Floats
-    sentence: dict[str, Floats]
-    tokens: dict[str, Floats]
 
 
 def extremes(stored: Stored, count: int, work: Workspace) -> tuple[list[Record], list[Record]]:
@@ -159,60 +134,6 @@ def _distributions(
         )
 
 
-def sample(stored: Stored, work: Workspace, limit: int = _SAMPLE) -> Sample | None:
-    """Return up to ``limit`` ranked records for the plots; None when none is ranked."""
-    ranking = work.table(stored.ranking)
-    total = int(str(work.row(f"SELECT count(rank) FROM {ranking}")[0]))
-    if total == 0:
-        return None
-    drawn = (
-        f"(SELECT * FROM {ranking} WHERE rank IS NOT NULL "
-        f"ORDER BY hash(record_id), record_id LIMIT {limit})"
-    )
-    table = _table(
-        work,
-        f"SELECT record_id, rank, score, sentence_score, length(response) AS length FROM {drawn} "
-        f"JOIN {work.table(stored.records)} USING (record_id) ORDER BY record_id",
-    )
-    sentences = [dict(entry or []) for entry in table.column("sentence_score").to_pylist()]
-    return Sample(
-        total=total,
-        rank=_floats(table, "rank"),
-        score=_floats(table, "score"),
-        length=_floats(table, "length"),
-        sentence={
-            model: np.array([entry.get(model, np.nan) for entry in sentences], np.float64)
-            for model in stored.models
-        },
-        tokens={
-            model: _token_scores(stored, model, drawn, table.num_rows, work)
-            for model in stored.models
-        },
-    )
-
-
-def _token_scores(stored: Stored, model: str, drawn: str, count: int, work: Workspace) -> Floats:
-    """Return (n, K) token-level scores of the drawn records, in the order of their ids."""
-    from selectit_dagster.rating.levels import token_level
-
-    scores = np.full((count, stored.num_prompts), np.nan)
-    if not stored.parts(model):
-        return scores
-    table = _table(
-        work,
-        "SELECT row, prompt_index, probabilities FROM "
-        f"{_union(stored.parts(model), work)} JOIN (SELECT record_id, "
-        f"row_number() OVER (ORDER BY record_id) - 1 AS row FROM {drawn}) USING (record_id) "
-        f"WHERE status = 'ok' AND prompt_index < {stored.num_prompts}",
-    )
-    if table.num_rows:
-        values = np.array(table.column("probabilities").to_pylist(), np.float64)
-        rows = table.column("row").to_numpy().astype(np.int64)
-        prompts = table.column("prompt_index").to_numpy().astype(np.int64)
-        scores[rows, prompts] = token_level(values, stored.variant)
-    return scores
-
-
 def overlap(first: Path, second: Path, work: Workspace) -> int:
     """Return how many record ids two selected datasets share."""
     query = (
@@ -226,16 +147,5 @@ def _union(parts: list[Path], work: Workspace) -> str:
     return "(" + " UNION ALL ".join(f"SELECT {columns} FROM {work.table(p)}" for p in parts) + ")"
 
 
-def _table(work: Workspace, query: str) -> pa.Table:
-    import pyarrow as pa
-
-    batches = list(work.batches(query))
-    return pa.Table.from_batches(batches) if batches else pa.table({})
-
-
 def _rows(work: Workspace, query: str) -> list[dict[str, Any]]:
     return [row for batch in work.batches(query) for row in batch.to_pylist()]
-
-
-def _floats(table: pa.Table, name: str) -> Floats:
-    return np.asarray(table.column(name).to_numpy(zero_copy_only=False), np.float64)
