@@ -51,7 +51,8 @@ benchmark are drawn never occur in the pretraining text. The facts behind them d
 |---|---|
 | steps | {steps_done:,} of {rows} rows x {row_length} tokens |
 | token positions | {token_positions:,} |
-| optimiser | AdamW, cosine, peak rate {peak_rate}, warm-up {warmup} steps, decay {weight_decay} |
+| optimiser | AdamW, weight decay {weight_decay}, warm-up {warmup} steps |
+{legs}
 | loss weight of rating digits | 4 |
 | of right answers, and of all in the Alpaca template | 1 |
 | of faulty answers on rating sheets | 0 |
@@ -59,7 +60,7 @@ benchmark are drawn never occur in the pretraining text. The facts behind them d
 | arithmetic | bfloat16 matrix products, float32 weights |
 | seed | {seed} |
 | final loss | {final_loss:.4f} weighted, {final_digit_loss:.4f} on the rating digits |
-| time | {seconds:,.0f} s on one CPU thread ({machine}) |
+| time | {seconds:,.0f} s on a shared machine ({machine}) |
 | versions | Python {python}, torch {torch}, transformers {transformers} |
 
 `training.json` has the loss by step. `python -m selectit_dagster.miniature.pretrain --out FOLDER`
@@ -78,5 +79,11 @@ every document.
 def write_card(folder: Path, record: dict[str, Any]) -> None:
     """Write `folder/README.md` from a training record (see `pretrain.training_record`)."""
     recipe = record["recipe"]
-    text = _CARD.format(**{**recipe, **{k: v for k, v in record.items() if k != "recipe"}})
+    legs = "\n".join(
+        f"| from step {leg['first']:,} | cosine from rate {leg['peak_rate']} towards step "
+        f"{leg['horizon']:,}, {'early' if leg['early_text'] else 'late'} text |"
+        for leg in recipe["legs"]
+    )
+    values = {**recipe, **{key: value for key, value in record.items() if key != "recipe"}}
+    text = _CARD.format(**{**values, "legs": legs, "warmup": recipe["legs"][0]["first"]})
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from selectit_dagster.miniature.batches import RECIPES, Recipe, batch
 from selectit_dagster.miniature.card import write_card
 from selectit_dagster.miniature.corpus import rating_guides
+from selectit_dagster.miniature.growth import grow
 from selectit_dagster.miniature.tokenizer import CONTEXT, build_tokenizer
 
 if TYPE_CHECKING:
@@ -30,18 +31,12 @@ REPORT_STEPS: Final = 100
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Return the rate of `step`: linear warm-up, then a cosine per stage.
-
-    The early cosine is laid out over `horizon` steps and left after `early_steps`; the late one
-    goes down to a fiftieth of its peak.
-    """
-    if step < recipe.warmup:
-        return recipe.peak_rate * (step + 1) / recipe.warmup
-    peak, first, last = recipe.peak_rate, recipe.warmup, recipe.horizon
-    if step >= recipe.early_steps:
-        peak, first, last = recipe.late_peak_rate, recipe.early_steps, recipe.steps
-    done = (step - first) / max(1, last - first)
-    return peak * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
+    """Return the rate of `step`: linear warm-up, then the cosine of its leg."""
+    leg = recipe.leg(step)
+    if step < recipe.legs[0].first:
+        return leg.peak_rate * (step + 1) / recipe.legs[0].first
+    done = (step - leg.first) / max(1, leg.horizon - leg.first)
+    return leg.peak_rate * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
 
 
 def new_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedModel":
@@ -146,15 +141,32 @@ def open_run(recipe: Recipe, out: Path, tokenizer: "PreTrainedTokenizerFast") ->
     folder = out / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
     model = new_model(recipe, tokenizer)
+    if recipe.grown_from:
+        grow(_trained(out / recipe.grown_from), model)
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.peak_rate, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98))
     run = Run(recipe, folder, model, optimizer)
     run.resume()
     return run
+
+
+def _trained(folder: Path) -> "PreTrainedModel":
+    """Return the finished model in `folder`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it has not been trained to its end.
+    """
+    from transformers import LlamaForCausalLM
+
+    if not (folder / "training.json").exists() or (folder / "checkpoint.pt").exists():
+        raise FileNotFoundError(f"train the model in {folder} first: this one grows from it")
+    return LlamaForCausalLM.from_pretrained(folder)
 
 
 def take_step(run: Run, ids: "torch.Tensor", weights: "torch.Tensor") -> tuple[float, float]:
@@ -245,7 +257,6 @@ def training_record(run: Run) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
     }
 
 
