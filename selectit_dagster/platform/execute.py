@@ -41,7 +41,7 @@ def execute(
     definitions = _definitions(experiment_file, pipeline)
     keys = [dg.AssetKey([asset_name(p) for p in stage.asset.split("/")]) for stage in stages]
     partition = next((stage.partition for stage in stages if stage.partition), None)
-    job = definitions.get_implicit_global_asset_job_def()
+    job = definitions.resolve_implicit_global_asset_job_def()
     tracker = make_tracker(pipeline)
     before = len(tracker.failures())
     result: Any = None
@@ -88,7 +88,13 @@ def _last_run(instance: DagsterInstance, launch: str) -> str | None:
 
 
 def _failure(result: Any, stages: list[Stage]) -> StageFailedError:  # noqa: ANN401 - Dagster's result
-    """Return the first failed step as one message with its remedy."""
+    """Return the first failed step as one message with its remedy.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        When the step did not fail but was interrupted: Dagster reports Ctrl-C as a failure.
+    """
     for event in result.all_events:
         if event.event_type_value != "STEP_FAILURE":
             continue
@@ -100,6 +106,8 @@ def _failure(result: Any, stages: list[Stage]) -> StageFailedError:  # noqa: ANN
             message, _, hint = description.partition("\n  hint: ")
             return StageFailedError(f"{name}: {message}", hint=hint, permanent=True)
         error = data.error.cause or data.error
+        if "Interrupted" in f"{error.cls_name} {error.message}":
+            raise KeyboardInterrupt
         logging.getLogger("selectit_dagster.run").debug("%s", error.to_string())
         return StageFailedError(
             f"{name} failed: {error.message.strip()}",

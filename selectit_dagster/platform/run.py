@@ -11,12 +11,13 @@ import logging
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import UserError
-from selectit_dagster.experiment import load_experiment
+from selectit_dagster.experiment import is_hub_name, load_experiment
 from selectit_dagster.files import folder_lock
 from selectit_dagster.home import open_home
 from selectit_dagster.platform.pipeline import Pipeline, Stage
@@ -72,6 +73,7 @@ def run_experiment(
     started = time.monotonic()
     pipeline = open_pipeline(experiment_file, home)
     outcome = RunOutcome(pipeline)
+    preflight(pipeline)
     phases = _limited(list(pipeline.phases()), upto)
     with folder_lock(pipeline.home.folder, "selectit run"):
         session = _Session(experiment_file, pipeline)
@@ -83,6 +85,40 @@ def run_experiment(
     outcome.tracking_failures = session.tracking_failures
     outcome.seconds = time.monotonic() - started
     return outcome
+
+
+def preflight(pipeline: Pipeline) -> None:
+    """Check that every local path of the experiment exists, before anything starts.
+
+    Raises
+    ------
+    UserError
+        Naming each path that does not, with its place in the experiment file.
+    """
+    missing = [
+        f"{key}: {value} does not exist"
+        for key, value in _paths(pipeline.experiment.model_dump(mode="json"))
+        if not is_hub_name(value) and not Path(value).exists()
+    ]
+    if missing:
+        raise UserError(
+            "\n  ".join([f"experiment {pipeline.experiment.name}:", *missing]),
+            hint="relative paths are relative to the experiment file's folder",
+        )
+
+
+def _paths(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401 - plain data
+    """Yield every path in the experiment with its dotted key."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            dotted = f"{prefix}.{key}" if prefix else key
+            if key in {"path", "adapter", "prompts"} and isinstance(value, str):
+                yield dotted, value
+            else:
+                yield from _paths(value, dotted)
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _paths(value, f"{prefix}.{index}")
 
 
 def _limited(phases: list[list[Stage]], upto: str | None) -> list[list[Stage]]:
