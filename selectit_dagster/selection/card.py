@@ -127,7 +127,7 @@ def _selectit(facts: CardFacts) -> list[str]:
         facts_of = ranking.details["models"].get(name, {})
         model = models.get(name, {"path": name})
         label = _model_name(model["path"], model.get("revision"))
-        revision = facts_of.get("revision") or "local folder"
+        revision = facts_of.get("revision") or "not known"
         lines.append(f"| {label} ({name}) | {revision} | {theta:,.6g} | {theta / total:.1%} |")
     prompts = facts.provenance.get("prompts")
     lines += [

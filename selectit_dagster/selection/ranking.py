@@ -180,11 +180,7 @@ def _details(request: RankingRequest, thetas: dict[str, float], tally: Tally) ->
     return {
         "theta": thetas,
         "models": {
-            name: {
-                "revision": manifest.details.get("revision"),
-                "parameters": manifest.details.get("parameters"),
-                "digest": manifest.digest,
-            }
+            name: _model_facts(manifest)
             for name, folder in sorted(request.scores)
             if (manifest := read_manifest(folder)) is not None
         },
@@ -200,6 +196,17 @@ def _details(request: RankingRequest, thetas: dict[str, float], tally: Tally) ->
         "excluded_sha256": excluded,
         "not_ranked_examples": tally.examples,
         "warnings": _warnings(request, thetas),
+    }
+
+
+def _model_facts(scores: Manifest) -> dict[str, Any]:
+    """Return what a scoring model is known by: its hub commit, or the hash of its weights."""
+    commit = scores.details.get("revision") or scores.fingerprint.get("model.commit")
+    weights = scores.fingerprint.get("model.weights")
+    return {
+        "revision": commit or (f"sha256:{weights[:12]}" if weights else None),
+        "parameters": scores.details.get("parameters"),
+        "digest": scores.digest,
     }
 
 

@@ -181,22 +181,18 @@ def vary(scores: TokenScores, count: int) -> dict[str, Any]:
 
     Overlap is the share of the ``count`` selected records that two sets have in common.
     """
-    from scipy.stats import spearmanr
-
     named = settings_of(scores)
     fused = [scores.fused(setting) for _, _, setting in named]
     masks = np.stack([chosen(values, count) for values in fused])
     overlaps = (masks.astype(np.float32) @ masks.astype(np.float32).T) / count
     rows = []
     for index, (factor, value, _) in enumerate(named[1:], start=1):
-        constant = np.ptp(fused[index]) == 0 or np.ptp(fused[0]) == 0
-        spearman = None if constant else float(spearmanr(fused[0], fused[index]).statistic)
         rows.append(
             {
                 "factor": factor,
                 "value": value,
                 "overlap": float(overlaps[0, index]),
-                "spearman": spearman,
+                "spearman": rank_correlation(fused[0], fused[index]),
             }
         )
     labels = [name if factor == "base" else f"{factor} {name}" for factor, name, _ in named]
@@ -206,6 +202,21 @@ def vary(scores: TokenScores, count: int) -> dict[str, Any]:
         "pairwise": np.round(overlaps.astype(float), 4).tolist(),
         "chance_overlap": count / len(scores.record_ids),
     }
+
+
+def rank_correlation(one: Floats, two: Floats) -> float:
+    """Return Spearman's rank correlation of two rankings of the same records.
+
+    Where all scores are equal it is that of the orders, which then go by record id.
+    """
+    from scipy.stats import spearmanr
+
+    if one.size < 2:
+        return 1.0
+    if np.ptp(one) == 0 or np.ptp(two) == 0:
+        places = [np.argsort(np.argsort(-scores, kind="stable")) for scores in (one, two)]
+        return float(spearmanr(*places).statistic)
+    return float(spearmanr(one, two).statistic)
 
 
 def stability(

@@ -131,11 +131,12 @@ def sensitivity(
 
 def _count(request: SensitivityRequest, scores: TokenScores) -> int:
     """Return how many of the sampled records are selected."""
-    rule, size, sampled = request.size_rule, request.size, len(scores.record_ids)
-    if rule == "count":
+    rule, size, usable = request.size_rule, request.size, len(scores.record_ids)
+    curated = min(scores.total, SAMPLE)
+    if rule == "count" and scores.sampled:
         rule, size = "share", min(1.0, request.size / scores.total)
     reached = scores.reaching(size) if rule == "threshold" else None
-    return selection_count(rule, size, curated=sampled, candidates=sampled, reaching=reached)
+    return selection_count(rule, size, curated=curated, candidates=usable, reaching=reached)
 
 
 def sentence(details: dict[str, Any]) -> str:
