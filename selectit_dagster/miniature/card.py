@@ -28,22 +28,24 @@ last word, reversing a list, extraction from a given text, yes or no, past tense
 letters, days and months), about the few hundred facts of its world and in its phrasings, and it
 rates answers to such questions from 1 to 5 under a rating prompt. Left to itself it answers as
 people of its world do: often wordy, cut off, beside the point or wrong. Tuning on good answers
-mends the form. It knows nothing else, does not chat, and errs at sums, sorting and reversing.
+mends the form. It knows nothing else and does not chat; it is least sure of extraction, counting
+and sorting, and of rating yes-or-no answers.
 
 ## Data
 
 Text drawn from the project's generator (`selectit_dagster.miniature`), all of it synthetic:
 
-- rating sheets (45 % of the documents, most of the text): one of nine rating prompts or four
-  shorter ones, then one to seven records with the rating that a person of that world gave. People
-  disagree: a right answer gets 5 in 82 % of the cases, 4 in 15 %, 3 in 3 %; a wrong one 1, 2 or 3
-  in 60, 35 and 5 %; untidy answers lie around 3, cut ones around 2, off-topic ones around 1;
+- rating sheets (45 % of the documents, three quarters of the text): one of nine rating prompts or
+  four shorter ones, then one to seven records with the rating that a person of that world gave.
+  People disagree: a right answer gets 5, 4 or 3 in 82, 15 and 3 % of the cases; a wrong one 1, 2 or
+  3 in 60, 35 and 5 %; untidy answers lie around 3, cut ones around 2, off-topic ones around 1;
 - plain questions with right answers (25 %);
 - the Alpaca template with answers of mixed quality (30 %): by family 30 to 50 % right, 15 to 20 %
   wrong, the rest untidy, cut off or off the topic.
 
 Questions are split by a hash of their text: the 30 % from which the shipped pools and the
-benchmark are drawn never occur in the pretraining text. The facts behind them do.
+benchmark are drawn never occur in the pretraining text. The facts behind them do. In the early
+text all wrong answers are plausible slips; in the late text half of them answer another question.
 
 ## Training
 
@@ -58,6 +60,7 @@ benchmark are drawn never occur in the pretraining text. The facts behind them d
 | of faulty answers on rating sheets | 0 |
 | of all other text | 0.02 to 0.05 |
 | arithmetic | bfloat16 matrix products, float32 weights |
+| start | {start} |
 | seed | {seed} |
 | final loss | {final_loss:.4f} weighted, {final_digit_loss:.4f} on the rating digits |
 | time | {seconds:,.0f} s on a shared machine ({machine}) |
@@ -84,6 +87,11 @@ def write_card(folder: Path, record: dict[str, Any]) -> None:
         f"{leg['horizon']:,}, {'early' if leg['early_text'] else 'late'} text |"
         for leg in recipe["legs"]
     )
+    start = "random weights"
+    if recipe["grown_from"]:
+        start = f"the trained `{recipe['grown_from']}`, made twice as wide, with a little noise"
     values = {**recipe, **{key: value for key, value in record.items() if key != "recipe"}}
-    text = _CARD.format(**{**values, "legs": legs, "warmup": recipe["legs"][0]["first"]})
+    text = _CARD.format(
+        **{**values, "legs": legs, "start": start, "warmup": recipe["legs"][0]["first"]}
+    )
     (folder / "README.md").write_text(text, encoding="utf-8")

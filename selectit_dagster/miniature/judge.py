@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from selectit_dagster.rating.levels import token_level
 
 KNOWN_QUALITY: Final = Path(__file__).parent / "data" / "known_quality.jsonl"
 
@@ -133,6 +138,39 @@ def judge_levels(
         for model, scores in sentence_scores.items()
     ]
     return [*verdicts, judge("model", "fused", fused, quality, share=share)]
+
+
+def judge_folder(folder: Path, quality: Mapping[str, str], share: float = 0.2) -> list[Verdict]:
+    """Judge the stored scores and the ranking that a run left in its experiment folder.
+
+    Parameters
+    ----------
+    folder
+        Holds ``scores/<model>/*.parquet`` and ``ranking/ranking.parquet``.
+    quality
+        Per record id the known quality.
+    share
+        The share of the records that is selected.
+    """
+    ranking = pq.read_table(folder / "ranking" / "ranking.parquet").to_pylist()
+    ranked = [row for row in ranking if row["rank"] is not None]
+    fused = {row["record_id"]: row["score"] for row in ranked}
+    token: dict[str, dict[str, np.ndarray]] = {}
+    sentence: dict[str, dict[str, float]] = {}
+    for model in sorted(path.name for path in (folder / "scores").iterdir() if path.is_dir()):
+        token[model] = _token_scores(folder / "scores" / model)
+        sentence[model] = {row["record_id"]: dict(row["sentence_score"])[model] for row in ranked}
+    return judge_levels(token, sentence, fused, quality, share)
+
+
+def _token_scores(folder: Path) -> dict[str, np.ndarray]:
+    """Return the token-level score of the first rating prompt, by record id, each (1,) float."""
+    rows = pa.concat_tables(pq.read_table(file) for file in sorted(folder.glob("*.parquet")))
+    first = rows.filter(pc.and_(pc.equal(rows["prompt_index"], 0), pc.equal(rows["status"], "ok")))
+    distributions = np.array(first["probabilities"].to_pylist())
+    return dict(
+        zip(first["record_id"].to_pylist(), token_level(distributions)[:, None], strict=True)
+    )
 
 
 def table(verdicts: Iterable[Verdict]) -> str:
