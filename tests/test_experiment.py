@@ -130,7 +130,7 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
 
 
 def test_a_missing_file_names_itself(tmp_path):
-    with pytest.raises(UserError, match="absent.yaml"):
+    with pytest.raises(UserError, match=r"absent\.yaml"):
         load_experiment(tmp_path / "absent.yaml")
 
 
@@ -155,11 +155,13 @@ def test_relative_paths_are_relative_to_the_file_and_hub_names_stay(tmp_path):
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-        lambda inner: st.lists(inner, max_size=4)
-        | st.dictionaries(
-            st.sampled_from(["name", "dataset", "path", "rating", "arms", "selection", "x"]),
-            inner,
-            max_size=5,
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(
+                st.sampled_from(["name", "dataset", "path", "rating", "arms", "selection", "x"]),
+                inner,
+                max_size=5,
+            )
         ),
         max_leaves=12,
     )
