@@ -1,6 +1,7 @@
 """Write requirements.lock and requirements-dev.lock: every transitive version.
 
-They come from a clean environment with the newest versions that pyproject.toml allows. Run it as ``make lock`` and commit the two files.
+They come from a clean environment with the newest versions that pyproject.toml allows. Run it
+as ``make lock`` and commit the two files.
 """
 
 from __future__ import annotations
