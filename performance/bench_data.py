@@ -47,7 +47,7 @@ def _pool(rng: random.Random, mean: int, count: int) -> list[str]:
 
 def make_file(path: Path, size: int) -> None:
     """Write ``size`` records as a JSON array in the layout of Alpaca."""
-    rng = random.Random(1)  # noqa: S311 - synthetic data
+    rng = random.Random(1)
     instructions = _pool(rng, INSTRUCTION, 5000)
     inputs = _pool(rng, INPUT, 5000)
     responses = _pool(rng, RESPONSE, 20_000)
@@ -56,7 +56,7 @@ def make_file(path: Path, size: int) -> None:
         for number in range(size):
             repeated = rng.random() < SHARE_REPEATED
             name = rng.randrange(number) if repeated and number else number
-            pick = random.Random(name)  # noqa: S311 - synthetic data
+            pick = random.Random(name)
             given = pick.choice(inputs) if pick.random() < SHARE_WITH_INPUT else ""
             handle.write(
                 f'{{\n "instruction": "{pick.choice(instructions)} {name}",\n "input": "{given}",'

@@ -59,7 +59,7 @@ def _words(rng: random.Random, count: int) -> str:
 
 
 def _word_list() -> list[str]:
-    rng = random.Random(0)  # noqa: S311 - synthetic data
+    rng = random.Random(0)
     return ["".join(rng.choices("etaoinshrdlucm", k=rng.randint(2, 8))) for _ in range(3000)]
 
 
@@ -68,7 +68,7 @@ WORDS = _word_list()
 
 def make_data(folder: Path) -> None:
     """Write the three benchmarks; texts are as long as the real ones' in tokens."""
-    rng = random.Random(1)  # noqa: S311 - synthetic data
+    rng = random.Random(1)
     for split, count in (("dev", SHOTS), ("test", QUESTIONS)):
         (folder / "mmlu" / split).mkdir(parents=True)
         for subject in range(SUBJECTS):
