@@ -1,7 +1,7 @@
 """The inner loop of reading: one pass over the source, one over the staged copy.
 
-The first pass checks every record, writes the rejects and stages the rest in a compressed
-Arrow file; when all ids are known the second pass writes ``records.parquet``. Batches are
+The first pass checks every record, writes the rejects and stages the rest in an Arrow
+file; when all ids are known the second pass writes ``records.parquet``. Batches are
 bounded in rows and in bytes, so memory does not grow with the file.
 """
 
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from selectit_dagster.data.background import BackgroundWriter
 from selectit_dagster.data.identity import Identities, content_digest, own_id
 from selectit_dagster.data.json_reader import MAX_RECORD_BYTES, ArrayReader, LineReader, Row
 from selectit_dagster.data.layouts import WHOLE_RECORD, Layout, Unusable, choose_layout
@@ -207,8 +207,8 @@ class Collector:
         samples = [value for (_, value), _ in head if isinstance(value, dict)]
         if samples:
             self.layout = choose_layout(self.section, samples, self.section.path)
-        options = pa.ipc.IpcWriteOptions(compression="lz4")
-        with pa.ipc.new_file(str(self.stage), STAGED, options=options) as sink:
+        # not compressed: it lives for seconds, and compressing it costs more than the disk
+        with pa.ipc.new_file(str(self.stage), STAGED) as sink:
             self._collect(self._again(head), sink, lambda: self._head_line)
             self._collect(rows, sink, lambda: self.reader.rows.line)
             self._flush(sink)
@@ -289,10 +289,11 @@ class Collector:
         """Name the records, write them to ``target`` and return what the manifest shows."""
         self.identities.resolve()
         with atomic_file(target) as handle:
-            writer = pq.ParquetWriter(handle, RECORD_SCHEMA, **PARQUET_OPTIONS)
-            with writer, pa.ipc.open_file(pa.memory_map(str(self.stage))) as staged:
+            writer = BackgroundWriter(handle, RECORD_SCHEMA, **PARQUET_OPTIONS)
+            # not memory-mapped: mapped pages would count as memory of this process
+            with writer, pa.ipc.open_file(pa.OSFile(str(self.stage))) as staged:
                 for index in range(staged.num_record_batches):
-                    writer.write_batch(self._named(staged.get_batch(index)))
+                    writer.write(self._named(staged.get_batch(index)))
         self.progress.update(self.read, self.read, rejected=self.rejects.total)
         return Outcome(self.read, self.kept, self.rejects.total, self._details(fingerprint))
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from selectit_dagster.data.background import BackgroundWriter
 from selectit_dagster.data.collect import (
     BATCH_ROWS,
     PARQUET_OPTIONS,
@@ -188,7 +189,7 @@ class Curator:
         with (
             atomic_file(records) as kept_file,
             atomic_file(dropped) as dropped_file,
-            pq.ParquetWriter(kept_file, CURATED_SCHEMA, **PARQUET_OPTIONS) as writer,
+            BackgroundWriter(kept_file, CURATED_SCHEMA, **PARQUET_OPTIONS) as writer,
         ):
             for batch in self._batches([entry.name for entry in RECORD_FIELDS]):
                 part = slice(self.done, self.done + batch.num_rows)
@@ -198,13 +199,13 @@ class Curator:
                 self._report(self.done, share=0.2, before=0.8)
         self.progress.update(self.total, self.total)
 
-    def _write_kept(self, batch: pa.RecordBatch, part: slice, writer: pq.ParquetWriter) -> None:
+    def _write_kept(self, batch: pa.RecordBatch, part: slice, writer: BackgroundWriter) -> None:
         alive = np.flatnonzero(self.codes[part] == 0)
         bits = self.bits[part][alive]
         kept = batch if len(alive) == batch.num_rows else batch.take(pa.array(alive))
         flags = _flag_lists(bits)
         kept = pa.record_batch([*kept.columns, flags], schema=CURATED_SCHEMA)
-        writer.write_batch(kept)
+        writer.write(kept)
         self.profile.add(kept)
         if len(self.preview) < EXAMPLES:
             self.preview.extend(preview_rows(kept, EXAMPLES - len(self.preview)))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from selectit_dagster.data.ingest import IngestRequest, ingest
 from selectit_dagster.data.json_reader import ArrayReader
 from selectit_dagster.data.sources import ByteSource
-from selectit_dagster.data.text import normal_form, shown
+from selectit_dagster.data.text import normal_form, normal_record, shown
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import DatasetSection
 
@@ -139,6 +139,13 @@ def test_the_normal_form_is_stable_and_shown_text_is_one_printable_line(sample):
     assert normal_form(normal_form(sample)) == normal_form(sample)
     assert all(character.isprintable() or character.isspace() for character in shown(sample))
     assert not any(character in shown(sample) for character in "\n\r\x1b\x00\u202e")
+
+
+@quick
+@given(*[st.text(st.sampled_from("aBZ \t\n\x1c5\u00e9\u3000"), max_size=12)] * 3)
+def test_a_record_is_normalised_like_its_texts(instruction, given_, response):
+    expected = [normal_form(part) for part in (instruction, given_, response)]
+    assert normal_record(instruction, given_, response).split("\n") == expected
 
 
 def test_raw_bytes_survive_random_escapes():
