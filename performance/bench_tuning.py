@@ -1,0 +1,293 @@
+"""Training speed and losses beside trl's ``SFTTrainer``: same model, data, order, settings.
+
+``python -m performance.bench_tuning --out performance/results/tuning.json`` trains LoRA
+adapters for 50 steps on two models, with this project and with trl, turn about, each run in
+a process of its own. trl is no dependency: it goes into an environment under ``build/`` that
+borrows everything else from the one that runs this script. Timed is ``Trainer.train`` alone,
+which both sides call; trl is given our order of batches, no padding to multiples, and
+neither gradient checkpointing nor bfloat16, which it would otherwise turn on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import site
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from selectit_dagster.artefacts import library_versions, write_manifest
+from selectit_dagster.experiment import ModelReference, TuningSection
+from selectit_dagster.files import read_json, write_json, write_parquet
+
+ROOT = Path(__file__).resolve().parents[1]
+MINIATURE = ROOT / "selectit_dagster" / "miniature"
+TRL = "trl==1.16.0"
+STEPS, BATCH, SEED = 5, 16, 1
+
+
+def make_inputs(folder: Path) -> dict[str, dict[str, str]]:
+    """Write two models and their datasets; return the folders by the trial's name.
+
+    ``miniature``: the embedded small model on short records. ``wide``: a random Llama of
+    eight layers with a vocabulary of 16,000, on records four times as long.
+    """
+    import pyarrow as pa
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    pool = (MINIATURE / "data" / "pool.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [record for record in map(json.loads, pool) if record["output"].strip()]
+    tokenizer = AutoTokenizer.from_pretrained(MINIATURE / "models" / "small")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8}
+    config = LlamaConfig(
+        vocab_size=16_000,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **shape,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "wide-model")
+    tokenizer.save_pretrained(folder / "wide-model")
+    trials = {}
+    models = {"miniature": (MINIATURE / "models" / "small", 1), "wide": (folder / "wide-model", 8)}
+    for name, (model, joined) in models.items():
+        rows = []
+        for number in range(STEPS * BATCH):
+            parts = [records[(number * joined + at) % len(records)] for at in range(joined)]
+            rows.append(
+                {
+                    "record_id": str(number),
+                    "instruction": parts[0]["instruction"],
+                    "input": "",
+                    "response": " ".join(part["output"] for part in parts),
+                }
+            )
+        data = folder / f"{name}-data"
+        write_parquet(data / "dataset.parquet", pa.Table.from_pylist(rows))
+        write_manifest(data, kind="selected", fingerprint={}, files=["dataset.parquet"])
+        trials[name] = {"model": str(model), "data": str(data)}
+    return trials
+
+
+def settings(model: str) -> TuningSection:
+    """Return the settings that both sides train with."""
+    return TuningSection(
+        base_model=ModelReference(path=model, device="cpu"),
+        max_steps=STEPS,
+        batch_size=BATCH,
+        micro_batch_size=BATCH,
+        learning_rate=1e-3,
+        max_length=512,
+        dropout=0.0,
+        precision="float32",
+    )
+
+
+def timed_training() -> dict[str, float]:
+    """Time every ``Trainer.train`` of this process; return where the figures will be."""
+    from transformers import Trainer
+
+    figures: dict[str, float] = {}
+    train = Trainer.train
+
+    def timed(self: Any, *given: Any, **named: Any) -> Any:
+        wall, cpu = time.perf_counter(), time.process_time()
+        result = train(self, *given, **named)
+        figures["seconds"] = time.perf_counter() - wall
+        figures["cpu_seconds"] = time.process_time() - cpu
+        return result
+
+    Trainer.train = timed  # type: ignore[method-assign]
+    return figures
+
+
+def run_ours(model: str, data: str) -> dict[str, Any]:
+    """Train with this project."""
+    from selectit_dagster.tuning.log import read_log
+    from selectit_dagster.tuning.tune import TuningRequest, tune
+
+    figures = timed_training()
+    with tempfile.TemporaryDirectory() as out:
+        manifest = tune(TuningRequest(Path(data), settings(model), SEED), Path(out))
+        losses = [step["loss"] for step in read_log(Path(out) / "log.jsonl")]
+    return {"losses": losses, "tokens": manifest.counts["tokens"], **figures}
+
+
+def run_trl(model: str, data: str) -> dict[str, Any]:
+    """Train with trl's ``SFTTrainer``."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    from selectit_dagster.tuning.batches import LengthGroupedOrder
+    from selectit_dagster.tuning.examples import read_records
+    from selectit_dagster.tuning.templates import render_prompt
+
+    figures = timed_training()
+    section = settings(model)
+    rows = [
+        {
+            "prompt": render_prompt("alpaca", record["instruction"], record["input"]),
+            "completion": record["response"],
+        }
+        for record in read_records(Path(data))
+    ]
+
+    class InOurOrder(SFTTrainer):
+        def _get_train_sampler(self, dataset: Any = None) -> LengthGroupedOrder:
+            lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
+            return LengthGroupedOrder(lengths, BATCH, SEED, lambda: 0)
+
+    with tempfile.TemporaryDirectory() as out:
+        config = SFTConfig(
+            output_dir=out,
+            max_steps=STEPS,
+            per_device_train_batch_size=BATCH,
+            learning_rate=section.learning_rate,
+            lr_scheduler_type=section.schedule,
+            warmup_steps=section.warmup_ratio,
+            max_length=section.max_length,
+            bf16=False,
+            gradient_checkpointing=False,
+            pad_to_multiple_of=None,
+            completion_only_loss=True,
+            logging_steps=1,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            use_cpu=True,
+            seed=SEED,
+        )
+        base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        lora = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=section.rank,
+            lora_alpha=section.lora_alpha,
+            lora_dropout=0.0,
+            target_modules="all-linear",
+        )
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        set_seed(SEED)
+        trainer = InOurOrder(
+            model=base,
+            args=config,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            peft_config=lora,
+        )
+        tokens = sum(len(ids) for ids in trainer.train_dataset["input_ids"])
+        trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {"losses": losses, "tokens": tokens, **figures}
+
+
+def trl_python() -> Path:
+    """Return the interpreter of an environment with trl, made when it is not there yet."""
+    folder = ROOT / "build" / "trl-env"
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+        packages = next((folder / "lib").glob("python*/site-packages"))
+        (packages / "borrowed.pth").write_text(f"{site.getsitepackages()[0]}\n", encoding="utf-8")
+        install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps"]
+        subprocess.run([*install, "--quiet", TRL], check=True)
+        (folder / "ready").touch()
+    return python
+
+
+def child(side: str, trial: dict[str, str], result: Path) -> dict[str, Any]:
+    """Run one side in a process of its own and return its figures."""
+    python = str(trl_python()) if side == "trl" else sys.executable
+    command = [python, "-m", "performance.bench_tuning", "--side", side]
+    command += ["--model", trial["model"], "--data", trial["data"], "--out", str(result)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    if run.returncode:
+        raise RuntimeError(f"{side} failed:\n{run.stderr.decode()[-3000:]}")
+    figures: dict[str, Any] = read_json(result)
+    return figures
+
+
+def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Return tokens per second of both sides, their ratio, and how far the losses part."""
+    found: dict[str, Any] = {}
+    for side, entries in runs.items():
+        rates = [entry["tokens"] / entry["seconds"] for entry in entries]
+        found[side] = {
+            "tokens": entries[0]["tokens"],
+            "seconds": [round(entry["seconds"], 3) for entry in entries],
+            "cpu_seconds": [round(entry["cpu_seconds"], 3) for entry in entries],
+            "tokens_per_second": round(statistics.median(rates), 1),
+            "first_loss": entries[0]["losses"][0],
+            "last_loss": entries[0]["losses"][-1],
+        }
+    found["speed_ratio"] = round(
+        found["ours"]["tokens_per_second"] / found["trl"]["tokens_per_second"], 3
+    )
+    pairs = zip(runs["ours"][0]["losses"], runs["trl"][0]["losses"], strict=True)
+    found["largest_loss_difference"] = max(abs(ours - theirs) for ours, theirs in pairs)
+    return found
+
+
+def main() -> None:
+    """Run the trials, print a table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "performance/results/tuning.json")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--side", choices=("ours", "trl"), help=argparse.SUPPRESS)
+    parser.add_argument("--model", help=argparse.SUPPRESS)
+    parser.add_argument("--data", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.side:
+        run = run_ours if given.side == "ours" else run_trl
+        write_json(given.out, run(given.model, given.data))
+        return
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, trial in make_inputs(Path(folder)).items():
+            runs: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": []}
+            for _ in range(given.repeats):
+                for side, entries in runs.items():
+                    entries.append(child(side, trial, Path(folder) / "result.json"))
+            results[name] = summary(runs)
+    print("| model | tokens | ours tokens/s | trl tokens/s | ratio | largest loss difference |")
+    print("|---|---|---|---|---|---|")
+    for name, found in results.items():
+        ours, theirs = found["ours"], found["trl"]
+        print(
+            f"| {name} | {ours['tokens']:,} | {ours['tokens_per_second']:,.0f} "
+            f"| {theirs['tokens_per_second']:,.0f} | {found['speed_ratio']:.2f} "
+            f"| {found['largest_loss_difference']:.1e} |"
+        )
+    write_json(
+        given.out,
+        {
+            "steps": STEPS,
+            "batch_size": BATCH,
+            "repeats": given.repeats,
+            "results": results,
+            "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
+            "versions": {
+                **library_versions("torch", "transformers", "peft", "accelerate"),
+                "trl": TRL.rsplit("=", 1)[-1],
+            },
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
