@@ -242,7 +242,7 @@ def write_records(
 
     with gzip.open(data / RECORDS, "rt", encoding="utf-8") as handle:
         pool = json.load(handle)
-    random.Random(1).shuffle(pool)  # noqa: S311 - a sample, no secret
+    random.Random(1).shuffle(pool)
     prompts = load_prompts(None, PROMPTS)
     rows, texts = [], []
     for item in pool:
