@@ -153,10 +153,10 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _png(figure: Figure) -> bytes:
-    """Return the picture with 64 colours, which is a third of the bytes of full colour."""
+    """Return the picture with 256 colours, which is about half the bytes of full colour."""
     from PIL import Image
 
     drawn, target = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png")
-    Image.open(drawn).convert("RGB").quantize(64).save(target, format="png", optimize=True)
+    Image.open(drawn).convert("RGB").quantize(256).save(target, format="png", optimize=True)
     return target.getvalue()
