@@ -22,6 +22,8 @@ DAGSTER_YAML = """\
 # Written by selectit when this home was made; edit it as you like.
 telemetry:
   enabled: false
+nux:
+  enabled: false
 concurrency:
   pools:
     default_limit: 1
