@@ -157,7 +157,7 @@ def judge_folder(folder: Path, quality: Mapping[str, str], share: float = 0.2) -
     fused = {row["record_id"]: row["score"] for row in ranked}
     token: dict[str, dict[str, np.ndarray]] = {}
     sentence: dict[str, dict[str, float]] = {}
-    for model in sorted(path.name for path in (folder / "scores").iterdir() if path.is_dir()):
+    for model in sorted({name for row in ranked for name, _ in row["sentence_score"]}):
         token[model] = _token_scores(folder / "scores" / model)
         sentence[model] = {row["record_id"]: dict(row["sentence_score"])[model] for row in ranked}
     return judge_levels(token, sentence, fused, quality, share)
