@@ -44,8 +44,8 @@ def summarise(
 ) -> Score:
     """Return the mean over questions, or over groups when ``macro``, with its interval.
 
-    A plain mean of 0/1 values has Wilson's interval; everything else a percentile bootstrap
-    over questions, drawn within the groups when ``macro``.
+    A plain mean of 0/1 values has Wilson's interval, and so have values that are all 0 or all
+    1; everything else a percentile bootstrap over questions, within the groups when ``macro``.
     """
     array = np.asarray(values, dtype=np.float64)
     names = np.asarray(groups)
@@ -53,7 +53,8 @@ def summarise(
     means = {name: float(part.mean()) for name, part in members.items()}
     parts = list(members.values()) if macro else [array]
     score = float(np.mean([part.mean() for part in parts]))
-    if not macro and np.isin(array, (0.0, 1.0)).all():
+    # a bootstrap of equal values has no width, whatever their number
+    if np.isin(array, (0.0, 1.0)).all() and (not macro or np.ptp(array) == 0.0):
         interval, method = wilson(int(array.sum()), len(array)), "Wilson"
     else:
         low, high = _bootstrap(parts, seed)

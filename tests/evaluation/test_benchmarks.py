@@ -171,9 +171,23 @@ def test_hub_records_become_questions_at_a_fixed_commit(name, monkeypatch):
     assert task.data_identity()["commit"] == "c0ffee"
 
 
-def test_bbh_from_the_hub_says_what_it_needs():
-    with pytest.raises(UserError, match="worked examples"):
-        task_of("bbh").all_questions()
+def test_bbh_from_the_hub_joins_questions_and_published_prompts(monkeypatch, engine):
+    records = {
+        ("lukaemon/bbh", "navigate"): [{"input": "Where?", "target": "Yes"}],
+        ("Joschka/big_bench_hard", "few_shot_prompts"): [
+            {"dataset_name": "navigate", "chain_of_thought_prompt": "Go.\n\nQ: One?\nA: No."}
+        ],
+    }
+    monkeypatch.setattr(sources, "hub_commit", lambda data: f"commit of {data.name}")
+    monkeypatch.setattr(
+        sources, "hub_records", lambda data, split, commit=None: records[data.name, data.config]
+    )
+    task = task_of("bbh")
+    (question,) = task.questions()
+    assert question.question_id == "navigate/0"
+    expected = "Go.\n\nQ: One?\nA: No.\n\nQ: Where?\nA:"
+    assert task.prompt(question, 3, engine).text == expected
+    assert len(task.data_identity()) == 3
 
 
 def test_a_missing_folder_says_what_was_expected(tmp_path):

@@ -7,8 +7,10 @@ protocol draws 40 questions per task, strict asks all.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation import rules, sources
@@ -18,7 +20,7 @@ from selectit_dagster.evaluation.generation import Decoding
 if TYPE_CHECKING:
     from selectit_dagster.evaluation.engine import Engine
 
-_HEADER_LINES = 2
+_RULE = re.compile(r"\A[^\n]*\n-{3,}\n")
 
 
 class BbhTask(Task):
@@ -29,6 +31,7 @@ class BbhTask(Task):
     default_shots = 3
     per_group = 40
     hub = sources.HubData("lukaemon/bbh")
+    hub_prompts = sources.HubData("Joschka/big_bench_hard", "few_shot_prompts")
     _heads: dict[str, list[str]] | None = None
 
     def files(self) -> list[Path]:
@@ -42,39 +45,49 @@ class BbhTask(Task):
         return sources.local_files(self._root(), ("cot-prompts/*.txt",), "BBH prompts")
 
     def _root(self) -> Path:
-        if self.folder is None:
-            raise UserError(
-                f"benchmark {self.benchmark.name}: the worked examples of BBH are published with "
-                "its repository, not on the hub",
-                hint="give the path of a folder with bbh/*.json and cot-prompts/*.txt",
-            )
-        return self.folder
+        return self.folder or Path()
 
     def data_identity(self) -> dict[str, str]:
-        """Return what the questions' content is known by."""
-        return {"files": sources.files_digest(self.files())}
+        """Return what questions and prompts are known by."""
+        if self.folder is not None:
+            return super().data_identity()
+        return {**super().data_identity(), "prompts": sources.hub_commit(self.hub_prompts)}
 
     def all_questions(self) -> list[Question]:
-        """Return the questions of all tasks, named by their number in the task's file."""
+        """Return the questions of all tasks, named by their place in the task's data."""
         questions = []
-        for path in self._task_files():
-            for number, example in enumerate(sources.read_json(path)["examples"]):
-                where = f"{path}, example {number}"
-                text = sources.field(example, "input", where)
-                target = sources.field(example, "target", where)
-                questions.append(Question(f"{path.stem}/{number}", path.stem, text, target))
+        for task, number, example in self._examples():
+            where = f"BBH {task}, example {number}"
+            text = sources.field(example, "input", where)
+            target = sources.field(example, "target", where)
+            questions.append(Question(f"{task}/{number}", task, text, target))
         return questions
+
+    def _examples(self) -> Iterator[tuple[str, int, dict[str, Any]]]:
+        if self.folder is None:
+            for task in self.worked_examples():
+                data = sources.HubData(self.hub_data.name, task)
+                records = sources.hub_records(data, "test", self.commit)
+                yield from ((task, number, record) for number, record in enumerate(records))
+            return
+        for path in self._task_files():
+            for number, record in enumerate(sources.read_json(path)["examples"]):
+                yield path.stem, number, record
 
     def worked_examples(self) -> dict[str, list[str]]:
         """Return each task's heading followed by its worked examples."""
         if self._heads is None:
-            self._heads = {}
-            for path in self._prompt_files():
-                # the first two lines are a warning not to train on the file
-                lines = sources.open_text(path).split("\n")[_HEADER_LINES:]
-                head, *examples = "\n".join(lines).strip().split("\n\nQ: ")
-                self._heads[path.stem] = [head, *examples]
+            self._heads = {
+                task: _body(text).split("\n\nQ: ") for task, text in sorted(self._prompts().items())
+            }
         return self._heads
+
+    def _prompts(self) -> dict[str, str]:
+        if self.folder is not None:
+            return {path.stem: sources.open_text(path) for path in self._prompt_files()}
+        data = self.hub_prompts
+        records = sources.hub_records(data, str(data.config), sources.hub_commit(data))
+        return {record["dataset_name"]: record["chain_of_thought_prompt"] for record in records}
 
     def prompt(self, question: Question, shots: int, engine: Engine) -> Prompt:
         """Return the task's heading, ``shots`` worked examples and the question."""
@@ -95,3 +108,8 @@ class BbhTask(Task):
     def answer(self, output: str, question: Question) -> str:
         """Return the stated answer."""
         return rules.bbh_answer(output, self.protocol)
+
+
+def _body(text: str) -> str:
+    """Return a published prompt without the warning not to train on it, which comes first."""
+    return _RULE.sub("", text).strip()
