@@ -37,7 +37,7 @@ def make_inputs(folder: Path) -> dict[str, dict[str, str]]:
     """Write two models and their datasets; return the folders by the trial's name.
 
     ``miniature``: the embedded small model on short records. ``wide``: a random Llama of
-    eight layers with a vocabulary of 16,000, on records four times as long.
+    six layers with a vocabulary of 16,000, on longer records.
     """
     import pyarrow as pa
     import torch
@@ -47,7 +47,7 @@ def make_inputs(folder: Path) -> dict[str, dict[str, str]]:
     records = [record for record in map(json.loads, pool) if record["output"].strip()]
     tokenizer = AutoTokenizer.from_pretrained(MINIATURE / "models" / "small")
     torch.manual_seed(0)
-    shape = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8}
+    shape = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6}
     config = LlamaConfig(
         vocab_size=16_000,
         num_attention_heads=4,
@@ -60,7 +60,7 @@ def make_inputs(folder: Path) -> dict[str, dict[str, str]]:
     LlamaForCausalLM(config).save_pretrained(folder / "wide-model")
     tokenizer.save_pretrained(folder / "wide-model")
     trials = {}
-    models = {"miniature": (MINIATURE / "models" / "small", 1), "wide": (folder / "wide-model", 8)}
+    models = {"miniature": (MINIATURE / "models" / "small", 1), "wide": (folder / "wide-model", 4)}
     for name, (model, joined) in models.items():
         rows = []
         for number in range(STEPS * BATCH):

@@ -151,7 +151,7 @@ def load_model(reference: ModelReference, *, training: bool = False) -> LoadedMo
     dtype = resolve_dtype(reference.dtype, device)
     _refuse_pickles(reference)
     tokenizer = load_tokenizer(reference)
-    with _explained(reference, "model"), _quiet():
+    with _explained(reference, "model"), quiet():
         model = _load_weights(reference, getattr(torch, dtype))
     parameters = sum(weight.numel() for weight in model.parameters())
     if reference.adapter is not None:
@@ -350,7 +350,7 @@ def _explained(reference: ModelReference, what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the loaders' own progress bars off stderr: the stage reports its own progress."""
     from transformers.utils import logging
 

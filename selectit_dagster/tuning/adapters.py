@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.files import read_json, staged_folder, write_json
-from selectit_dagster.models import LoadedModel, load_model, resolve_device, resolve_dtype
+from selectit_dagster.models import LoadedModel, load_model, quiet, resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,7 +97,6 @@ def prepare(model: PreTrainedModel, tuning: TuningSection) -> PreTrainedModel:
     UserError
         When ``tuning.target_modules`` names modules that the model does not have.
     """
-    model.config.use_cache = False
     if tuning.method == "full":
         return model
     from peft import LoraConfig, get_peft_model
@@ -109,7 +109,10 @@ def prepare(model: PreTrainedModel, tuning: TuningSection) -> PreTrainedModel:
         target_modules=list(tuning.target_modules) if tuning.target_modules else "all-linear",
     )
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # peft still asks transformers by names that are to go
+            warnings.simplefilter("ignore", FutureWarning)
+            return get_peft_model(model, config)
     except ValueError as error:
         known = sorted(linear_names(model))
         raise UserError(
@@ -148,7 +151,7 @@ def trainable_facts(model: PreTrainedModel) -> dict[str, Any]:
 
 def save_trained(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:  # noqa: ANN401
     """Write the adapter, or the whole model, with the tokenizer into ``folder`` at once."""
-    with staged_folder(folder) as stage:
+    with staged_folder(folder) as stage, quiet():
         model.save_pretrained(stage, safe_serialization=True)
         tokenizer.save_pretrained(stage)
         # peft writes a form to be filled in, and a set of names in no fixed order

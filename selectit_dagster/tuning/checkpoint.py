@@ -10,7 +10,7 @@ from selectit_dagster.artefacts import Manifest, read_manifest, require_manifest
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.experiment import ModelReference
 from selectit_dagster.files import staged_folder
-from selectit_dagster.models import LoadedModel, load_model, model_identity
+from selectit_dagster.models import LoadedModel, load_model, model_identity, quiet
 from selectit_dagster.tuning.templates import encode_prompt, render_prompt
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def merge(base: ModelReference | None, adapter: Path, out: Path) -> Manifest:
         )
     else:
         loaded = _with_adapter(base, adapter)
-    with staged_folder(out) as stage:
+    with staged_folder(out) as stage, quiet():
         loaded.model.save_pretrained(stage, safe_serialization=True)
         loaded.tokenizer.save_pretrained(stage)
         files = [path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file()]

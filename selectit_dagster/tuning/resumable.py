@@ -23,6 +23,7 @@ from transformers.trainer_callback import (  # noqa: TID253 - see above
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.files import read_json, write_json
+from selectit_dagster.models import quiet
 from selectit_dagster.tuning.batches import LengthGroupedOrder
 
 MARKER = "complete.json"
@@ -131,7 +132,8 @@ class ResumableTrainer(Trainer):
     ) -> None:
         # weights only: the stock method also pickles its arguments
         if self.args.should_save:
-            self.model.save_pretrained(output_dir, state_dict=state_dict)
+            with quiet():
+                self.model.save_pretrained(output_dir, state_dict=state_dict)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ANN401 - Trainer's own
         super()._save_checkpoint(model, trial)

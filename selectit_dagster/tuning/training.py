@@ -49,10 +49,13 @@ def train(
     with _device_for_trainer(plan.device):
         base = load_base(tuning, plan.device)
         set_seed(seed)  # before the adapter's matrices are drawn
+        caches = getattr(base.model.config, "use_cache", True)
         model = prepare(base.model, tuning)
         log = StepLog(out / LOG, progress)
         trainer = _trainer(model, base, plan, tuning, seed, out, log)
         resumed = _run(trainer, out, log)
+        # Trainer switches it off, and it would be saved so: generation would crawl
+        base.model.config.use_cache = caches
     facts = {
         "counts": _counts(plan, log.steps),
         "details": {

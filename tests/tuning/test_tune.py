@@ -192,6 +192,9 @@ def test_everything_can_be_trained_and_activations_recomputed(selected, settings
     manifest = tune(TuningRequest(selected, section, 1), tmp_path / "full")
     assert manifest.details["trainable_parameters"] == manifest.details["parameters"]
     assert (tmp_path / "full" / "model" / "model.safetensors").exists()
+    # Trainer switches the cache off; saved so, every generated token would cost a whole pass
+    config = json.loads((tmp_path / "full" / "model" / "config.json").read_text())
+    assert config["use_cache"] is True
 
 
 def test_modules_that_the_model_lacks_are_refused_with_those_it_has(selected, settings, tmp_path):
