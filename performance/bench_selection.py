@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from selectit_dagster.artefacts import library_versions, write_manifest
+from selectit_dagster.artefacts import MANIFEST, library_versions, write_manifest
 from selectit_dagster.files import write_json
 
 MODELS = {"small": 7.0e9, "middle": 13.0e9, "large": 70.0e9}
@@ -160,26 +160,31 @@ def child(folder: Path) -> None:
     )
     select(request, folder / "selected")
     ended = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    used = resource.getrusage(resource.RUSAGE_SELF)
     figures = {
         "rank_seconds": round(ranked - began, 2),
         "select_seconds": round(ended - ranked, 2),
         "seconds": round(ended - began, 2),
-        "peak_bytes": peak,
+        # of both cores together: what the work costs, whatever else the machine did
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 2),
+        "peak_bytes": used.ru_maxrss * 1024,
     }
     sys.stdout.write(json.dumps(figures) + "\n")
 
 
 def measure(size: int, work: Path) -> dict[str, float]:
-    """Make the inputs of one size, run the child, and return its figures."""
+    """Make the inputs of one size unless they are there, run the child, return its figures."""
     folder = work / str(size)
-    make_records(folder / "records", size)
-    for seed, model in enumerate(MODELS):
-        make_scores(folder / "scores" / model, size, model, seed)
+    if not (folder / "records" / MANIFEST).exists():
+        make_records(folder / "records", size)
+        for seed, model in enumerate(MODELS):
+            make_scores(folder / "scores" / model, size, model, seed)
+    for name in ("ranking", "selected"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    load = os.getloadavg()[0]
     command = [sys.executable, "-m", "performance.bench_selection", "--child", str(folder)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    shutil.rmtree(folder)
-    return {"records": size, **json.loads(done.stdout.splitlines()[-1])}
+    return {"records": size, **json.loads(done.stdout.splitlines()[-1]), "load_before": load}
 
 
 def main() -> None:
@@ -187,20 +192,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("performance/results/selection.json"))
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000_000, 5_000_000])
-    parser.add_argument("--work", type=Path, help="folder for the inputs (default: temporary)")
+    parser.add_argument("--work", type=Path, help="folder that keeps the inputs between runs")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(arguments.child)
         return
-    with tempfile.TemporaryDirectory(dir=arguments.work) as work:
-        rows = [measure(size, Path(work)) for size in arguments.sizes]
-    print(f"{'records':>12} {'rank s':>8} {'select s':>9} {'all s':>8} {'peak MB':>9}")
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = [measure(size, arguments.work or Path(scratch)) for size in arguments.sizes]
+    columns = ("rank_seconds", "select_seconds", "seconds", "cpu_seconds", "load_before")
+    print(f"{'records':>10}" + "".join(f"{name:>16}" for name in columns) + f"{'peak MB':>10}")
     for row in rows:
-        print(
-            f"{row['records']:>12,} {row['rank_seconds']:>8.1f} {row['select_seconds']:>9.1f}"
-            f" {row['seconds']:>8.1f} {row['peak_bytes'] / 1e6:>9.0f}"
-        )
+        cells = "".join(f"{row[name]:>16.1f}" for name in columns)
+        print(f"{row['records']:>10,}{cells}{row['peak_bytes'] / 1e6:>10.0f}")
     machine = {"cores": os.cpu_count(), "processor": platform.machine(), "system": sys.platform}
     versions = library_versions("numpy", "pyarrow", "duckdb")
     write_json(arguments.out, {"machine": machine, "versions": versions, "results": rows})
