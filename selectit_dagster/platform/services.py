@@ -56,8 +56,8 @@ class Service:
         Command and arguments; no shell is involved.
     log:
         File that takes its output; the one before is kept beside it as ``.1``.
-    health:
-        Address that answers 200 once the service is up; None when being alive is enough.
+    ready:
+        Tells whether the service is up; None when being alive is enough.
     environment:
         Variables on top of this process's own.
     """
@@ -65,7 +65,7 @@ class Service:
     name: str
     argv: list[str]
     log: Path
-    health: str | None = None
+    ready: Callable[[], bool] | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -133,7 +133,7 @@ class Services:
         deadline = time.monotonic() + timeout
         while not self.stopping():
             self.check()
-            if service.health is None or answers(service.health):
+            if service.ready is None or service.ready():
                 return True
             if time.monotonic() > deadline:
                 raise ServiceSlowError(service.name, timeout, service.log)

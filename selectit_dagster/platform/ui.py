@@ -1,8 +1,10 @@
 """``selectit ui``: Dagster's page and daemon and MLflow's page on this machine's loopback.
 
 In order: the MLflow store is initialised (its migrations must not run in two processes at
-once), then MLflow's server and Dagster's two processes start, each checked for health. They
-end together, whoever ends first. Logs lie in ``logs/`` of the home.
+once), MLflow's server and one code server start, then Dagster's page and daemon, which both
+use that code server: with one of their own each, the daemon would load the definitions anew
+every minute. All are checked for health and end together, whoever ends first. Logs lie in
+``logs/`` of the home.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from selectit_dagster.platform.services import (
     ServiceDiedError,
     Services,
     ServiceSlowError,
+    answers,
     free_port,
     stop_signals,
 )
@@ -33,17 +36,19 @@ START_TIMEOUT = 300.0
 _WORKSPACE = """\
 # Written by selectit ui: what the page and the daemon of this home load.
 load_from:
-  - python_module:
-      module_name: selectit_dagster.definitions
+  - grpc_server:
+      host: {host}
+      port: {port}
       location_name: selectit
 """
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is started: the services in order, and the addresses for a browser."""
+    """What is started: the servers first, then what needs them; addresses for a browser."""
 
-    services: list[Service]
+    servers: list[Service]
+    clients: list[Service]
     dagster_address: str
     mlflow_address: str | None
 
@@ -98,8 +103,6 @@ def _plan(line: Pipeline, experiment_file: Path) -> Plan:
 
     home = line.home
     prepare_dagster_home(home.dagster)
-    workspace = home.dagster / "workspace.yaml"
-    write_text(workspace, _WORKSPACE)
     mlflow_service, mlflow_address = _mlflow(line)
     environment = {
         "SELECTIT_EXPERIMENT": str(experiment_file),
@@ -108,28 +111,62 @@ def _plan(line: Pipeline, experiment_file: Path) -> Plan:
         "DAGSTER_DISABLE_TELEMETRY": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PYTHONUNBUFFERED": "1",
+        "no_grpc_proxy": LOOPBACK,
         **({"SELECTIT_MLFLOW_UI": mlflow_address} if mlflow_address else {}),
     }
+    code = _code_server(home, environment)
     port = free_port(DAGSTER_PORT)
     address = f"http://{LOOPBACK}:{port}"
-    page = [_tool("dagster-webserver"), "-h", LOOPBACK, "-p", str(port), "-w", str(workspace)]
-    services = [
+    workspace = str(home.dagster / "workspace.yaml")
+    page = [_tool("dagster-webserver"), "-h", LOOPBACK, "-p", str(port), "-w", workspace]
+    clients = [
         Service(
             "Dagster's web page",
             page,
             home.root / "logs" / "dagster-webserver.log",
-            f"{address}/server_info",
+            lambda: answers(f"{address}/server_info"),
             environment,
         ),
         Service(
             "Dagster's daemon",
-            [_tool("dagster-daemon"), "run", "-w", str(workspace)],
+            [_tool("dagster-daemon"), "run", "-w", workspace],
             home.root / "logs" / "dagster-daemon.log",
             None,
             environment,
         ),
     ]
-    return Plan([*([mlflow_service] if mlflow_service else []), *services], address, mlflow_address)
+    servers = [service for service in (mlflow_service, code) if service is not None]
+    return Plan(servers, clients, address, mlflow_address)
+
+
+def _code_server(home: Home, environment: dict[str, str]) -> Service:
+    """Return the server that loads the definitions, and write the workspace that names it."""
+    port = free_port(0)
+    write_text(home.dagster / "workspace.yaml", _WORKSPACE.format(host=LOOPBACK, port=port))
+    argv = [_tool("dagster"), "code-server", "start", "-h", LOOPBACK, "-p", str(port)]
+    argv += ["-m", "selectit_dagster.definitions", "--location-name", "selectit"]
+    return Service(
+        "Dagster's code server",
+        [*argv, "--use-python-environment-entry-point"],
+        home.root / "logs" / "dagster-code.log",
+        lambda: _serves(port),
+        environment,
+    )
+
+
+def _serves(port: int) -> bool:
+    """Ask a Dagster code server for its health, as gRPC's health protocol has it."""
+    import grpc
+    from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+    from grpc_health.v1.health_pb2_grpc import HealthStub
+
+    options = [("grpc.enable_http_proxy", 0)]
+    with grpc.insecure_channel(f"{LOOPBACK}:{port}", options=options) as channel:
+        try:
+            answer = HealthStub(channel).Check(HealthCheckRequest(service="DagsterApi"), timeout=5)
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == HealthCheckResponse.SERVING)
 
 
 def _mlflow(line: Pipeline) -> tuple[Service | None, str | None]:
@@ -157,7 +194,7 @@ def _mlflow(line: Pipeline) -> tuple[Service | None, str | None]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "PYTHONUNBUFFERED": "1",
     }
-    return Service("MLflow", argv, log, f"{address}/health", environment), address
+    return Service("MLflow", argv, log, lambda: answers(f"{address}/health"), environment), address
 
 
 def _tool(name: str) -> str:
@@ -167,11 +204,17 @@ def _tool(name: str) -> str:
 
 
 def _start(services: Services, plan: Plan) -> None:
-    """Start the services in order, then wait for each."""
-    for service in plan.services:
+    """Start the servers, what needs them once they serve, and wait for all."""
+    for service in plan.servers:
         _say(f"starting {service.name} (log: {service.log})")
         services.start(service)
-    for service in plan.services:
+    # MLflow's is the slowest, and Dagster's pages need only the last one, the code server
+    if not services.wait_healthy(plan.servers[-1], START_TIMEOUT):
+        return
+    for service in plan.clients:
+        _say(f"starting {service.name} (log: {service.log})")
+        services.start(service)
+    for service in (*plan.clients, *plan.servers):
         if not services.wait_healthy(service, START_TIMEOUT):
             return
 

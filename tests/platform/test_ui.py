@@ -48,7 +48,8 @@ _STUBBORN = (
 
 def _service(name: str, code: str, folder: Path, *arguments: str, health: str | None = None):
     argv = [sys.executable, "-c", code, *arguments]
-    return Service(name, argv, folder / f"{name}.log", health)
+    ready = None if health is None else lambda: answers(health)
+    return Service(name, argv, folder / f"{name}.log", ready)
 
 
 def _until(condition, seconds=20.0):
