@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.artefacts import (
-    MANIFEST,
     Fingerprint,
     Manifest,
     is_current,
     library_versions,
-    read_manifest,
     require_manifest,
     write_manifest,
 )
@@ -314,9 +312,3 @@ def select(request: SelectionRequest, out: Path, progress: Progress | None = Non
             seconds=time.monotonic() - began,
             digest=made.content,
         )
-
-
-def previous_files(out: Path) -> list[str]:
-    """Return the files that the stored artefact in ``out`` lists, without its manifest."""
-    manifest = read_manifest(out) if (out / MANIFEST).exists() else None
-    return list(manifest.files) if manifest else []

@@ -100,7 +100,7 @@ class StoredScores:
                 f"{self.stored_prompts} are stored",
                 hint=f"use num_prompts of at most {self.stored_prompts}, or score again",
             )
-        check_ratings(name, self.parts[0], num_ratings)
+        check_ratings(name, self.manifest, self.parts[0], num_ratings)
 
     def as_stored(self, work: Workspace) -> Iterator[StoredBatch]:
         """Yield all records in the order of the parts.
@@ -238,7 +238,7 @@ def whole_records(rows: Iterable[pa.RecordBatch], prompts: int) -> Iterator[pa.R
         yield carried
 
 
-def check_ratings(name: str, part: Path, num_ratings: int) -> None:
+def check_ratings(name: str, manifest: Manifest, part: Path, num_ratings: int) -> None:
     """Refuse a model whose stored distributions have another number of ratings.
 
     Raises
@@ -249,7 +249,7 @@ def check_ratings(name: str, part: Path, num_ratings: int) -> None:
     import pyarrow.parquet as pq
 
     kind = pq.read_schema(part).field("probabilities").type
-    stored = getattr(kind, "list_size", num_ratings)
+    stored = manifest.fingerprint.get("num_ratings") or getattr(kind, "list_size", num_ratings)
     if stored != num_ratings:
         raise UserError(
             f"model {name}: ratings 1 to {num_ratings} are asked for, 1 to {stored} are stored",
