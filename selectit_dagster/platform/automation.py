@@ -6,6 +6,7 @@ too much to start by themselves and stay opt-in.
 
 import json
 from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from selectit_dagster.experiment import is_hub_name
 from selectit_dagster.platform.pipeline import Pipeline
 from selectit_dagster.platform.resources import PipelineResource, TrackingResource
 
+_OWNER = "team:ml-platform"
+# the re-selection is weekly by default: a day late is worth a look, a week late is stale
+_FRESH = dg.FreshnessPolicy.time_window(
+    fail_window=timedelta(days=14), warn_window=timedelta(days=8)
+)
 _FOLLOWS = ("curated_dataset", "uncertainty_scores", "ranking", "selective_alpaca")
 
 
@@ -38,13 +44,16 @@ def follow_changed_data() -> dg.AutomationCondition:
 
 
 def with_conditions(assets: Iterable[dg.AssetsDefinition]) -> list[dg.AssetsDefinition]:
-    """Return the assets, those up to the selection following changed data."""
+    """Return the assets with their owner, those up to the selection following changed data."""
     condition = follow_changed_data()
 
     def follow(spec: dg.AssetSpec) -> dg.AssetSpec:
+        owned = spec.replace_attributes(owners=[_OWNER])
         if spec.key.path[0] not in _FOLLOWS:
-            return spec
-        return spec.replace_attributes(automation_condition=condition)
+            return owned
+        if spec.key.path[0] == "selective_alpaca":
+            owned = owned.replace_attributes(freshness_policy=_FRESH)
+        return owned.replace_attributes(automation_condition=condition)
 
     return [asset.map_asset_specs(follow) for asset in assets]
 

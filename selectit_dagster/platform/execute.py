@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from dagster import DagsterInstance
 
 _DEFINITIONS: dict[tuple[str, str], dg.Definitions] = {}
-_QUIET = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
+# our own message says what failed; Dagster's log of it is for those who look for the fault
+_LEVEL = "ERROR" if os.environ.get("SELECTIT_DEBUG") else "CRITICAL"
+_QUIET = {"loggers": {"console": {"config": {"log_level": _LEVEL}}}}
 
 
 def execute(
@@ -108,10 +110,9 @@ def _failure(result: Any, stages: list[Stage]) -> StageFailedError:  # noqa: ANN
         error = data.error.cause or data.error
         if "Interrupted" in f"{error.cls_name} {error.message}":
             raise KeyboardInterrupt
-        logging.getLogger("selectit_dagster.run").debug("%s", error.to_string())
         return StageFailedError(
             f"{name} failed: {error.message.strip()}",
-            hint="",
+            hint="start again to go on where it stopped; SELECTIT_DEBUG=1 shows where it failed",
             permanent=False,
         )
     return StageFailedError(f"{_what(stages)} failed", permanent=False)

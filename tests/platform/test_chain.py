@@ -195,6 +195,23 @@ def test_rank_and_explain_read_the_stored_scores(world):
     assert "rank 1 of 24" in answer.stdout
 
 
+def test_every_other_command_answers(world, tmp_path):
+    path, home, _ = world
+    checkpoint = line_of(path, home).home.checkpoint("selectit", 1)
+    calls = {
+        "doctor": (["doctor", path, "--home", home], "rating_token_ids"),
+        "sensitivity": (["sensitivity", path, "--home", home], "rating prompts"),
+        "report": (["report", path, "--home", home], "report.html"),
+        "merge": (["merge", checkpoint, "-o", tmp_path / "merged"], "parameters"),
+        "chat": (["chat", checkpoint, "-p", "Name a number.", "--max-new-tokens", "3"], ""),
+    }
+    for name, (arguments, expected) in calls.items():
+        answer = selectit(*arguments)
+        assert answer.returncode == 0, (name, answer.stderr)
+        assert expected in answer.stdout, name
+    assert (tmp_path / "merged" / "model.safetensors").exists()
+
+
 def test_an_interrupted_run_goes_on_where_it_stopped(
     tmp_path, tiny_model_folder, second_tiny_model_folder
 ):
