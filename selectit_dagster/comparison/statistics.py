@@ -251,7 +251,7 @@ def estimate(
         high=float(high),
         p=_two_sided(draws),
         standard_error=error,
-        detectable=_detectable(error, degrees, confidence),
+        detectable=_detectable(error, degrees, confidence) or _least(questions),
         covers_runs=all(spread.known for spread in spreads),
     )
 
@@ -289,6 +289,15 @@ def _detectable(error: float, degrees: float, confidence: float) -> float:
 
     quantiles = stats.t.ppf([(1.0 + confidence) / 2.0, POWER], min(degrees, 1e6))
     return float(quantiles.sum() * error)
+
+
+def _least(questions: Questions) -> float:
+    """Return what six questions weigh: where no outcome differs, nothing is known of noise.
+
+    Six questions that all fall to one side are the fewest that McNemar's exact test finds
+    at 5 % (p = 2 / 2^6).
+    """
+    return float(6 * questions.weights.max())
 
 
 def mcnemar(right: Floats, baseline: Floats) -> tuple[float, int, int]:

@@ -162,6 +162,7 @@ def test_arms_that_always_agree_make_no_trouble(tmp_path):
     )
     result = compare(request, tmp_path / "out").details["arms"]["selectit"]["results"]["sums"]
     assert result["difference"] == 0
+    assert result["smallest_detectable"] == pytest.approx(6 / 20)
     assert result["verdict"] == "not seen"
 
 
