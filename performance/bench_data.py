@@ -77,11 +77,13 @@ def child(source: Path, out: Path, near: bool) -> None:
     section = CurationSection(near_duplicates=NearDuplicates(enabled=near, threshold=0.8))
     curated = curate(CurationRequest(out / "raw", section), out / "curated")
     ended = time.perf_counter()
+    used = resource.getrusage(resource.RUSAGE_SELF)
     figures = {
         "ingest_seconds": round(read - began, 2),
         "curate_seconds": round(ended - read, 2),
         "seconds": round(ended - began, 2),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 2),
+        "peak_bytes": used.ru_maxrss * 1024,
         "counts": curated.counts,
     }
     sys.stdout.write(json.dumps(figures) + "\n")
@@ -127,12 +129,13 @@ def main() -> None:
             figures = measure(real, Path(work), near=True)
             rows.append({"what": "with near duplicates", "records": 51_941, "mb": 21, **figures})
     print(
-        f"{'what':<22} {'records':>10} {'ingest s':>9} {'curate s':>9} {'all s':>7} {'peak MB':>8}"
+        f"{'what':<22} {'records':>10} {'ingest s':>9} {'curate s':>9} {'all s':>7} {'cpu s':>7}"
+        f" {'peak MB':>8}"
     )
     for row in rows:
         print(
             f"{row['what']:<22} {row['records']:>10,} {row['ingest_seconds']:>9}"
-            f" {row['curate_seconds']:>9} {row['seconds']:>7}"
+            f" {row['curate_seconds']:>9} {row['seconds']:>7} {row['cpu_seconds']:>7}"
             f" {int(str(row['peak_bytes'])) / 1e6:>8.0f}"
         )
     machine = {"cores": os.cpu_count(), "processor": platform.machine(), "system": sys.platform}

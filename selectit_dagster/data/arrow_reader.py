@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from selectit_dagster.data.fields import Unusable
 from selectit_dagster.data.json_reader import Row
-from selectit_dagster.data.layouts import Unusable
 from selectit_dagster.errors import TransientError, UserError
 from selectit_dagster.experiment import DatasetSection
 

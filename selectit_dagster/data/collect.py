@@ -7,36 +7,33 @@ bounded in rows and in bytes, so memory does not grow with the file.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, Any
 
 import pyarrow as pa
 
 from selectit_dagster.data.background import BackgroundWriter
+from selectit_dagster.data.fields import WHOLE_RECORD, Unusable
 from selectit_dagster.data.identity import Identities, content_digest, own_id
-from selectit_dagster.data.json_reader import MAX_RECORD_BYTES, ArrayReader, LineReader, Row
-from selectit_dagster.data.layouts import WHOLE_RECORD, Layout, Unusable, choose_layout
+from selectit_dagster.data.json_reader import Row
+from selectit_dagster.data.layouts import Layout, choose_layout
 from selectit_dagster.data.profile import Profile
-from selectit_dagster.data.sources import ByteSource, DamagedSource
+from selectit_dagster.data.readers import Reader
+from selectit_dagster.data.rejects import EXAMPLES, Rejects, preview_rows
+from selectit_dagster.data.sources import DamagedSource
 from selectit_dagster.data.text import shown
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import DatasetSection
 from selectit_dagster.files import atomic_file
 from selectit_dagster.progress import Progress
 
-if TYPE_CHECKING:
-    from selectit_dagster.data.arrow_reader import TypedReader
-    from selectit_dagster.data.csv_reader import CsvReader
-
 BATCH_ROWS = 1 << 14
 BATCH_BYTES = 48 << 20
 LAYOUT_SAMPLE = 200
-PREVIEW = 5
 MAX_SHAPES = 1000  # distinct lists of columns that are counted
 
 STAGED = pa.schema(
@@ -72,90 +69,6 @@ class Outcome:
     details: dict[str, Any]
 
 
-class Rows(Protocol):
-    """Rows one after the other, and the line on which the last one starts (0: no lines)."""
-
-    @property
-    def line(self) -> int:
-        """Line of the row yielded last, from 1."""
-        ...  # pragma: no cover - protocol
-
-    def __iter__(self) -> Iterator[Row]:
-        """Yield the rows."""
-        ...  # pragma: no cover - protocol
-
-
-@dataclass
-class Reader:
-    """A source of rows with what is known about it."""
-
-    rows: Rows
-    source: ByteSource | None = None
-    csv: CsvReader | None = None
-    typed: TypedReader | None = None
-
-    def share_read(self) -> float | None:
-        """Return the share of the file that was read so far, where that is known."""
-        if self.source is None or not self.source.size:
-            return None
-        return min(1.0, self.source.consumed / self.source.size)
-
-
-def open_reader(
-    section: DatasetSection, fingerprint: dict[str, Any], max_bytes: int = MAX_RECORD_BYTES
-) -> Reader:
-    """Open the source in the format that the fingerprint names."""
-    kind = fingerprint["format"]
-    if kind in {"parquet", "datasets", "hub"}:
-        from selectit_dagster.data.arrow_reader import open_typed
-
-        typed = open_typed(section, kind, fingerprint["source"].get("revision"))
-        return Reader(typed, typed=typed)
-    source = ByteSource(Path(section.path), fingerprint["compression"])
-    if kind == "csv":
-        from selectit_dagster.data.csv_reader import CsvReader
-
-        reader = CsvReader(source, section.columns, max_bytes)
-        return Reader(reader, source, csv=reader)
-    if kind == "json":
-        return Reader(ArrayReader(source, max_bytes), source)
-    return Reader(LineReader(source, max_bytes), source)
-
-
-@dataclass
-class _Rejects:
-    """The rejected records: every one on disk, the reasons counted."""
-
-    handle: IO[bytes]
-    total: int = 0
-    reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
-    first: dict[tuple[str, str], list[int]] = field(default_factory=dict)
-
-    def add(self, position: int, line: int, fault: Unusable, raw: bytes) -> None:
-        """Write one reject."""
-        excerpt = shown(raw[:400].decode("utf-8", "backslashreplace"))
-        name = shown(fault.field)
-        entry = {"position": position, "field": name, "reason": fault.reason, "excerpt": excerpt}
-        if line:
-            entry["line"] = line
-        self.handle.write(json.dumps(entry, ensure_ascii=False).encode("utf-8") + b"\n")
-        self.total += 1
-        # places inside a conversation differ from record to record; the kind of fault does not
-        key = (name.split("[")[0], fault.reason.split(" (column")[0])
-        if key in self.reasons or len(self.reasons) < 1000:
-            self.reasons[key] += 1
-            if len(positions := self.first.setdefault(key, [])) < PREVIEW:
-                positions.append(position)
-
-    def table(self) -> list[dict[str, Any]]:
-        """Return the reasons, the most frequent first, with their first positions."""
-        ordered = sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))
-        return [
-            {"field": key[0], "reason": key[1], "count": n, "first_positions": self.first[key]}
-            for key, n in ordered[:20]
-        ]
-
-
 class Collector:
     """Checks, stages and names the records of one source."""
 
@@ -170,7 +83,7 @@ class Collector:
         self.section = section
         self.reader = reader
         self.stage = stage
-        self.rejects = _Rejects(rejects)
+        self.rejects = Rejects(rejects)
         self.progress = progress
         self.identities = Identities()
         self.profile = Profile()
@@ -301,8 +214,8 @@ class Collector:
         """Return a staged batch with record ids instead of own ids."""
         names = self.identities.names(batch.column("own_id"), batch.column("content_hash"))
         named = pa.record_batch([names, *batch.columns[1:]], schema=RECORD_SCHEMA)
-        if len(self.preview) < PREVIEW:
-            self.preview.extend(preview_rows(named, PREVIEW - len(self.preview)))
+        if len(self.preview) < EXAMPLES:
+            self.preview.extend(preview_rows(named, EXAMPLES - len(self.preview)))
         return named
 
     def _details(self, fingerprint: dict[str, Any]) -> dict[str, Any]:
@@ -394,10 +307,3 @@ def _encoding_fault(value: dict[str, Any]) -> Unusable:
                 )
                 return Unusable(str(name), reason)
     return Unusable(WHOLE_RECORD, "holds a lone surrogate, which is no character")
-
-
-def preview_rows(batch: pa.RecordBatch, count: int) -> list[dict[str, Any]]:
-    """Return the first records, shortened and with control characters escaped."""
-    columns = ["record_id", "instruction", "input", "response"]
-    rows = batch.slice(0, count).select(columns).to_pylist()
-    return [{name: shown(row[name]) for name in columns} for row in rows]

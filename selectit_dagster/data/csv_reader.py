@@ -6,8 +6,9 @@ import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from selectit_dagster.data.fields import WHOLE_RECORD, Unusable
 from selectit_dagster.data.json_reader import MAX_RECORD_BYTES, Row, too_big
-from selectit_dagster.data.layouts import KNOWN_COLUMNS, WHOLE_RECORD, Unusable
+from selectit_dagster.data.layouts import KNOWN_COLUMNS
 from selectit_dagster.data.sources import ByteSource
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import ColumnMapping

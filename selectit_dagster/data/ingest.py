@@ -141,7 +141,8 @@ def _read(
     section: DatasetSection, fingerprint: Fingerprint, out: Path, progress: Progress
 ) -> Outcome:
     """Stream the source into the two files."""
-    from selectit_dagster.data.collect import Collector, open_reader
+    from selectit_dagster.data.collect import Collector
+    from selectit_dagster.data.readers import open_reader
 
     stage = out / ".stage.arrow"
     try:

@@ -22,7 +22,6 @@ from selectit_dagster.data.collect import (
     BATCH_ROWS,
     PARQUET_OPTIONS,
     RECORD_FIELDS,
-    preview_rows,
 )
 from selectit_dagster.data.decontamination import Decontaminator, Hit, read_questions
 from selectit_dagster.data.duplicates import (
@@ -34,6 +33,7 @@ from selectit_dagster.data.duplicates import (
 from selectit_dagster.data.flags import CUT_OFF, EMPTY, FLAGS, INJECTION, REFUSAL, flag_batch
 from selectit_dagster.data.ingest import RECORDS
 from selectit_dagster.data.profile import Profile
+from selectit_dagster.data.rejects import EXAMPLES, preview_rows
 from selectit_dagster.data.text import normal_record, shown
 from selectit_dagster.files import atomic_file
 from selectit_dagster.progress import Progress
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from selectit_dagster.data.curation import CurationRequest
 
 CURATED_SCHEMA = pa.schema([*RECORD_FIELDS, pa.field("flags", pa.list_(pa.string()))])
-EXAMPLES = 5
 TEXTS = ("instruction", "input", "response")
 
 KEPT, DUPLICATE, CONTAMINATED, NEAR = "kept", "duplicate", "contaminated", "near_duplicate"
@@ -77,7 +76,8 @@ class Curator:
         self.done = 0
 
     def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        file = pq.ParquetFile(self.path, buffer_size=1 << 20)
+        # pre_buffer would keep every row group that was read until the last one is
+        file = pq.ParquetFile(self.path, buffer_size=1 << 20, pre_buffer=False)
         return file.iter_batches(batch_size=BATCH_ROWS, columns=columns)
 
     def decide(self) -> None:

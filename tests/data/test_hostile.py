@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from selectit_dagster.data import collect
+from selectit_dagster.data import collect, readers
 from selectit_dagster.data.ingest import IngestRequest, ingest
-from selectit_dagster.data.json_reader import ArrayReader, LineReader
+from selectit_dagster.data.json_array import ArrayReader
+from selectit_dagster.data.json_reader import LineReader
 from selectit_dagster.data.sources import ByteSource
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import DatasetSection
@@ -151,7 +152,7 @@ def test_a_line_of_many_blocks_does_not_fill_the_memory(workshop, monkeypatch, k
     path = workshop.write("a", content)
     del content, parts
     section = DatasetSection(path=str(path))
-    reader = collect.open_reader(
+    reader = readers.open_reader(
         section, {"format": kind, "compression": "none", "source": {}}, max_bytes=1 << 20
     )
     tracemalloc.start()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from selectit_dagster.data.layouts import Unusable, choose_layout, conversation_extractor
+from selectit_dagster.data.conversations import conversation_extractor
+from selectit_dagster.data.fields import Unusable
+from selectit_dagster.data.layouts import choose_layout
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import DatasetSection
 
@@ -155,3 +157,17 @@ def test_unknown_columns_are_listed():
 def test_a_mapping_to_a_missing_column_is_refused_before_reading_on():
     with pytest.raises(UserError, match=r"names the column 'reply', but .* have: answer, ask"):
         detected({"ask": "x", "answer": "y"}, columns={"instruction": "ask", "response": "reply"})
+
+
+def test_blank_messages_make_a_blank_instruction():
+    record = talk(("human", " "), ("gpt", "\u200b"), ("human", ""), ("gpt", "a"))
+    with pytest.raises(Unusable, match="has a blank instruction"):
+        detected(record)
+
+
+def test_a_typed_table_may_hold_the_other_names_as_nulls():
+    turns = [("user", "q"), ("assistant", "a")]
+    messages = [
+        {"from": None, "value": None, "role": role, "content": text} for role, text in turns
+    ]
+    assert detected({"messages": messages})[1] == [("q", "", "a", 1)]

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selectit_dagster.data.ingest import IngestRequest, ingest
-from selectit_dagster.data.json_reader import ArrayReader
+from selectit_dagster.data.json_array import ArrayReader
 from selectit_dagster.data.sources import ByteSource
 from selectit_dagster.data.text import normal_form, normal_record, shown
 from selectit_dagster.errors import UserError
