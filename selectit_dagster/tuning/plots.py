@@ -14,6 +14,7 @@ def loss_curve(steps: Sequence[dict[str, float]]) -> bytes:
     """Return a PNG: loss per step with its running mean, and the learning rate below."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from PIL import Image
 
     at = [step["step"] for step in steps]
     loss = np.array([step["loss"] for step in steps])
@@ -34,8 +35,11 @@ def loss_curve(steps: Sequence[dict[str, float]]) -> bytes:
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    target = io.BytesIO()
-    figure.savefig(target, format="png", metadata={"Software": None})
+    drawn, target = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", metadata={"Software": None})
+    # a palette takes a quarter of the bytes, and the plot goes into pages as text
+    picture = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    picture.save(target, format="png", optimize=True)
     return target.getvalue()
 
 
