@@ -26,11 +26,12 @@ from typing import Any
 from selectit_dagster.artefacts import library_versions, write_manifest
 from selectit_dagster.experiment import ModelReference, TuningSection
 from selectit_dagster.files import read_json, write_json, write_parquet
+from selectit_dagster.models import quiet
 
 ROOT = Path(__file__).resolve().parents[1]
 MINIATURE = ROOT / "selectit_dagster" / "miniature"
 TRL = "trl==1.16.0"
-STEPS, BATCH, SEED = 5, 16, 1
+STEPS, BATCH, SEED = 50, 16, 1
 
 
 def make_inputs(folder: Path) -> dict[str, dict[str, str]]:
@@ -257,7 +258,7 @@ def main() -> None:
         write_json(given.out, run(given.model, given.data))
         return
     results = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with quiet(), tempfile.TemporaryDirectory() as folder:
         for name, trial in make_inputs(Path(folder)).items():
             runs: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": []}
             for _ in range(given.repeats):
@@ -280,7 +281,12 @@ def main() -> None:
             "batch_size": BATCH,
             "repeats": given.repeats,
             "results": results,
-            "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
+            "machine": {
+                "processor": platform.machine(),
+                "cores": os.cpu_count(),
+                "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
+                "load_average": round(os.getloadavg()[0], 1),
+            },
             "versions": {
                 **library_versions("torch", "transformers", "peft", "accelerate"),
                 "trl": TRL.rsplit("=", 1)[-1],
