@@ -120,18 +120,40 @@ class Engine:
         self,
         inputs: torch.Tensor,
         *,
-        keep: torch.Tensor | int,
+        keep: int,
         **arguments: Any,  # noqa: ANN401 - the model's own arguments
     ) -> torch.Tensor:
-        """Return logits (rows, kept positions, vocabulary); ``keep`` as ``logits_to_keep``."""
-        import torch
-
+        """Return logits (rows, keep, vocabulary) of the last ``keep`` positions."""
         if not self.takes_positions:
             arguments.pop("position_ids", None)
         if self.slices_logits:
             return self.model(input_ids=inputs, logits_to_keep=keep, **arguments).logits
-        logits = self.model(input_ids=inputs, **arguments).logits
-        return logits[:, keep] if isinstance(keep, torch.Tensor) else logits[:, -keep:]
+        return self.model(input_ids=inputs, **arguments).logits[:, -keep:]
+
+    def logits_at(
+        self,
+        inputs: torch.Tensor,
+        places: torch.Tensor,
+        **arguments: Any,  # noqa: ANN401 - the model's own arguments
+    ) -> torch.Tensor:
+        """Return logits (rows, places, vocabulary) at each row's own ``places`` (rows, places).
+
+        The hidden states are picked where they enter the output layer, so that a big
+        vocabulary costs only the positions that are asked for, and whatever an architecture
+        does to its logits afterwards is still done.
+        """
+        head = self.model.get_output_embeddings()
+
+        def picked(values: torch.Tensor) -> torch.Tensor:
+            return values.gather(1, places[:, :, None].expand(-1, -1, values.shape[-1]))
+
+        if head is None:
+            return picked(self.model(input_ids=inputs, **arguments).logits)
+        hook = head.register_forward_pre_hook(lambda module, given: (picked(given[0]), *given[1:]))
+        try:
+            return self.model(input_ids=inputs, **arguments).logits
+        finally:
+            hook.remove()
 
 
 def context_length(config: Any, tokenizer: Any) -> int:  # noqa: ANN401 - any architecture's

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.artefacts import (
+    MANIFEST,
     Fingerprint,
     Manifest,
     is_current,
@@ -136,30 +137,36 @@ def _tasks(request: EvaluationRequest) -> dict[str, Task]:
     return tasks
 
 
-def _reusable(out: Path, fingerprint: Fingerprint) -> set[str]:
-    """Return the benchmarks whose stored rows were made from exactly this request."""
+def _reusable(out: Path, fingerprint: Fingerprint) -> dict[str, dict[str, Any]]:
+    """Return the summaries of the benchmarks whose stored rows this request would make again."""
     stored = read_manifest(out)
     if stored is None:
-        return set()
+        return {}
     rest = {k: v for k, v in fingerprint.items() if k != "benchmarks"}
     if rest != {k: v for k, v in stored.fingerprint.items() if k != "benchmarks"}:
-        return set()
+        return {}
     known = stored.fingerprint.get("benchmarks", {})
-    same = {n for n, identity in fingerprint["benchmarks"].items() if known.get(n) == identity}
-    return {name for name in same if _intact(out, stored, name)}
+    same = [n for n, identity in fingerprint["benchmarks"].items() if known.get(n) == identity]
+    return {name: _stored_summary(stored, name) for name in same if _intact(out, stored, name)}
 
 
 def _intact(out: Path, stored: Manifest, name: str) -> bool:
-    """Tell whether a stored benchmark's rows are what its manifest says; keep its summary."""
-    path, entry = out / f"{name}.parquet", stored.files.get(f"{name}.parquet")
-    if entry is None or not path.exists() or sha256_file(path) != entry["sha256"]:
-        return False
+    """Tell whether a stored benchmark's files are what its manifest says."""
     facts = stored.details.get("benchmarks", {}).get(name)
     if facts is None:
         return False
-    summary = {"score": stored.details.get("scores", {}).get(name), "facts": facts}
-    write_json(_summary_path(out, name), summary)
-    return True
+    files = [f"{name}.parquet", *facts["files"]]
+    return all(
+        file in stored.files
+        and (out / file).exists()
+        and sha256_file(out / file) == stored.files[file]["sha256"]
+        for file in files
+    )
+
+
+def _stored_summary(stored: Manifest, name: str) -> dict[str, Any]:
+    facts = stored.details["benchmarks"][name]
+    return {"score": stored.details["scores"].get(name), "facts": facts}
 
 
 def _summary_path(out: Path, name: str) -> Path:
@@ -175,12 +182,15 @@ class _Evaluation:
     out: Path
     progress: Progress
     tasks: dict[str, Task]
-    kept: set[str]
+    kept: dict[str, dict[str, Any]]
     _engine: Engine | None = None
 
     def run(self) -> None:
         """Run every benchmark that has no stored result."""
-        (self.out / "manifest.json").unlink(missing_ok=True)
+        for name, summary in self.kept.items():
+            identity = {"identity": self._identity(name)}
+            write_json(_summary_path(self.out, name), {**identity, **summary})
+        (self.out / MANIFEST).unlink(missing_ok=True)
         totals = {name: len(task.questions()) for name, task in self.tasks.items()}
         total, before = sum(totals.values()), 0
         for name, task in self.tasks.items():
@@ -197,8 +207,6 @@ class _Evaluation:
 
     def _done(self, name: str) -> bool:
         path = _summary_path(self.out, name)
-        if name in self.kept:
-            return True
         return path.exists() and read_json(path).get("identity") == self._identity(name)
 
     def _reporter(self, before: int, total: int, own: int) -> Callable[[int, int], None]:

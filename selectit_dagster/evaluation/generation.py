@@ -194,6 +194,8 @@ def sample(logits: torch.Tensor, uniform: np.ndarray, decoding: Decoding) -> lis
     """
     import torch
 
+    # MPS has no float64
+    logits = logits.cpu() if logits.device.type == "mps" else logits
     scaled = torch.log_softmax(logits.double() / decoding.temperature, dim=-1)
     ordered, tokens = scaled.exp().sort(dim=-1, descending=True, stable=True)
     reached = ordered.cumsum(dim=-1)

@@ -98,14 +98,10 @@ def last_logits(engine: Engine, rows: Sequence[Row], batch: Batch) -> torch.Tens
     Rows are padded on the right: in a causal model what follows a position does not reach
     it, so no mask is needed; only the last real positions go through the output layer.
     """
-    import torch
-
     members = [rows[i] for i in batch.indices]
-    places = [len(row.ids) - batch.prefix - 1 for row in members]
+    places = [[len(row.ids) - batch.prefix - 1] for row in members]
     inputs = _right_padded(engine, [row.ids[batch.prefix :] for row in members])
-    logits, columns = _logits_at(engine, members, batch, inputs, sorted(set(places)))
-    at = torch.tensor([columns[place] for place in places], device=engine.device)
-    return logits[torch.arange(len(members), device=engine.device), at].float()
+    return _logits_at(engine, members, batch, inputs, places)[:, 0].float()
 
 
 def continuation_batch(
@@ -116,16 +112,20 @@ def continuation_batch(
 
     members = [rows[i] for i in batch.indices]
     inputs = _right_padded(engine, [row.ids[batch.prefix : -1] for row in members])
-    spans = [
-        range(len(row.ids) - row.continuation - 1 - batch.prefix, len(row.ids) - 1 - batch.prefix)
+    longest = max(row.continuation for row in members)
+    # a shorter continuation repeats its last place, which is not looked at
+    places = [
+        [
+            len(row.ids) - batch.prefix - 1 - row.continuation + min(k, row.continuation - 1)
+            for k in range(longest)
+        ]
         for row in members
     ]
-    needed = sorted({place for span in spans for place in span})
     results: list[tuple[float, bool]] = []
     with torch.inference_mode():
-        logits, columns = _logits_at(engine, members, batch, inputs, needed)
-        for index, (row, span) in enumerate(zip(members, spans, strict=True)):
-            own = logits[index, [columns[place] for place in span]].float()
+        logits = _logits_at(engine, members, batch, inputs, places)
+        for row, whole in zip(members, logits, strict=True):
+            own = whole[: row.continuation].float()
             wanted = torch.tensor(row.ids[-row.continuation :], device=engine.device)
             picked = torch.log_softmax(own, dim=-1).gather(1, wanted[:, None])
             greedy = bool((own.argmax(dim=-1) == wanted).all())
@@ -138,15 +138,14 @@ def _logits_at(
     members: Sequence[Row],
     batch: Batch,
     inputs: torch.Tensor,
-    places: Sequence[int],
-) -> tuple[torch.Tensor, dict[int, int]]:
-    """Return logits (rows, len(places), vocabulary) and the column of each place."""
+    places: Sequence[Sequence[int]],
+) -> torch.Tensor:
+    """Return logits (rows, places, vocabulary) at each row's own places after the prefix."""
     import torch
 
     cache = engine.prefix_cache(members[0].ids[: batch.prefix], len(members))
-    keep = torch.tensor(places, device=engine.device)
-    logits = engine.forward(inputs, keep=keep, past_key_values=cache, use_cache=cache is not None)
-    return logits, {place: column for column, place in enumerate(places)}
+    at = torch.tensor(places, device=engine.device)
+    return engine.logits_at(inputs, at, past_key_values=cache, use_cache=cache is not None)
 
 
 def _right_padded(engine: Engine, ids: Sequence[Sequence[int]]) -> torch.Tensor:
