@@ -91,6 +91,7 @@ class Collector:
         self.preview: list[dict[str, Any]] = []
         self.layout: Layout | None = None
         self.read = self.kept = 0
+        self._head: list[tuple[Row, int]] = []
         self._head_line = 0
         self._clear()
 
@@ -111,24 +112,27 @@ class Collector:
             self._read()
         except DamagedSource as error:
             raise UserError(
-                f"{error.message}; {self.read:,} whole records came before", hint=error.hint
+                f"{error.message}; {max(self.read, len(self._head)):,} whole records came before",
+                hint=error.hint,
             ) from error
 
     def _read(self) -> None:
         rows = iter(self.reader.rows)
-        head = [(row, self.reader.rows.line) for row in islice(rows, LAYOUT_SAMPLE)]
-        samples = [value for (_, value), _ in head if isinstance(value, dict)]
+        for row in islice(rows, LAYOUT_SAMPLE):
+            self._head.append((row, self.reader.rows.line))
+        samples = [value for (_, value), _ in self._head if isinstance(value, dict)]
         if samples:
             self.layout = choose_layout(self.section, samples, self.section.path)
         # not compressed: it lives for seconds, and compressing it costs more than the disk
         with pa.ipc.new_file(str(self.stage), STAGED) as sink:
-            self._collect(self._again(head), sink, lambda: self._head_line)
+            self._collect(self._again(), sink, lambda: self._head_line)
             self._collect(rows, sink, lambda: self.reader.rows.line)
             self._flush(sink)
 
-    def _again(self, head: list[tuple[Row, int]]) -> Iterator[Row]:
+    def _again(self) -> Iterator[Row]:
         """Yield the rows that were read ahead, with their lines."""
-        for row, self._head_line in head:
+        for row, line in self._head:
+            self._head_line = line
             yield row
 
     def _collect(

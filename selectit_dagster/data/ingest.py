@@ -171,6 +171,11 @@ def _check(section: DatasetSection, fingerprint: Fingerprint, outcome: Outcome, 
         )
     share = outcome.rejected / outcome.read
     if share > section.max_reject_share or outcome.kept == 0:
+        limit = (
+            f"more than the {section.max_reject_share:.1%} that dataset.max_reject_share allows"
+            if outcome.kept
+            else "so there is nothing to work with"
+        )
         lines = "; ".join(
             f"{entry['field']} {entry['reason']} ({entry['count']:,} records, first at "
             f"position {', '.join(str(p) for p in entry['first_positions'][:3])})"
@@ -178,8 +183,7 @@ def _check(section: DatasetSection, fingerprint: Fingerprint, outcome: Outcome, 
         )
         raise UserError(
             f"{section.path}: {outcome.rejected:,} of {outcome.read:,} records "
-            f"({share:.1%}) cannot be used, more than the {section.max_reject_share:.1%} "
-            f"that dataset.max_reject_share allows: {lines}",
+            f"({share:.1%}) cannot be used, {limit}: {lines}",
             hint=f"see {out / REJECTED}; mend the data, correct dataset.layout or "
             "dataset.columns, or raise dataset.max_reject_share",
         )

@@ -239,7 +239,7 @@ def detect_format(path: Path, compression: str, head: bytes) -> str:
         return "json"
     if text[:1] == b"{":
         return "json" if _is_one_object(text) else "jsonl"
-    if b"\x00" in text:
+    if b"\x00" in text.splitlines()[0]:
         raise UserError(
             f"{path} is binary data of no known format",
             hint="convert it to JSON, JSON Lines, CSV or Parquet",

@@ -119,6 +119,19 @@ def test_a_half_written_archive_says_where_it_ends(workshop, make, pack):
     assert not (workshop.out / "manifest.json").exists()
 
 
+def test_what_was_read_before_the_damage_is_counted(workshop, make):
+    whole = gzip.compress("".join(json.dumps(r) + "\n" for r in make(3)).encode())
+    with pytest.raises(UserError, match="3 whole records came before"):
+        workshop.read(workshop.write("a.gz", whole + b"garbage"))
+    assert workshop.read(workshop.write("b.gz", whole + bytes(64))).counts["kept"] == 3
+
+
+def test_a_nul_in_a_csv_row_is_one_reject(workshop):
+    path = workshop.write("a.csv", b"instruction,output\na\x00,b\nc,d\n")
+    assert workshop.read(path).counts == {"read": 2, "kept": 1, "rejected": 1}
+    assert workshop.rejected[0]["reason"] == "holds a NUL character"
+
+
 def test_a_damaged_archive_is_no_traceback(workshop, make):
     packed = bytearray(gzip.compress("".join(json.dumps(r) for r in make(500)).encode()))
     packed[len(packed) // 2] ^= 0xFF
