@@ -260,3 +260,20 @@ def sensitivity_command(experiment: Path | None, home: Path | None) -> None:
     manifest = line.sensitivity().run(Silent())
     click.echo(sentence(manifest.details))
     click.echo(str(line.sensitivity().folder))
+
+
+@cli.command("publish")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("name")
+@click.option("--public", is_flag=True, help="Make a new repository public [private].")
+def publish_command(folder: Path, name: str, public: bool) -> None:
+    """Upload a selected dataset to the hub as NAME (owner/name); the token comes from $HF_TOKEN.
+
+    \b
+    Example:
+      selectit publish .selectit/experiments/miniature/selected/selectit me/selective-alpaca
+    """  # noqa: D301
+    from selectit_dagster.selection.publish import publish
+
+    _must_be_folder(folder)
+    click.echo(publish(folder, name, private=not public))

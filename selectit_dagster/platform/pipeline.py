@@ -303,7 +303,12 @@ class Pipeline:
         )
 
     def _arm_model(self, arm: Arm) -> Any:  # noqa: ANN401 - ScoringModel or None
-        """Return the model an arm asks for: the named one, else the last scoring model."""
+        """Return the model an arm asks for: the named one, else the last scoring model.
+
+        The ablations read stored scores; unnamed, they take the model with the largest θ.
+        """
+        if arm.model is None and arm.kind in ("token-level", "sentence-level"):
+            return None
         models = {m.name: m for m in self.experiment.scoring_models}
         return models[arm.model] if arm.model else self.experiment.scoring_models[-1]
 
