@@ -70,9 +70,9 @@ class Case:
 
 
 CASES = (
-    Case("llama 110M", "float32", "cpu", 96, 96, 768, 12, 12, 2048, bar=1.8),
-    Case("llama 110M", "bfloat16", "cpu", 96, 96, 768, 12, 12, 2048, bar=1.5),
-    Case("stories 260K", "float32", "cpu", 1500, 150, bar=10.0),
+    Case("llama 110M", "float32", "cpu", 64, 64, 768, 12, 12, 2048, bar=1.8),
+    Case("llama 110M", "bfloat16", "cpu", 64, 64, 768, 12, 12, 2048, bar=1.5),
+    Case("stories 260K", "float32", "cpu", 600, 60, bar=10.0),
     Case("llama 1B", "bfloat16", "cuda", 4000, 100, 2048, 16, 32, 8192, bar=3.0),
     Case("llama 7B", "bfloat16", "cuda", 2000, 50, 4096, 32, 32, 11008),
 )
@@ -219,6 +219,7 @@ def child(case: Case, data: Path) -> dict[str, Any]:
         **{name: getattr(case, name) for name in ("name", "dtype", "device", "bar")},
         "records": len(records),
         "prompts": prompts,
+        "load_average": os.getloadavg()[0],
         "tokens_per_prompt": details["tokens"] / manifests[1].counts["scored"],
         "prefix_tokens": float(np.mean(details["prefix_tokens"])),
         "batch_tokens": details["batch_tokens"],
