@@ -6,6 +6,7 @@ ones are retried by Dagster and resume from what the engine stored.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 
 import dagster as dg
@@ -18,6 +19,8 @@ from selectit_dagster.platform.pipeline import Stage
 from selectit_dagster.platform.tracking import TrackedRun, Tracker, record_manifest
 from selectit_dagster.progress import Reporter
 
+# where a browser finds Dagster when nobody says it: `selectit ui` prefers this port
+DEFAULT_DAGSTER_URL = "http://127.0.0.1:3000"
 _TRANSIENT = (TransientError, ConnectionError, TimeoutError)
 
 
@@ -104,6 +107,7 @@ def _tags(context: dg.AssetExecutionContext, stage: Stage) -> dict[str, str]:
         "dagster.attempt": str(context.retry_number + 1),
         "code_version": str(context.assets_def.code_versions_by_key.get(context.asset_key) or ""),
         "asset": stage.asset,
+        "mlflow.note.content": _way_back(context),
     }
     if stage.partition:
         tags["dagster.partition"] = stage.partition
@@ -113,10 +117,20 @@ def _tags(context: dg.AssetExecutionContext, stage: Stage) -> dict[str, str]:
     return tags
 
 
+def _way_back(context: dg.AssetExecutionContext) -> str:
+    """Return the run's description in MLflow: links to the Dagster run and to the asset."""
+    address = (os.environ.get("SELECTIT_DAGSTER_UI") or DEFAULT_DAGSTER_URL).rstrip("/")
+    asset = "/".join(context.asset_key.path)
+    return (
+        f"[Dagster run {context.run.run_id[:8]}]({address}/runs/{context.run.run_id}), "
+        f"[Dagster asset {asset}]({address}/assets/{asset})"
+    )
+
+
 def _parent(context: dg.AssetExecutionContext, tracking: Tracker) -> str | None:
     """Return the parent MLflow run of this Dagster run and link the two."""
     run = context.run
-    what = run.tags.get("selectit/what") or run.job_name
+    what = run.tags.get("selectit/what") or _launched(run)
     known = run.tags.get("mlflow/run_id")
     if known:
         return known
@@ -127,6 +141,16 @@ def _parent(context: dg.AssetExecutionContext, tracking: Tracker) -> str | None:
             run.run_id, {"mlflow/run_id": parent, "mlflow/url": tracking.link(parent)}
         )
     return parent
+
+
+def _launched(run: dg.DagsterRun) -> str:
+    """Return what a run makes, as a person names it: its job, or the assets that were chosen."""
+    if not run.job_name.startswith("__") or not run.asset_selection:
+        return run.job_name
+    names = sorted(key.to_user_string() for key in run.asset_selection)
+    partition = run.tags.get("dagster/partition")
+    title = names[0] if len(names) == 1 else f"{len(names)} assets"
+    return f"{title} [{partition}]" if partition else title
 
 
 def _check(context: dg.AssetExecutionContext, inspection: Inspection) -> dg.AssetCheckResult:

@@ -305,7 +305,9 @@ class Tracker:
         location = None
         if self.uri.startswith("sqlite:"):
             location = (self.folder / "artifacts" / self.experiment).as_uri()
-        return str(client.create_experiment(self.experiment, artifact_location=location))
+        # MLflow's page then opens on runs and metrics rather than on traces of chats
+        kind = {"mlflow.experimentKind": "custom_model_development"}
+        return str(client.create_experiment(self.experiment, artifact_location=location, tags=kind))
 
     @contextlib.contextmanager
     def _lock(self, name: str) -> Iterator[None]:

@@ -114,9 +114,10 @@ def _plan(line: Pipeline, experiment_file: Path) -> Plan:
         "no_grpc_proxy": LOOPBACK,
         **({"SELECTIT_MLFLOW_UI": mlflow_address} if mlflow_address else {}),
     }
-    code = _code_server(home, environment)
     port = free_port(DAGSTER_PORT)
     address = f"http://{LOOPBACK}:{port}"
+    environment["SELECTIT_DAGSTER_UI"] = address
+    code = _code_server(home, environment)
     workspace = str(home.dagster / "workspace.yaml")
     page = [_tool("dagster-webserver"), "-h", LOOPBACK, "-p", str(port), "-w", workspace]
     clients = [
