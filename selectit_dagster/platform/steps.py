@@ -77,10 +77,11 @@ def run_stage(
         track(run, stage, manifest)
         checks = [_check(context, i) for i in inspect(stage, manifest)]
         run.tags({f"check.{c.check_name}": "passed" if c.passed else "FAILED" for c in checks})
-    metadata = base_metadata(manifest, stage.folder, data_file)
-    metadata.update(describe(stage, manifest))
-    if run.url is not None:
+    metadata: Metadata = {}
+    if run.url is not None:  # first: it stands above the tables and plots
         metadata["mlflow_run"] = dg.MetadataValue.url(run.url)
+    metadata.update(base_metadata(manifest, stage.folder, data_file))
+    metadata.update(describe(stage, manifest))
     return dg.MaterializeResult(
         asset_key=context.asset_key,
         data_version=dg.DataVersion(manifest.digest),
