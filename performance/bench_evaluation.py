@@ -3,12 +3,12 @@
 ``python -m performance.bench_evaluation --out performance/results/evaluation.json`` makes a
 random Llama (8 layers of 384, vocabulary of 32,000) and, in one process, asks it
 
-* 48 multiple-choice questions of MMLU's layout with five shots: the whole benchmark here
+* 32 multiple-choice questions of MMLU's layout with five shots: the whole benchmark here
   (reading, tokenising, scoring, metric) against the harness's ``HFLM.loglikelihood`` on the
   same prompts, with its batch size of 1 and of 8;
 * 16 questions of GSM8K's layout with eight shots, 32 new tokens each: our generation against
   ``generate`` on left-padded batches of 8;
-* 200 short instructions in the Alpaca template: the whole benchmark here.
+* 100 short instructions in the Alpaca template: the whole benchmark here.
 
 The answers of both sides are compared. The harness is no dependency: it is installed into a
 throw-away environment that sees this one's packages; where that fails, its rows are left out.
@@ -44,9 +44,9 @@ from selectit_dagster.files import read_json, write_json
 from selectit_dagster.models import LoadedModel
 
 VOCABULARY = 32_000
-SUBJECTS, QUESTIONS, SHOTS = 2, 24, 5
+SUBJECTS, QUESTIONS, SHOTS = 1, 32, 5
 PROBLEMS, NEW_TOKENS, PLAIN_BATCH = 16, 32, 8
-INSTRUCTIONS = 200
+INSTRUCTIONS = 100
 HARNESS = (
     "lm-eval==0.4.13 sqlitedict pytablewriter sacrebleu rouge_score jsonlines more_itertools "
     "word2number tqdm-multiprocess pathvalidate DataProperty tabledata tcolorpy typepy "
@@ -246,7 +246,7 @@ def harness_python(folder: Path) -> str:
     theirs = next(p for p in Path(sys.prefix).glob("lib/python*/site-packages"))
     (own / "shared.pth").write_text(f"{theirs}\n")
     install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", *HARNESS.split()]
-    if subprocess.run(install, check=False).returncode != 0:
+    if subprocess.run(install, check=False, capture_output=True).returncode != 0:
         print("lm-evaluation-harness cannot be installed here", file=sys.stderr)
         return sys.executable
     return str(python)
