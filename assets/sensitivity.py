@@ -16,7 +16,7 @@ def build() -> dg.AssetsDefinition:
     @dg.asset(
         key=KEY,
         deps=[ranking.KEY],
-        group_name=groups.SELECTION,
+        group_name=groups.COMPARISON,
         kinds={"python"},
         code_version="1",
     )

@@ -77,10 +77,11 @@ def _definitions(experiment_file: Path, pipeline: Pipeline) -> dg.Definitions:
 
 def _what(stages: list[Stage]) -> str:
     if len(stages) == 1:
-        return stages[0].title
+        asset, partition = stages[0].asset, stages[0].partition
+        return f"{partition} · {asset}" if partition else asset
     names = [stage.asset for stage in stages]
-    partition = next((f" [{s.partition}]" for s in stages if s.partition), "")
-    return f"{names[0]} to {names[-1]}{partition}"
+    partition = next((f"{s.partition} · " for s in stages if s.partition), "")
+    return f"{partition}{names[0]} to {names[-1]}"
 
 
 def _last_run(instance: DagsterInstance, launch: str) -> str | None:

@@ -61,7 +61,9 @@ def run_stage(
         For a transient one.
     """
     parent = _parent(context, tracking)
-    name = f"{stage.title} · {context.run.run_id[:8]}"
+    # the partition first: MLflow's tables cut long names off at the end
+    name = f"{stage.partition} · {stage.asset}" if stage.partition else stage.asset
+    name = f"{name} · {context.run.run_id[:8]}"
     with tracking.asset_run(parent, name, _tags(context, stage)) as run:
         run.params(stage.settings)
         reporter = Reporter(
@@ -80,6 +82,7 @@ def run_stage(
     metadata: Metadata = {}
     if run.url is not None:  # first: it stands above the tables and plots
         metadata["mlflow_run"] = dg.MetadataValue.url(run.url)
+        metadata.update({name: dg.MetadataValue.url(link) for name, link in run.links.items()})
     metadata.update(base_metadata(manifest, stage.folder, data_file))
     metadata.update(describe(stage, manifest))
     return dg.MaterializeResult(
@@ -151,7 +154,7 @@ def _launched(run: dg.DagsterRun) -> str:
     names = sorted(key.to_user_string() for key in run.asset_selection)
     partition = run.tags.get("dagster/partition")
     title = names[0] if len(names) == 1 else f"{len(names)} assets"
-    return f"{title} [{partition}]" if partition else title
+    return f"{partition} · {title}" if partition else title
 
 
 def _check(context: dg.AssetExecutionContext, inspection: Inspection) -> dg.AssetCheckResult:

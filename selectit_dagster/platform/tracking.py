@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from selectit_dagster.artefacts import Manifest
 from selectit_dagster.files import write_bytes, write_json
@@ -31,6 +31,8 @@ from selectit_dagster.files import write_bytes, write_json
 LOGGER = logging.getLogger("selectit_dagster.tracking")
 T = TypeVar("T")
 _ATTEMPTS = 3
+# MLflow's page has two faces; runs and metrics are on the one that is not for chats
+_TRAINING = "workflowType=machine_learning"
 _MAX_PARAM = 6000  # MLflow's own limit for the value of a parameter
 _BATCH = 100  # MLflow's own limit for parameters in one call
 # MLflow's own patience with a server that is gone is minutes per call; work must not wait so
@@ -115,6 +117,7 @@ class TrackedRun:
     tracker: Tracker
     run_id: str | None
     url: str | None = None
+    links: dict[str, str] = field(default_factory=dict)
 
     def params(self, settings: dict[str, Any]) -> None:
         """Log nested settings as flattened parameters."""
@@ -358,7 +361,34 @@ class Tracker:
 
     def link(self, run_id: str) -> str:
         """Return the address of a run's page."""
-        return f"{self.ui_url}/#/experiments/{self.experiment_id}/runs/{run_id}"
+        return f"{self.ui_url}/#/experiments/{self.experiment_id}/runs/{run_id}?{_TRAINING}"
+
+    def comparison_link(self, asset: str) -> str | None:
+        """Return the address that compares an asset's newest runs, one per partition.
+
+        None with fewer than two of them, or when the store does not answer.
+        """
+        if not self.enabled:
+            return None
+        runs = self.attempt("find runs to compare", self._newest_runs, asset) or []
+        if len(runs) < 2:
+            return None
+        chosen = quote(json.dumps(runs))
+        experiments = quote(json.dumps([self.experiment_id]))
+        address = f"{self.ui_url}/#/compare-runs?runs={chosen}&experiments={experiments}"
+        return f"{address}&{_TRAINING}"
+
+    def _newest_runs(self, asset: str) -> list[str]:
+        found = self.client.search_runs(
+            [self.experiment_id],
+            filter_string=f"tags.asset = '{asset}' and attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time DESC"],
+            max_results=1000,
+        )
+        newest: dict[str, str] = {}
+        for run in found:
+            newest.setdefault(run.data.tags.get("dagster.partition", ""), run.info.run_id)
+        return [newest[partition] for partition in sorted(newest)]
 
     def parent(self, dagster_run_id: str, name: str, tags: dict[str, str]) -> str | None:
         """Return the parent run of a Dagster run, made by whichever step comes first."""

@@ -298,6 +298,8 @@ def track_comparison(line: Pipeline) -> Callable[[TrackedRun, Stage, Manifest], 
         for path in sorted(stage.folder.iterdir()):
             if path.suffix in {".md", ".json", ".png"} and path.name != "manifest.json":
                 run.artifact(path, "comparison")
+        if (link := run.tracker.comparison_link("benchmark_evaluations")) is not None:
+            run.links["mlflow_comparison"] = link
         champion = manifest.details.get("champion")
         if isinstance(champion, dict) and champion.get("arm") not in (None, "base"):
             run.champion(line.experiment.name, _champion_unit(line, champion))

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
@@ -149,3 +150,16 @@ def test_tracking_switched_off_never_imports_mlflow(tmp_path):
         [sys.executable, str(path), str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert json.loads(answer.stdout) is False
+
+
+def test_the_newest_runs_of_each_partition_are_compared(store):
+    tracker = make(store)
+    ids = {}
+    for partition in ("full_seed-1", "selectit_seed-1", "selectit_seed-1"):
+        tags = {"asset": "compared", "dagster.partition": partition}
+        with tracker.asset_run(None, partition, tags) as run:
+            ids[partition] = run.run_id
+    link = unquote(tracker.comparison_link("compared"))
+    assert json.dumps([ids["full_seed-1"], ids["selectit_seed-1"]]) in link
+    assert link.startswith("http://127.0.0.1:5000/#/compare-runs?runs=")
+    assert tracker.comparison_link("never made") is None
