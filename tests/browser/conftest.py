@@ -15,7 +15,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).parent))
+
+from command import ROOT, selectit
+
 DEFAULT = ROOT / "experiments" / "default.yaml"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _FLAGS = [
@@ -47,11 +50,6 @@ class Site:
     home: Path
     experiment: Path
     name: str
-
-
-def selectit(*arguments: str) -> list[str]:
-    code = "from selectit_dagster.platform.cli import main; main()"
-    return [sys.executable, "-c", code, *arguments]
 
 
 @pytest.fixture(scope="session")

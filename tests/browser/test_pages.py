@@ -2,53 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import time
-import urllib.request
-from urllib.parse import quote
 
 import pytest
-from conftest import ROOT, selectit
+from command import ROOT, selectit
+
+from selectit_dagster.platform.resources import make_tracker
+from selectit_dagster.platform.run import open_pipeline
 
 pytestmark = pytest.mark.browser
 
 _GROUPS = ["g1_data", "g2_rating", "g3_selection", "g4_tuning", "g5_evaluation", "g6_comparison"]
 
 
-def _mlflow(site, path: str, body: dict) -> dict:
-    request = urllib.request.Request(  # noqa: S310 - loopback
-        f"{site.mlflow}/api/2.0/mlflow/{path}",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=60) as answer:
-        return json.loads(answer.read())
-
-
-def _experiment_id(site) -> str:
-    found = _mlflow(site, "experiments/search", {"max_results": 100})["experiments"]
-    return next(e["experiment_id"] for e in found if e["name"] == site.name)
-
-
-def _runs(site, asset: str) -> list[str]:
-    """Return the ids of an asset's newest MLflow runs, one per arm and seed."""
-    body = {
-        "experiment_ids": [_experiment_id(site)],
-        "filter": f"tags.asset = '{asset}' and attributes.status = 'FINISHED'",
-        "max_results": 100,
-    }
-    newest: dict[str, str] = {}
-    for run in _mlflow(site, "runs/search", body).get("runs", []):
-        tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
-        newest.setdefault(tags.get("dagster.partition", ""), run["info"]["run_id"])
-    return list(newest.values())
-
-
 def test_the_asset_graph_shows_the_chain(site, page, picture):
     expanded = ",".join(f"global@global:{group}" for group in _GROUPS)
+    page.set_viewport_size({"width": 1900, "height": 950})  # names are legible
     page.goto(f"{site.dagster}/asset-groups?expanded={expanded}")
     for asset in ("raw_dataset", "curated_dataset", "ranking", "selective_alpaca", "report"):
         page.get_by_text(asset, exact=True).last.wait_for()
@@ -56,6 +27,7 @@ def test_the_asset_graph_shows_the_chain(site, page, picture):
 
 
 def test_the_subsets_are_materialised_from_the_page_and_succeed(site, page):
+    page.set_viewport_size({"width": 1400, "height": 900})
     page.goto(f"{site.dagster}/assets/selective_alpaca")
     page.get_by_role("button", name=re.compile("Materialize")).first.click()
     dialog = page.get_by_role("dialog")
@@ -78,26 +50,26 @@ def test_the_asset_page_links_to_its_mlflow_run_and_back(site, page, picture):
     page.goto(address)
     link = page.locator(f'a[href^="{site.mlflow}"]').first
     link.wait_for()
+    page.set_viewport_size({"width": 1400, "height": 1500})  # down to the plots
     picture(page, "asset-page")
+    page.set_viewport_size({"width": 1400, "height": 900})
     target = link.get_attribute("href")
     page.goto(target)
-    page.get_by_text("selective_alpaca [selectit]").first.wait_for()
+    page.get_by_text("selectit · selective_alpaca").first.wait_for()
     back = page.get_by_role("link", name=re.compile("Dagster")).first
     back.wait_for()
     assert (back.get_attribute("href") or "").startswith(site.dagster)
-    picture(page, "mlflow-run")
     page.goto(back.get_attribute("href"))
     page.get_by_text("selective_alpaca").first.wait_for()
 
 
-def test_two_runs_are_compared_in_mlflow(site, page, picture):
-    runs = _runs(site, "benchmark_evaluations") or _runs(site, "selective_alpaca")
-    assert len(runs) >= 2
-    chosen, experiments = json.dumps(runs[:4]), json.dumps([_experiment_id(site)])
-    query = f"runs={quote(chosen)}&experiments={quote(experiments)}"
-    page.goto(f"{site.mlflow}/#/compare-runs?{query}")
+def test_the_arms_are_compared_in_mlflow(site, page, picture):
+    line = open_pipeline(site.experiment, site.home)
+    tracker = make_tracker(line, ui_url=site.mlflow)
+    link = tracker.comparison_link("benchmark_evaluations")
+    page.goto(link or tracker.comparison_link("selective_alpaca"))
     page.get_by_text(re.compile("Comparing .* Runs")).first.wait_for()
-    page.get_by_text(re.compile(r"\[(selectit|random)")).first.wait_for()
+    page.get_by_text(re.compile(r"(selectit|random-1).* · ")).first.wait_for()
     picture(page, "mlflow-comparison")
 
 
