@@ -60,22 +60,23 @@ def cost_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
             f"| {row['what']} | {row['name']} | {row['runs']} | {duration(row['seconds'])} "
             f"| {tokens} | {row['device_hours']:.3g} {row['device']}-hours |"
         )
-    return [*lines, *_saved(rows)]
+    sentence = saving(rows)
+    return [*lines, "", sentence] if sentence else lines
 
 
-def _saved(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a sentence: what the selection cost, and what it saved against full tuning."""
+def saving(rows: Sequence[dict[str, Any]]) -> str:
+    """Return what the selection cost and saved against full tuning; empty when unknown."""
     scoring = sum(row["seconds"] for row in rows if row["what"] == "scoring")
     tuning = {row["name"]: row["seconds"] / row["runs"] for row in rows if row["what"] == "tuning"}
     if not scoring or not {"selectit", "full"} <= tuning.keys():
-        return []
+        return ""
     spared = tuning["full"] - tuning["selectit"]
     text = (
         f"Scoring took {duration(scoring)}; a run tuned on the selection took "
         f"{duration(tuning['selectit'])} instead of {duration(tuning['full'])}, "
     )
     if spared <= 0:
-        return ["", text + "so nothing was saved."]
+        return text + "so nothing was saved."
     runs = scoring / spared
     many = "run" if runs <= 1 else "runs"
-    return ["", text + f"so the scoring pays for itself after {max(1, math.ceil(runs))} {many}."]
+    return text + f"so the scoring pays for itself after {max(1, math.ceil(runs))} {many}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from selectit_dagster.artefacts import read_manifest
+from selectit_dagster.comparison.costs import saving
 from selectit_dagster.platform.pipeline import Pipeline
 from selectit_dagster.platform.reporting.blocks import Block, Cell, Picture, Section, Table, Text
 from selectit_dagster.platform.reporting.sections import absent
@@ -72,6 +73,9 @@ def cost(line: Pipeline) -> Section:
     if not scoring and not tuning:
         return absent(title, line, "uncertainty_scores")
     blocks: list[Block] = []
+    compared = read_manifest(line.home.comparison)
+    if compared is not None and (sentence := saving(compared.details.get("costs") or [])):
+        blocks.append(Text(sentence, "lead"))
     if scoring:
         columns = ["scoring model", "device", "dtype", "prompts scored", "prompts reused"]
         columns += ["time", "prompts/s", "tokens/s", "peak memory"]
