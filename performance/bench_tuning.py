@@ -215,7 +215,13 @@ def child(side: str, trial: dict[str, str], result: Path) -> dict[str, Any]:
     python = str(trl_python()) if side == "trl" else sys.executable
     command = [python, "-m", "performance.bench_tuning", "--side", side]
     command += ["--model", trial["model"], "--data", trial["data"], "--out", str(result)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    # one thread each: on a busy machine threads wait for one another and say nothing of us
+    environment = {
+        "OMP_NUM_THREADS": "1",
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+    }
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
     if run.returncode:
         raise RuntimeError(f"{side} failed:\n{run.stderr.decode()[-3000:]}")
@@ -293,7 +299,7 @@ def main() -> None:
             "machine": {
                 "processor": platform.machine(),
                 "cores": os.cpu_count(),
-                "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
+                "threads": int(os.environ.get("OMP_NUM_THREADS", "1")),
                 "load_average": round(os.getloadavg()[0], 1),
             },
             "versions": {
