@@ -69,10 +69,12 @@ def _measure(request: ScoringRequest, rows: RowMaker, backend: Backend, records:
     if not made:
         return None
     usual, prefixes = backend.facts.batch_tokens, rows.shared_prefixes()
-    # the first batches also make the backend choose its way, which is not to be timed
-    speed = _speed(backend, plan_by_prompt(made, prefixes, usual), warm=True)
+    planned = plan_by_prompt(made, prefixes, usual)
     mean = sum(len(row.tokens) for row in made if row.tokens is not None) / len(made)
-    if speed is None or records * len(rows.prompts) * mean / speed < _WORTH_SECONDS:
+    if not _is_long(backend, planned, records * len(rows.prompts) * mean):
+        return None
+    speed = _speed(backend, planned)
+    if speed is None:
         return None
     best, fastest = usual, speed * _CLEAR_GAIN
     for factor in _FACTORS:
@@ -83,17 +85,27 @@ def _measure(request: ScoringRequest, rows: RowMaker, backend: Backend, records:
     return best
 
 
-def _speed(
-    backend: Backend, planned: Sequence[PlannedBatch], *, warm: bool = False
-) -> float | None:
+def _is_long(backend: Backend, planned: Sequence[PlannedBatch], tokens: float) -> bool:
+    """Tell from one batch on one worker whether a run of so many tokens is worth measuring for."""
+    batch = planned[len(planned) // 2].tokens
+    try:
+        # the first batch also makes the backend choose its way, which is not to be timed
+        backend.rate(planned[0].tokens)
+        started = time.monotonic()
+        backend.rate(batch)
+        seconds = time.monotonic() - started
+    except BatchTooLargeError:
+        return False
+    return tokens / batch.tokens * seconds / backend.facts.workers >= _WORTH_SECONDS
+
+
+def _speed(backend: Backend, planned: Sequence[PlannedBatch]) -> float | None:
     """Return tokens per second over batches from the middle lengths; None if too large."""
     workers = backend.facts.workers
     middle = max(0, len(planned) // 2 - workers)
     some = [batch.tokens for batch in planned[middle : middle + 2 * workers]]
     try:
         with ThreadPoolExecutor(workers) as pool:
-            if warm:
-                backend.rate(some[0])
             started = time.monotonic()
             list(pool.map(backend.rate, some))
             seconds = time.monotonic() - started

@@ -41,7 +41,10 @@ if TYPE_CHECKING:
     from selectit_dagster.models import LoadedModel
 
 _WAYS = ("prefix", "padded", "single")
-_CPU_BATCH_TOKENS = 512
+# on a CPU a batch's activations should stay in the cache: 512 positions of a width of 768;
+# a narrower model takes more, so that its many small steps cost less to start
+_CPU_BATCH_TOKENS = (512, 2048)
+_CPU_BATCH_VALUES = 512 * 768
 _GPU_BATCH_TOKENS = 16_384
 _MAX_WORKERS = 8
 # above this an output layer in float32 is made piece by piece instead of being kept
@@ -84,7 +87,7 @@ class TransformersBackend:
             device=self.device,
             revision=loaded.revision,
             workers=self.workers,
-            batch_tokens=_CPU_BATCH_TOKENS if on_cpu else _GPU_BATCH_TOKENS,
+            batch_tokens=_cpu_batch_tokens(loaded.model) if on_cpu else _GPU_BATCH_TOKENS,
             weights_bytes=sum(w.numel() * w.element_size() for w in loaded.model.parameters()),
         )
         self._notes = BackendNotes()
@@ -309,6 +312,13 @@ class TransformersBackend:
 
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
+
+
+def _cpu_batch_tokens(model: Any) -> int:  # noqa: ANN401 - any model of transformers
+    """Return the token positions of a batch that suit a CPU, from the model's width."""
+    fewest, most = _CPU_BATCH_TOKENS
+    width = getattr(model.config.get_text_config(), "hidden_size", None) or _CPU_BATCH_VALUES
+    return int(np.clip(_CPU_BATCH_VALUES // width, fewest, most))
 
 
 def _float32_product(head: torch.nn.Linear) -> Any:  # noqa: ANN401 - a function of a tensor
