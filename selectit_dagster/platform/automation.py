@@ -15,7 +15,7 @@ from typing import Any
 
 import dagster as dg
 
-from selectit_dagster.artefacts import read_manifest
+from selectit_dagster.artefacts import MANIFEST, read_manifest
 from selectit_dagster.errors import TransientError, UserError
 from selectit_dagster.experiment import DatasetSection, is_hub_name
 from selectit_dagster.files import sha256_json
@@ -107,6 +107,8 @@ def follow_changed_data() -> dg.AutomationCondition:
     return (
         changed
         & MadeFromOtherData()
+        # what depends on a model's scores and on the records waits for the scores
+        & ~dg.AutomationCondition.any_deps_match(MadeFromOtherData())
         & ~dg.AutomationCondition.any_deps_missing()
         & ~dg.AutomationCondition.any_deps_in_progress()
         & ~dg.AutomationCondition.in_progress()
@@ -230,9 +232,10 @@ def source_sensor(pipeline: Pipeline, access: Access, job: Any) -> dg.SensorDefi
             return _skip("changed a moment ago; waiting for its end")
         if (reason := _nothing_new(pipeline)) is not None:
             return _skip(reason, state)
-        request = dg.RunRequest(
-            run_key=f"{access.name('dataset')}-{state}", partition_key=main_arm(pipeline)
-        )
+        # a file may come back as it once was: only since the last reading is a key unique
+        read_at = (pipeline.home.raw / MANIFEST).stat().st_mtime_ns
+        key = f"{access.name('dataset')}-{state}-{read_at}"
+        request = dg.RunRequest(run_key=key, partition_key=main_arm(pipeline))
         return dg.SensorResult(cursor=state, run_requests=[request])
 
     return dataset_changed

@@ -145,6 +145,7 @@ def _save_comparison(
     It stands on the asset's page, with the Dagster run as a tag, and in the description of
     its parent in MLflow.
     """
+    tracking.supersede(stage.asset, stage.partition, run)
     link = run.links.get("mlflow_comparison") or tracking.comparison_link(stage.asset, run)
     if link is None:
         return

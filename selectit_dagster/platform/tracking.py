@@ -415,6 +415,46 @@ class Tracker:
             return [entry.info.run_id for entry in found[:_EARLIER]]
         return [newest[partition] for partition in sorted(newest)]
 
+    def supersede(self, asset: str, partition: str | None, run: TrackedRun) -> None:
+        """Tag a run ``current = yes`` and the earlier ones of its asset and partition ``no``."""
+        if run.run_id is not None:
+            self.attempt("tag what is current", self._supersede, asset, partition, run.run_id)
+
+    def _supersede(self, asset: str, partition: str | None, run_id: str) -> None:
+        same = [f"tags.asset = '{asset}'", "tags.current = 'yes'"]
+        same += [f"tags.`dagster.partition` = '{partition}'"] if partition else []
+        for old in self.client.search_runs([self.experiment_id], filter_string=" and ".join(same)):
+            self.client.set_tag(old.info.run_id, "current", "no")
+        self.client.set_tag(run_id, "current", "yes")
+
+    def save_view(self, name: str, search: str, columns: list[str], group: str) -> str | None:
+        """Save a view of the experiment's page and return its address.
+
+        Parameters
+        ----------
+        name:
+            Key of the view in its address.
+        search:
+            MLflow's filter of the runs.
+        columns:
+            Columns of the table, as ``kind.name``.
+        group:
+            Tag by which runs are grouped; a group shows the mean of its runs.
+        """
+        return self.attempt("save a view", self._save_view, name, search, columns, group)
+
+    def _save_view(self, name: str, search: str, columns: list[str], group: str) -> str:
+        by_tag = {"mode": "tag", "groupByData": group}
+        state = {
+            "searchFilter": search,
+            "selectedColumns": [".`".join(column.split(".", 1)) + "`" for column in columns],
+            "groupBy": {"aggregateFunction": "average", "groupByKeys": [by_tag]},
+        }
+        tag = f"mlflow.sharedViewState.{name}"
+        self.client.set_experiment_tag(self.experiment_id, tag, json.dumps(state))
+        place = f"{self.ui_url}/#/experiments/{self.experiment_id}/runs"
+        return f"{place}?viewStateShareKey={name}&{_TRAINING}"
+
     def remember_comparison(self, dagster_run_id: str, asset: str, link: str) -> None:
         """Write a comparison's link into the description of a Dagster run's parent."""
         self._note_on_parent(dagster_run_id, f"compare.{asset}", f"[Compare {asset}]({link})")

@@ -16,7 +16,7 @@ import dagster as dg
 
 from selectit_dagster.artefacts import Manifest, read_manifest
 from selectit_dagster.platform.metadata import Metadata, lineage, picture, shorten, table
-from selectit_dagster.platform.pipeline import Pipeline, Stage
+from selectit_dagster.platform.pipeline import Pipeline, Stage, group_of
 from selectit_dagster.platform.steps import Track
 from selectit_dagster.platform.tracking import TrackedRun, numbers
 
@@ -334,7 +334,11 @@ def track_evaluation(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
 
     questions = stage.folder.parents[2] / "questions"
     _input(run, questions, "benchmark_questions", "evaluation")
-    for name, entry in manifest.details.get("scores", {}).items():
+    scores = manifest.details.get("scores", {})
+    run.tags({"group": group_of(str(stage.settings["arm"]))})
+    if (view := _arms_view(run, list(scores))) is not None:
+        run.links["mlflow_arms"] = view
+    for name, entry in scores.items():
         lower, upper = (entry.get("interval") or [entry["score"]] * 2)[:2]
         run.metrics({name: entry["score"], f"{name}.lower": lower, f"{name}.upper": upper})
     for path in sorted(stage.folder.glob("*.parquet")):
@@ -344,6 +348,13 @@ def track_evaluation(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
         run.artifact(path, "plots")
 
 
+def _arms_view(run: TrackedRun, benchmarks: list[str]) -> str | None:
+    """Save the view of MLflow's page that has one row per arm, one column per benchmark."""
+    evaluations = "tags.group != '' and tags.current = 'yes'"
+    columns = [f"metrics.{n}{end}" for n in benchmarks for end in ("", ".lower", ".upper")]
+    return run.tracker.save_view("arms", evaluations, columns, "group") if run.run_id else None
+
+
 def track_comparison(line: Pipeline) -> Callable[[TrackedRun, Stage, Manifest], None]:
     """Return a function that logs the comparison and gives the best adapter its alias."""
 
@@ -351,6 +362,9 @@ def track_comparison(line: Pipeline) -> Callable[[TrackedRun, Stage, Manifest], 
         for path in sorted(stage.folder.iterdir()):
             if path.suffix in {".md", ".json", ".png"} and path.name != "manifest.json":
                 run.artifact(path, "comparison")
+        benchmarks = [benchmark.name for benchmark in line.experiment.benchmarks]
+        if (view := _arms_view(run, benchmarks)) is not None:
+            run.links["mlflow_arms"] = view
         # the arms on each benchmark, rather than this comparison beside earlier ones
         if (link := run.tracker.comparison_link("benchmark_evaluations")) is not None:
             run.links["mlflow_comparison"] = link
