@@ -11,10 +11,9 @@ import dagster as dg
 
 from selectit_dagster.experiment import load_experiment
 from selectit_dagster.home import Home, home_root
+from selectit_dagster.platform.addresses import dagster_address, mlflow_address
 from selectit_dagster.platform.pipeline import Pipeline
 from selectit_dagster.platform.tracking import Tracker
-
-DEFAULT_UI_URL = "http://127.0.0.1:5000"
 
 
 class PipelineResource(dg.ConfigurableResource):
@@ -97,12 +96,15 @@ def make_tracker(pipeline: Pipeline, *, uri: str = "", ui_url: str = "") -> Trac
     section = pipeline.experiment.tracking
     folder = pipeline.home.mlflow
     default = f"sqlite:///{folder / 'mlflow.db'}"
+    uri = uri or section.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+    own_page = uri if uri.startswith("http") else mlflow_address(pipeline.home.root)
     return Tracker(
-        uri=uri or section.uri or os.environ.get("MLFLOW_TRACKING_URI") or default,
+        uri=uri,
         experiment=section.experiment or pipeline.experiment.name,
         folder=folder,
         ui_url=(
-            ui_url or section.ui_url or os.environ.get("SELECTIT_MLFLOW_UI") or DEFAULT_UI_URL
+            ui_url or section.ui_url or os.environ.get("SELECTIT_MLFLOW_UI") or own_page
         ).rstrip("/"),
+        dagster_url=dagster_address(pipeline.home.root),
         enabled=section.enabled,
     )

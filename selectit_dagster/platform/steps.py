@@ -7,7 +7,6 @@ ones are retried by Dagster and resume from what the engine stored.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -22,8 +21,6 @@ from selectit_dagster.platform.tracking import TrackedRun, Tracker, record_manif
 from selectit_dagster.platform.workers import ended_with_parent
 from selectit_dagster.progress import Reporter
 
-# where a browser finds Dagster when nobody says it: `selectit ui` prefers this port
-DEFAULT_DAGSTER_URL = "http://127.0.0.1:3000"
 _TRANSIENT = (TransientError, ConnectionError, TimeoutError)
 
 
@@ -71,7 +68,7 @@ def run_stage(
     # the partition first: MLflow's tables cut long names off at the end
     name = f"{stage.partition} · {stage.asset}" if stage.partition else stage.asset
     name = f"{name} · {context.run.run_id[:8]}"
-    with tracking.asset_run(parent, name, _tags(context, stage)) as run:
+    with tracking.asset_run(parent, name, _tags(context, stage, tracking.dagster_url)) as run:
         run.params(stage.settings)
         reporter = Reporter(
             stage.title,
@@ -154,14 +151,14 @@ def _save_comparison(
     tracking.remember_comparison(context.run.run_id, stage.asset, link)
 
 
-def _tags(context: dg.AssetExecutionContext, stage: Stage) -> dict[str, str]:
+def _tags(context: dg.AssetExecutionContext, stage: Stage, address: str) -> dict[str, str]:
     tags = {
         "dagster.run_id": context.run.run_id,
         "dagster.asset_key": context.asset_key.to_user_string(),
         "dagster.attempt": str(context.retry_number + 1),
         "code_version": str(context.assets_def.code_versions_by_key.get(context.asset_key) or ""),
         "asset": stage.asset,
-        "mlflow.note.content": _way_back(context),
+        "mlflow.note.content": _way_back(context, address),
     }
     if stage.partition:
         tags["dagster.partition"] = stage.partition
@@ -171,19 +168,13 @@ def _tags(context: dg.AssetExecutionContext, stage: Stage) -> dict[str, str]:
     return tags
 
 
-def _way_back(context: dg.AssetExecutionContext) -> str:
+def _way_back(context: dg.AssetExecutionContext, address: str) -> str:
     """Return the run's description in MLflow: links to the Dagster run and to the asset."""
-    address = _dagster()
     asset = "/".join(context.asset_key.path)
     return (
         f"[Dagster run {context.run.run_id[:8]}]({address}/runs/{context.run.run_id}), "
         f"[Dagster asset {asset}]({address}/assets/{asset})"
     )
-
-
-def _dagster() -> str:
-    """Return the address under which a browser finds Dagster."""
-    return (os.environ.get("SELECTIT_DAGSTER_UI") or DEFAULT_DAGSTER_URL).rstrip("/")
 
 
 def _parent(context: dg.AssetExecutionContext, tracking: Tracker) -> str | None:
@@ -196,7 +187,8 @@ def _parent(context: dg.AssetExecutionContext, tracking: Tracker) -> str | None:
     tags = {
         "dagster.job": run.job_name,
         "selectit.launch": run.tags.get("selectit/launch", ""),
-        "mlflow.note.content": f"[Dagster run {run.run_id[:8]}]({_dagster()}/runs/{run.run_id})",
+        "mlflow.note.content": f"[Dagster run {run.run_id[:8]}]"
+        f"({tracking.dagster_url}/runs/{run.run_id})",
     }
     parent = tracking.parent(run.run_id, f"{what} · {run.run_id[:8]}", tags)
     if parent is not None:

@@ -281,14 +281,15 @@ class Tracker:
         Name of the MLflow experiment.
     folder:
         Folder for locks, notes of failures and, with sqlite, the artefacts.
-    ui_url:
-        Address under which a browser finds MLflow.
+    ui_url, dagster_url:
+        Addresses under which a browser finds MLflow and Dagster.
     """
 
     uri: str
     experiment: str
     folder: Path
     ui_url: str
+    dagster_url: str = ""
     enabled: bool = True
     wait: Callable[[float], None] = time.sleep
     _client: Any = field(default=None, repr=False)
