@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from selectit_dagster.errors import UserError
 from selectit_dagster.files import read_json, write_json
 from selectit_dagster.platform.services import LOOPBACK, free_port
 
@@ -29,7 +30,7 @@ class Ports:
 
 def ports(root: Path) -> Ports:
     """Return a home's ports; they are chosen, free ones, and kept, at the first call."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+    with contextlib.suppress(UserError, ValueError, TypeError, KeyError):
         known = read_json(root / PORTS_FILE)
         return Ports(int(known["dagster"]), int(known["mlflow"]))
     chosen = Ports(**{name: free_port(port) for name, port in _PREFERRED.items()})

@@ -22,6 +22,8 @@ from selectit_dagster.platform.workers import ended_with_parent
 from selectit_dagster.progress import Reporter
 
 _TRANSIENT = (TransientError, ConnectionError, TimeoutError)
+_RETRIES = 3
+_RETRY_SECONDS = 10
 
 
 Inspect = Callable[[Stage, Manifest], Iterable[Inspection]]
@@ -79,8 +81,9 @@ def run_stage(
             ),
         )
         manifest = _guarded(stage, reporter)
-        record_manifest(run, manifest, stage.folder)
+        # what is particular to the stage first: MLflow's plots begin with what came first
         track(run, stage, manifest)
+        record_manifest(run, manifest, stage.folder)
         checks = [_check(context, i) for i in inspect(stage, manifest)]
         run.tags({f"check.{c.check_name}": "passed" if c.passed else "FAILED" for c in checks})
         _save_comparison(context, stage, tracking, run)
@@ -115,7 +118,7 @@ def _guarded(stage: Stage, reporter: Reporter) -> Manifest:
         with _permanent(), ended_with_parent():
             return stage.run(reporter)
     except _TRANSIENT as error:
-        raise dg.RetryRequested(max_retries=3, seconds_to_wait=10) from error
+        raise dg.RetryRequested(max_retries=_RETRIES, seconds_to_wait=_RETRY_SECONDS) from error
 
 
 def _in_project(context: dg.AssetExecutionContext, stage: Stage, value: Any) -> Any:  # noqa: ANN401
