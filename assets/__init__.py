@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     import dagster as dg
 
     from selectit_dagster.platform.pipeline import Pipeline
+    from selectit_dagster.platform.resources import Access
 
 
-def build_assets(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
+def build_assets(pipeline: Pipeline, access: Access) -> list[dg.AssetsDefinition]:
     """Return the assets that the pipeline's experiment asks for."""
     from assets import (
         arm_comparison,
@@ -31,14 +32,18 @@ def build_assets(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     )
 
     experiment = pipeline.experiment
-    found = [raw_dataset.build(experiment), curated_dataset.build(experiment)]
+    found = [raw_dataset.build(experiment, access), curated_dataset.build(experiment, access)]
     if experiment.benchmarks:
-        found.append(benchmark_questions.build())
-    found += [uncertainty_scores.build(model) for model in experiment.scoring_models]
-    found += [ranking.build(experiment), sensitivity.build(), selective_alpaca.build(pipeline)]
+        found.append(benchmark_questions.build(access))
+    found += [uncertainty_scores.build(model, access) for model in experiment.scoring_models]
+    found += [
+        ranking.build(experiment, access),
+        sensitivity.build(access),
+        selective_alpaca.build(pipeline, access),
+    ]
     if experiment.tuning is not None:
-        found.append(lora_checkpoints.build(pipeline))
-        found += benchmark_evaluations.build(pipeline)
-        found.append(arm_comparison.build_comparison())
-    found.append(arm_comparison.build_report(experiment))
+        found.append(lora_checkpoints.build(pipeline, access))
+        found += benchmark_evaluations.build(pipeline, access)
+        found.append(arm_comparison.build_comparison(access))
+    found.append(arm_comparison.build_report(experiment, access))
     return found

@@ -12,14 +12,14 @@ from assets import (
 )
 from selectit_dagster.experiment import Experiment
 from selectit_dagster.platform import views
-from selectit_dagster.platform.resources import PipelineResource, TrackingResource
+from selectit_dagster.platform.resources import Access
 from selectit_dagster.platform.steps import run_stage
 
 KEY = dg.AssetKey("arm_comparison")
 REPORT_KEY = dg.AssetKey("report")
 
 
-def build_comparison() -> dg.AssetsDefinition:
+def build_comparison(access: Access) -> dg.AssetsDefinition:
     """Return the asset that compares the arms."""
 
     @dg.asset(
@@ -32,17 +32,15 @@ def build_comparison() -> dg.AssetsDefinition:
         group_name=groups.COMPARISON,
         kinds={"python"},
         code_version="1",
+        required_resource_keys=access.keys,
     )
-    def arm_comparison(
-        context: dg.AssetExecutionContext, pipeline: PipelineResource, tracking: TrackingResource
-    ) -> dg.MaterializeResult:
+    def arm_comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         """Say with intervals which arm beat which, on the same questions.
 
         Paired over questions and resampled over training seeds. Where the test could not
         have seen a difference, it says so, with the smallest one that it could have seen.
         """
-        line = pipeline.pipeline()
-        tracker = tracking.tracker(line)
+        line, tracker = access.open(context)
         return run_stage(
             context,
             line.comparison(),
@@ -54,28 +52,31 @@ def build_comparison() -> dg.AssetsDefinition:
     return arm_comparison
 
 
-def build_report(experiment: Experiment) -> dg.AssetsDefinition:
+def build_report(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
     """Return the asset that writes the report."""
     deps = [ranking.KEY, sensitivity.KEY, selective_alpaca.KEY]
     if experiment.tuning is not None:
         deps.append(KEY)
 
     @dg.asset(
-        key=REPORT_KEY, deps=deps, group_name=groups.COMPARISON, kinds={"python"}, code_version="1"
+        key=REPORT_KEY,
+        deps=deps,
+        group_name=groups.COMPARISON,
+        kinds={"python"},
+        code_version="1",
+        required_resource_keys=access.keys,
     )
-    def report(
-        context: dg.AssetExecutionContext, pipeline: PipelineResource, tracking: TrackingResource
-    ) -> dg.MaterializeResult:
+    def report(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         """Write the run's report: one HTML file that needs no network, and Markdown.
 
         What was asked, what became of every record, the scores, the best and the worst
         records, the arms with their intervals, what it cost, and with which versions.
         """
-        line = pipeline.pipeline()
+        line, tracker = access.open(context)
         return run_stage(
             context,
             line.report(),
-            tracking.tracker(line),
+            tracker,
             describe=views.report,
             track=views.track_report,
         )

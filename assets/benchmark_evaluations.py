@@ -9,7 +9,7 @@ from selectit_dagster.artefacts import Manifest
 from selectit_dagster.platform import inspections, views
 from selectit_dagster.platform.inspections import Inspection
 from selectit_dagster.platform.pipeline import Pipeline, Stage
-from selectit_dagster.platform.resources import PipelineResource, TrackingResource
+from selectit_dagster.platform.resources import Access
 from selectit_dagster.platform.steps import run_stage
 
 KEY = dg.AssetKey("benchmark_evaluations")
@@ -17,7 +17,7 @@ UNTUNED_KEY = dg.AssetKey("untuned_evaluation")
 _EVERY_QUESTION = "every question has one finite score"
 
 
-def build(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
+def build(pipeline: Pipeline, access: Access) -> list[dg.AssetsDefinition]:
     """Return the evaluation of the checkpoints and that of the untuned base model."""
     line_of = pipeline
 
@@ -28,23 +28,22 @@ def build(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         group_name=groups.EVALUATION,
         kinds={"pytorch", "huggingface"},
         code_version="1",
+        required_resource_keys=access.keys,
         pool=groups.MODEL_POOL,
         check_specs=[_spec(KEY)],
     )
-    def benchmark_evaluations(
-        context: dg.AssetExecutionContext, pipeline: PipelineResource, tracking: TrackingResource
-    ) -> dg.MaterializeResult:
+    def benchmark_evaluations(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         """Evaluate one checkpoint on the experiment's benchmarks.
 
         Every question's prompt, output, extracted answer and score is stored, so that any
         figure can be traced to the answers behind it. Materialise a single partition to
         evaluate one arm and seed again.
         """
-        line = pipeline.pipeline()
+        line, tracker = access.open(context)
         return run_stage(
             context,
             line.evaluation(line.units[context.partition_key]),
-            tracking.tracker(line),
+            tracker,
             describe=views.evaluation,
             inspect=_inspect,
             track=views.track_evaluation,
@@ -56,18 +55,17 @@ def build(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         group_name=groups.EVALUATION,
         kinds={"pytorch", "huggingface"},
         code_version="1",
+        required_resource_keys=access.keys,
         pool=groups.MODEL_POOL,
         check_specs=[_spec(UNTUNED_KEY)],
     )
-    def untuned_evaluation(
-        context: dg.AssetExecutionContext, pipeline: PipelineResource, tracking: TrackingResource
-    ) -> dg.MaterializeResult:
+    def untuned_evaluation(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         """Evaluate the base model before any tuning, to show what tuning adds at all."""
-        line = pipeline.pipeline()
+        line, tracker = access.open(context)
         return run_stage(
             context,
             line.evaluation(None),
-            tracking.tracker(line),
+            tracker,
             describe=views.evaluation,
             inspect=_inspect,
             track=views.track_evaluation,

@@ -4,32 +4,37 @@ import dagster as dg
 
 from assets import groups
 from selectit_dagster.platform import views
-from selectit_dagster.platform.resources import PipelineResource, TrackingResource
+from selectit_dagster.platform.resources import Access
 from selectit_dagster.platform.steps import run_stage
 
 KEY = dg.AssetKey("benchmark_questions")
 
 
-def build() -> dg.AssetsDefinition:
+def build(access: Access) -> dg.AssetsDefinition:
     """Return the asset that gathers the benchmarks' questions."""
 
-    @dg.asset(key=KEY, group_name=groups.DATA, kinds={"huggingface", "parquet"}, code_version="1")
-    def benchmark_questions(
-        context: dg.AssetExecutionContext, pipeline: PipelineResource, tracking: TrackingResource
-    ) -> dg.MaterializeResult:
+    @dg.asset(
+        key=KEY,
+        group_name=groups.DATA,
+        kinds={"huggingface", "parquet"},
+        code_version="1",
+        required_resource_keys=access.keys,
+    )
+    def benchmark_questions(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         """Gather the test questions of the experiment's benchmarks.
 
         The curated dataset depends on this, so no training record that shares a long
         n-gram with a test question is ever selected, and nobody has to remember to check.
         Materialise it after the list of benchmarks has changed.
         """
-        line = pipeline.pipeline()
+        line, tracker = access.open(context)
         return run_stage(
             context,
             line.questions(),
-            tracking.tracker(line),
+            tracker,
             data_file="questions.parquet",
             describe=views.nothing_more,
+            track=views.track_dataset("benchmarks"),
         )
 
     return benchmark_questions

@@ -10,13 +10,13 @@ from selectit_dagster.experiment import Experiment
 from selectit_dagster.platform import inspections, views
 from selectit_dagster.platform.inspections import Inspection
 from selectit_dagster.platform.pipeline import Stage
-from selectit_dagster.platform.resources import PipelineResource, TrackingResource
+from selectit_dagster.platform.resources import Access
 from selectit_dagster.platform.steps import run_stage
 
 KEY = dg.AssetKey("curated_dataset")
 
 
-def build(experiment: Experiment) -> dg.AssetsDefinition:
+def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
     """Return the asset that curates the raw dataset."""
     deps = [raw_dataset.KEY]
     if experiment.benchmarks:
@@ -28,6 +28,7 @@ def build(experiment: Experiment) -> dg.AssetsDefinition:
         group_name=groups.DATA,
         kinds={"parquet", "python"},
         code_version="1",
+        required_resource_keys=access.keys,
         check_specs=[
             dg.AssetCheckSpec(
                 "balance",
@@ -37,9 +38,7 @@ def build(experiment: Experiment) -> dg.AssetsDefinition:
             )
         ],
     )
-    def curated_dataset(
-        context: dg.AssetExecutionContext, pipeline: PipelineResource, tracking: TrackingResource
-    ) -> dg.MaterializeResult:
+    def curated_dataset(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         """Take out what must not be rated, and say what was taken out and why.
 
         Exact and near duplicates, records that share an n-gram with a benchmark question,
@@ -47,11 +46,11 @@ def build(experiment: Experiment) -> dg.AssetsDefinition:
         switched in the experiment's `curation` section; `dropped.jsonl` names each record
         that left. Records that stay leave byte for byte as they came.
         """
-        line = pipeline.pipeline()
+        line, tracker = access.open(context)
         return run_stage(
             context,
             line.curated(),
-            tracking.tracker(line),
+            tracker,
             data_file="records.parquet",
             describe=views.curated_dataset,
             inspect=_inspect,

@@ -3,16 +3,28 @@
 from collections.abc import Iterable
 
 import dagster as dg
+from pydantic import Field
 
 from assets import groups, selective_alpaca
 from selectit_dagster.artefacts import Manifest
 from selectit_dagster.platform import inspections, views
 from selectit_dagster.platform.inspections import Inspection
-from selectit_dagster.platform.pipeline import Pipeline, Stage
-from selectit_dagster.platform.resources import PipelineResource, TrackingResource
+from selectit_dagster.platform.pipeline import Overrides, Pipeline, Stage
+from selectit_dagster.platform.resources import Access
 from selectit_dagster.platform.steps import run_stage
 
 KEY = dg.AssetKey("lora_checkpoints")
+
+
+class TuningConfig(dg.Config):
+    """Settings that stand in for the experiment file's in this run."""
+
+    seed: int | None = Field(
+        None,
+        ge=0,
+        le=2**31 - 1,
+        description="another training seed than the partition's; its checkpoint is replaced",
+    )
 
 
 def partitions(pipeline: Pipeline) -> dg.StaticPartitionsDefinition:
@@ -28,7 +40,7 @@ def arm_mapping(pipeline: Pipeline) -> dg.StaticPartitionMapping:
     return dg.StaticPartitionMapping(table)
 
 
-def build(pipeline: Pipeline) -> dg.AssetsDefinition:
+def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
     """Return the asset that tunes the base model."""
     base = pipeline.tuning.base_model.path
     line_of = pipeline
@@ -40,6 +52,7 @@ def build(pipeline: Pipeline) -> dg.AssetsDefinition:
         group_name=groups.TUNING,
         kinds={"pytorch", "huggingface"},
         code_version="1",
+        required_resource_keys=access.keys,
         pool=groups.MODEL_POOL,
         metadata={"base_model": base},
         check_specs=[
@@ -52,7 +65,7 @@ def build(pipeline: Pipeline) -> dg.AssetsDefinition:
         ],
     )
     def lora_checkpoints(
-        context: dg.AssetExecutionContext, pipeline: PipelineResource, tracking: TrackingResource
+        context: dg.AssetExecutionContext, config: TuningConfig
     ) -> dg.MaterializeResult:
         """Tune the base model on one arm's subset with one training seed.
 
@@ -60,11 +73,11 @@ def build(pipeline: Pipeline) -> dg.AssetsDefinition:
         interrupted run resumes from its last resume point. Materialise a single partition
         to repeat one arm and seed.
         """
-        line = pipeline.pipeline()
+        line, tracker = access.open(context)
         return run_stage(
             context,
-            line.checkpoint(line.units[context.partition_key]),
-            tracking.tracker(line),
+            line.checkpoint(line.units[context.partition_key], Overrides(seed=config.seed)),
+            tracker,
             describe=views.checkpoint,
             inspect=lambda stage, manifest: _inspect(line, stage, manifest),
             track=views.track_checkpoint,

@@ -1,9 +1,11 @@
 """Fused ranking: the models' scores become one order of the records."""
 
 from collections.abc import Iterable
+from enum import Enum
+from typing import Any
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from assets import curated_dataset, groups, uncertainty_scores
 from selectit_dagster.artefacts import Manifest
@@ -11,43 +13,73 @@ from selectit_dagster.experiment import Experiment
 from selectit_dagster.platform import inspections, views
 from selectit_dagster.platform.inspections import Inspection
 from selectit_dagster.platform.pipeline import Overrides, Stage
-from selectit_dagster.platform.resources import PipelineResource, TrackingResource
+from selectit_dagster.platform.resources import Access
 from selectit_dagster.platform.steps import run_stage
 
 KEY = dg.AssetKey("ranking")
 
 
-class RankingConfig(dg.Config):
-    """What a launchpad run may change; nothing here needs a model."""
+# the launchpad offers the members and refuses anything else before the run starts
+Variant = Enum("Variant", {"paper": "paper", "released-code": "released-code"})
+Ablation = Enum("Ablation", {"none": "none", "sentence-r": "sentence-r", "model-r": "model-r"})
 
-    alpha: float | None = Field(
-        None, ge=0, description="weight of the disagreement between prompts; empty: as in the file"
-    )
-    num_prompts: int | None = Field(
-        None, ge=1, description="K: use the first K of the prompts that were scored"
-    )
-    variant: str | None = Field(
-        None, pattern="^(paper|released-code)$", description="`paper` or `released-code`"
-    )
-    ablation: str | None = Field(
-        None,
-        pattern="^(none|sentence-r|model-r)$",
-        description="`none`, `sentence-r` or `model-r`",
-    )
 
-    def overrides(self) -> Overrides:
-        """Return the values that were given."""
-        return Overrides(
-            alpha=self.alpha,
-            num_prompts=self.num_prompts,
-            variant=self.variant,
-            ablation=self.ablation,
+def config_type(experiment: Experiment) -> type[dg.Config]:
+    """Return what a launchpad run may change; nothing of it needs a model."""
+    known = experiment.rating.num_prompts
+    names = [model.name for model in experiment.scoring_models]
+
+    class RankingConfig(dg.Config):
+        """Settings that stand in for the experiment file's in this run."""
+
+        alpha: float | None = Field(
+            None,
+            ge=0,
+            le=100,
+            description="α, the weight of the disagreement between prompts: 0 to 100; "
+            f"the file says {experiment.rating.alpha}",
+        )
+        num_prompts: int | None = Field(
+            None,
+            ge=1,
+            le=known,
+            description=f"K: use the first K of the {known} prompts that were scored",
+        )
+        variant: Variant | None = Field(
+            None, description="the paper's formulas (`paper`) or the authors' (`released-code`)"
+        )
+        ablation: Ablation | None = Field(
+            None, description="what goes into the next level: `none`, `sentence-r`, `model-r`"
+        )
+        models: list[str] | None = Field(
+            None, min_length=1, description=f"fuse only these models; of {', '.join(names)}"
         )
 
+        @field_validator("models")
+        @classmethod
+        def _known(cls, value: list[str] | None) -> list[str] | None:
+            if unknown := sorted(set(value or ()) - set(names)):
+                raise ValueError(f"no scoring model {', '.join(unknown)}; there are {names}")
+            return value
 
-def build(experiment: Experiment) -> dg.AssetsDefinition:
+    return RankingConfig
+
+
+def overrides(config: Any) -> Overrides:  # noqa: ANN401 - the class is made per experiment
+    """Return the values that were given in the launchpad."""
+    return Overrides(
+        alpha=config.alpha,
+        num_prompts=config.num_prompts,
+        variant=config.variant and config.variant.value,
+        ablation=config.ablation and config.ablation.value,
+        models=tuple(config.models) if config.models is not None else None,
+    )
+
+
+def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
     """Return the asset that fuses the stored scores."""
     scores = [uncertainty_scores.key(model.name) for model in experiment.scoring_models]
+    RankingConfig = config_type(experiment)  # noqa: N806 - a class
 
     @dg.asset(
         key=KEY,
@@ -55,6 +87,7 @@ def build(experiment: Experiment) -> dg.AssetsDefinition:
         group_name=groups.RATING,
         kinds={"parquet", "python"},
         code_version="1",
+        required_resource_keys=access.keys,
         check_specs=[
             dg.AssetCheckSpec(
                 "every_record_accounted_for",
@@ -72,21 +105,19 @@ def build(experiment: Experiment) -> dg.AssetsDefinition:
     )
     def ranking(
         context: dg.AssetExecutionContext,
-        config: RankingConfig,
-        pipeline: PipelineResource,
-        tracking: TrackingResource,
+        config: RankingConfig,  # type: ignore[valid-type]
     ) -> dg.MaterializeResult:
         """Fuse the models' stored distributions into one score and one order.
 
         Token level, sentence level (the disagreement between prompts, weighted by α) and
         model level (weighted by parameter counts) of SelectIT. Nothing is scored again:
-        try another α, number of prompts or variant from the launchpad in seconds.
+        try another α, number of prompts, variant or set of models from the launchpad in seconds.
         """
-        line = pipeline.pipeline()
+        line, tracker = access.open(context)
         return run_stage(
             context,
-            line.ranking(config.overrides()),
-            tracking.tracker(line),
+            line.ranking(overrides(config)),
+            tracker,
             data_file="ranking.parquet",
             describe=views.ranking,
             inspect=_inspect,

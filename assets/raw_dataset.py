@@ -10,13 +10,13 @@ from selectit_dagster.experiment import Experiment
 from selectit_dagster.platform import inspections, views
 from selectit_dagster.platform.inspections import Inspection
 from selectit_dagster.platform.pipeline import Stage
-from selectit_dagster.platform.resources import PipelineResource, TrackingResource
+from selectit_dagster.platform.resources import Access
 from selectit_dagster.platform.steps import run_stage
 
 KEY = dg.AssetKey("raw_dataset")
 
 
-def build(experiment: Experiment) -> dg.AssetsDefinition:
+def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
     """Return the asset that reads the experiment's dataset."""
 
     @dg.asset(
@@ -24,6 +24,7 @@ def build(experiment: Experiment) -> dg.AssetsDefinition:
         group_name=groups.DATA,
         kinds={"huggingface", "parquet"},
         code_version="1",
+        required_resource_keys=access.keys,
         check_specs=[
             dg.AssetCheckSpec(
                 "balance",
@@ -34,20 +35,18 @@ def build(experiment: Experiment) -> dg.AssetsDefinition:
         ],
         metadata={"source": experiment.dataset.path, "license": experiment.dataset.license},
     )
-    def raw_dataset(
-        context: dg.AssetExecutionContext, pipeline: PipelineResource, tracking: TrackingResource
-    ) -> dg.MaterializeResult:
+    def raw_dataset(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         """Read the instruction dataset as it is.
 
         Materialise this after the source has changed. A record that cannot be used is in
         `rejected.jsonl` with its position, field and reason; above the experiment's
         `dataset.max_reject_share` the run stops here, before any model is loaded.
         """
-        line = pipeline.pipeline()
+        line, tracker = access.open(context)
         return run_stage(
             context,
             line.raw(),
-            tracking.tracker(line),
+            tracker,
             data_file="records.parquet",
             describe=views.raw_dataset,
             inspect=_inspect,

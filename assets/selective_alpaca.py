@@ -3,26 +3,45 @@
 from collections.abc import Iterable
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from assets import curated_dataset, groups, ranking
 from selectit_dagster.artefacts import Manifest
 from selectit_dagster.platform import inspections, views
 from selectit_dagster.platform.inspections import Inspection
 from selectit_dagster.platform.pipeline import Overrides, Pipeline, Stage
-from selectit_dagster.platform.resources import PipelineResource, TrackingResource
+from selectit_dagster.platform.resources import Access
 from selectit_dagster.platform.steps import run_stage
+from selectit_dagster.selection.select import needs_model
 
 KEY = dg.AssetKey("selective_alpaca")
 
 
 class SelectionConfig(dg.Config):
-    """What a launchpad run may change."""
+    """Settings that stand in for the experiment file's in this run."""
 
     share: float | None = Field(
-        None, gt=0, le=1, description="share of the ranked records; empty: as in the file"
+        None, gt=0, le=1, description="share of the ranked records: above 0, at most 1"
     )
     count: int | None = Field(None, ge=1, description="number of records instead of a share")
+    seed: int | None = Field(
+        None, ge=0, le=2**31 - 1, description="another draw; only for a random arm"
+    )
+    model: str | None = Field(
+        None,
+        description="scoring model of this arm; only for ifd, perplexity, diverse, token-level "
+        "and sentence-level",
+    )
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "SelectionConfig":
+        if self.share is not None and self.count is not None:
+            raise ValueError("give share or count, not both")
+        return self
+
+    def overrides(self) -> Overrides:
+        """Return the values that were given in the launchpad."""
+        return Overrides(share=self.share, count=self.count, seed=self.seed, model=self.model)
 
 
 def partitions(pipeline: Pipeline) -> dg.StaticPartitionsDefinition:
@@ -30,7 +49,12 @@ def partitions(pipeline: Pipeline) -> dg.StaticPartitionsDefinition:
     return dg.StaticPartitionsDefinition(list(pipeline.arms))
 
 
-def build(pipeline: Pipeline) -> dg.AssetsDefinition:
+def runs_a_model(pipeline: Pipeline) -> bool:
+    """Tell whether any arm loads a model while it selects."""
+    return any(needs_model(arm.kind) for arm in pipeline.experiment.selection.arms)
+
+
+def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
     """Return the asset that writes each arm's subset."""
 
     @dg.asset(
@@ -40,6 +64,8 @@ def build(pipeline: Pipeline) -> dg.AssetsDefinition:
         group_name=groups.SELECTION,
         kinds={"huggingface", "parquet"},
         code_version="1",
+        required_resource_keys=access.keys,
+        pool=groups.MODEL_POOL if runs_a_model(pipeline) else None,
         check_specs=[
             dg.AssetCheckSpec(
                 "subset_of_the_right_size",
@@ -50,10 +76,7 @@ def build(pipeline: Pipeline) -> dg.AssetsDefinition:
         ],
     )
     def selective_alpaca(
-        context: dg.AssetExecutionContext,
-        config: SelectionConfig,
-        pipeline: PipelineResource,
-        tracking: TrackingResource,
+        context: dg.AssetExecutionContext, config: SelectionConfig
     ) -> dg.MaterializeResult:
         """Write the dataset that an arm chose, best first, in the format it came in.
 
@@ -61,12 +84,11 @@ def build(pipeline: Pipeline) -> dg.AssetsDefinition:
         random draws, the longest responses, everything. Each folder holds the data as they
         were read, `dataset.parquet`, a dataset card and a manifest; `load_dataset` reads it.
         """
-        line = pipeline.pipeline()
-        overrides = Overrides(share=config.share, count=config.count)
+        line, tracker = access.open(context)
         return run_stage(
             context,
-            line.selected(context.partition_key, overrides),
-            tracking.tracker(line),
+            lambda: line.selected(context.partition_key, config.overrides()),
+            tracker,
             data_file="dataset.parquet",
             describe=views.selected,
             inspect=_inspect,

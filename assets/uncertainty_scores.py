@@ -10,7 +10,7 @@ from selectit_dagster.experiment import ScoringModel
 from selectit_dagster.platform import inspections, views
 from selectit_dagster.platform.inspections import Inspection
 from selectit_dagster.platform.pipeline import Stage
-from selectit_dagster.platform.resources import PipelineResource, TrackingResource
+from selectit_dagster.platform.resources import Access
 from selectit_dagster.platform.steps import run_stage
 
 PREFIX = "uncertainty_scores"
@@ -26,7 +26,7 @@ def key(model: str) -> dg.AssetKey:
     return dg.AssetKey([PREFIX, asset_name(model)])
 
 
-def build(model: ScoringModel) -> dg.AssetsDefinition:
+def build(model: ScoringModel, access: Access) -> dg.AssetsDefinition:
     """Return the asset that rates the curated dataset with ``model``."""
     name = model.name
     own_key = key(name)
@@ -37,6 +37,7 @@ def build(model: ScoringModel) -> dg.AssetsDefinition:
         group_name=groups.RATING,
         kinds={"pytorch", "huggingface"},
         code_version="1",
+        required_resource_keys=access.keys,
         pool=groups.MODEL_POOL,
         description=(
             f"Rate every curated record with **{name}** (`{model.path}`) under each rating prompt."
@@ -61,14 +62,12 @@ def build(model: ScoringModel) -> dg.AssetsDefinition:
             ),
         ],
     )
-    def uncertainty_scores(
-        context: dg.AssetExecutionContext, pipeline: PipelineResource, tracking: TrackingResource
-    ) -> dg.MaterializeResult:
-        line = pipeline.pipeline()
+    def uncertainty_scores(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        line, tracker = access.open(context)
         return run_stage(
             context,
             line.scores(name),
-            tracking.tracker(line),
+            tracker,
             describe=views.uncertainty_scores,
             inspect=_inspect,
             track=views.track_scores,

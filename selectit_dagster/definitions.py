@@ -15,8 +15,9 @@ from assets import build_assets
 from selectit_dagster.experiment import load_experiment
 from selectit_dagster.home import Home, home_root
 from selectit_dagster.platform import automation
+from selectit_dagster.platform.closing import closing_sensors
 from selectit_dagster.platform.pipeline import Pipeline
-from selectit_dagster.platform.resources import PipelineResource, TrackingResource
+from selectit_dagster.platform.resources import Access, PipelineResource, TrackingResource
 
 DEFAULT_EXPERIMENT = Path(__file__).resolve().parents[1] / "experiments" / "default.yaml"
 
@@ -43,7 +44,8 @@ def build_defs(
     home:
         Where artefacts lie; ``$SELECTIT_HOME`` or ``./.selectit`` when None.
     key_prefix:
-        Put before every asset key, for use inside another project.
+        Put before every asset key (``team`` or ``team/alpaca``) and into every other name,
+        for use inside another project.
     mlflow_uri, mlflow_ui_url:
         Tracking URI and browser address; empty for the experiment's own.
 
@@ -55,29 +57,33 @@ def build_defs(
     path = Path(experiment_file).resolve()
     experiment = load_experiment(path)
     pipeline = Pipeline(experiment, Home(home_root(home), experiment.name))
-    assets = build_assets(pipeline)
-    resources = {
-        "pipeline": PipelineResource(experiment_file=str(path), home=str(pipeline.home.root)),
-        "tracking": TrackingResource(uri=mlflow_uri, ui_url=mlflow_ui_url),
-    }
+    access = Access.of(key_prefix)
+    place = PipelineResource(experiment_file=str(path), home=str(pipeline.home.root))
+    tracking = TrackingResource(uri=mlflow_uri, ui_url=mlflow_ui_url)
+    assets = automation.with_conditions(build_assets(pipeline, access))
+    assets = [_prefixed(asset, assets, access) for asset in assets]
+    jobs = automation.jobs(pipeline, access)
     return dg.Definitions(
-        assets=_prefixed(automation.with_conditions(assets), key_prefix),
-        jobs=automation.jobs(pipeline, key_prefix),
-        schedules=automation.schedules(pipeline),
-        sensors=automation.sensors(pipeline),
-        resources=resources,
+        assets=assets,
+        jobs=list(jobs.values()),
+        schedules=automation.schedules(pipeline, access, jobs["reselect"]),
+        sensors=[
+            automation.source_sensor(pipeline, access, jobs["reselect"]),
+            automation.automation_sensor(assets, access),
+            *closing_sensors(access, place, tracking),
+        ],
+        resources={access.pipeline: place, access.tracking: tracking},
     )
 
 
 def _prefixed(
-    assets: list[dg.AssetsDefinition], key_prefix: str | None
-) -> list[dg.AssetsDefinition]:
-    """Return the assets with ``key_prefix`` before every key, also of what they depend on."""
-    if key_prefix is None:
-        return assets
-    keys = {key for asset in assets for key in asset.keys}
-    replacements = {key: key.with_prefix(key_prefix) for key in keys}
-    return [asset.with_attributes(asset_key_replacements=replacements) for asset in assets]
+    asset: dg.AssetsDefinition, assets: list[dg.AssetsDefinition], access: Access
+) -> dg.AssetsDefinition:
+    """Return an asset with the prefix before its key and those of what it depends on."""
+    if not access.prefix:
+        return asset
+    ours = {key for other in assets for key in other.keys}
+    return asset.with_attributes(asset_key_replacements={k: access.key(*k.path) for k in ours})
 
 
 @dg.definitions

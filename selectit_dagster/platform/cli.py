@@ -83,11 +83,9 @@ def run_command(
             )
         )
         return
-    command = "selectit ui" if experiment else "make ui"
-    if experiment:
-        command += f" {experiment}"
-    if home is not None:
-        command += f" --home {home}"
+    command = "make ui" if experiment is None and home is None else "selectit ui"
+    command += f" {experiment}" if experiment is not None else ""
+    command += f" --home {home}" if home is not None else ""
     click.echo(summary(outcome, command))
 
 

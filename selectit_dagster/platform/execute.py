@@ -11,9 +11,11 @@ import dagster as dg
 
 from assets.uncertainty_scores import asset_name
 from selectit_dagster.definitions import build_defs
+from selectit_dagster.platform.closing import close_run
 from selectit_dagster.platform.pipeline import Pipeline, Stage
 from selectit_dagster.platform.resources import make_tracker
 from selectit_dagster.platform.run import StageFailedError
+from selectit_dagster.platform.workers import PROCESS_TAG
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -55,13 +57,20 @@ def execute(
             partition_key=partition,
             run_config=_QUIET,
             raise_on_error=False,
-            tags={"selectit/launch": launch, "selectit/what": _what(stages)},
+            tags={
+                "selectit/launch": launch,
+                "selectit/what": _what(stages),
+                PROCESS_TAG: str(os.getpid()),
+            },
         )
         status = "FINISHED" if result.success else "FAILED"
     finally:
         run_id = result.run_id if result is not None else _last_run(instance, launch)
-        if run_id is not None and pipeline.experiment.tracking.enabled:
-            tracker.close_run(run_id, status)
+        run = instance.get_run_by_id(run_id) if run_id is not None else None
+        if run is not None and run.is_finished:
+            close_run(instance, run, tracker)
+        elif run is not None:
+            tracker.close_run(run.run_id, status)
     if not result.success:
         raise _failure(result, stages)
     return len(tracker.failures()) - before

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import dagster as dg
 
 # One model in memory at a time: the default limit of a pool is 1. Run monitoring frees what
-# a killed worker held. Steps are not retried by the run: assets say themselves what is
-# transient.
+# a killed worker held; the launcher is Dagster's own, which here also notices that a worker is
+# gone. Steps are not retried by the run: assets say themselves what is transient.
 DAGSTER_YAML = """\
 # Written by selectit when this home was made; edit it as you like.
 telemetry:
@@ -30,9 +30,14 @@ concurrency:
     granularity: op
   runs:
     max_concurrent_runs: 2
+run_launcher:
+  module: selectit_dagster.platform.workers
+  class: WatchedRunLauncher
 run_monitoring:
   enabled: true
+  poll_interval_seconds: 30
   start_timeout_seconds: 300
+  cancel_timeout_seconds: 120
   free_slots_after_run_end_seconds: 60
 run_retries:
   enabled: true

@@ -14,6 +14,23 @@ from selectit_dagster.artefacts import Manifest
 _CELL = 160
 _MAX_PNG = 74_000  # base64 makes it a third larger; pages stay under 100 kB per picture
 Metadata = dict[str, Any]
+_MEANINGS = {
+    "record_id": "the record's own id, else a hash of its content",
+    "position": "place in the source, from 0",
+    "instruction": "what was asked",
+    "input": "further input to the instruction",
+    "response": "the answer that is rated",
+    "raw": "the record byte for byte as it was read",
+    "prompt_index": "rating prompt, from 0",
+    "probabilities": "of the ratings 1 to R, given that the answer is a rating",
+    "rating_mass": "probability of all rating tokens together, in the full vocabulary",
+    "status": "ok, too_long or failed",
+    "reason": "why there is no score",
+    "rank": "1 is best; null where the record was not ranked",
+    "score": "model level of SelectIT; in an evaluation, the question's score",
+    "sentence_score": "sentence level of SelectIT, per model",
+    "question_id": "the question within its benchmark",
+}
 
 
 def shorten(value: Any, limit: int = _CELL) -> str:  # noqa: ANN401 - any cell
@@ -39,7 +56,12 @@ def column_schema(path: Path) -> dg.TableSchema:
 
     return dg.TableSchema(
         [
-            dg.TableColumn(field.name, str(field.type), constraints=_constraints(field.nullable))
+            dg.TableColumn(
+                field.name,
+                str(field.type),
+                description=_MEANINGS.get(field.name),
+                constraints=_constraints(field.nullable),
+            )
             for field in pq.read_schema(path)
         ]
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.artefacts import Fingerprint, Manifest, is_current, read_manifest
+from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import Arm, Experiment, RatingSection, TuningSection
 from selectit_dagster.files import staged_folder
 from selectit_dagster.home import Home
@@ -76,8 +77,11 @@ class Overrides:
     num_prompts: int | None = None
     variant: str | None = None
     ablation: str | None = None
+    models: tuple[str, ...] | None = None
     share: float | None = None
     count: int | None = None
+    seed: int | None = None
+    model: str | None = None
 
     def given(self) -> dict[str, Any]:
         """Return the overrides that were set."""
@@ -204,23 +208,22 @@ class Pipeline:
     def _score_folders(self) -> tuple[tuple[str, Path], ...]:
         return tuple((m.name, self.home.scores(m.name)) for m in self.experiment.scoring_models)
 
-    def _thetas(self) -> tuple[tuple[str, float], ...]:
-        models = self.experiment.scoring_models
-        return tuple((m.name, m.theta) for m in models if m.theta is not None)
-
     def _ranking_request(self, overrides: Overrides | None) -> RankingRequest:
         from selectit_dagster.selection.ranking import RankingRequest
 
         rating = apply_overrides(self.experiment.rating, overrides)
+        models = self.experiment.scoring_models
+        if overrides is not None and overrides.models is not None:
+            models = tuple(model for model in models if model.name in overrides.models)
         return RankingRequest(
             records=self.home.curated,
-            scores=self._score_folders(),
+            scores=tuple((model.name, self.home.scores(model.name)) for model in models),
             num_prompts=rating.num_prompts,
             num_ratings=rating.num_ratings,
             alpha=rating.alpha,
             variant=rating.variant,
             ablation=rating.ablation,
-            thetas=self._thetas(),
+            thetas=tuple((m.name, m.theta) for m in models if m.theta is not None),
         )
 
     def ranking(self, overrides: Overrides | None = None, *, folder: Path | None = None) -> Stage:
@@ -236,7 +239,10 @@ class Pipeline:
             fingerprint=lambda: engine.ranking_fingerprint(request),
             run=lambda progress: engine.rank(request, out, progress),
             unit="records",
-            settings={"rating": {name: getattr(request, name) for name in fields}},
+            settings={
+                "rating": {name: getattr(request, name) for name in fields},
+                "models": [name for name, _ in request.scores],
+            },
         )
 
     def sensitivity(self) -> Stage:
@@ -271,7 +277,7 @@ class Pipeline:
         """
         from selectit_dagster.selection import select as engine
 
-        spec, seed = self.arms[arm]
+        spec, seed = self._arm(arm, overrides)
         rule, size = _size(self.experiment, overrides)
         request = engine.SelectionRequest(
             arm=arm,
@@ -302,6 +308,36 @@ class Pipeline:
             settings={"arm": spec.model_dump(mode="json"), "size": {rule: size}, "seed": seed},
         )
 
+    def _arm(self, name: str, overrides: Overrides | None) -> tuple[Arm, int | None]:
+        """Return an arm and its draw, with the launchpad's model or seed in place.
+
+        Raises
+        ------
+        UserError
+            When the arm has no use for the given seed or model, or there is no such model.
+        """
+        arm, seed = self.arms[name]
+        if overrides is None:
+            return arm, seed
+        if overrides.seed is not None:
+            if seed is None:
+                raise UserError(
+                    f"seed {overrides.seed} was given for the arm {name}, which draws nothing",
+                    hint="give a seed for a partition random-N only",
+                )
+            seed = overrides.seed
+        if overrides.model is not None:
+            known = [model.name for model in self.experiment.scoring_models]
+            if arm.kind in ("selectit", "random", "longest", "full"):
+                raise UserError(
+                    f"model {overrides.model} was given for the arm {name}, which takes none",
+                    hint="to fuse other models, materialise `ranking` with `models`",
+                )
+            if overrides.model not in known:
+                raise UserError(f"no scoring model {overrides.model}; there are {known}")
+            arm = arm.model_copy(update={"model": overrides.model})
+        return arm, seed
+
     def _arm_model(self, arm: Arm) -> Any:  # noqa: ANN401 - ScoringModel or None
         """Return the model an arm asks for: the named one, else the last scoring model.
 
@@ -323,12 +359,16 @@ class Pipeline:
             "rating": experiment.rating.model_dump(mode="json"),
         }
 
-    def checkpoint(self, unit: Unit) -> Stage:
-        """Build the stage that tunes the base model on one arm with one training seed."""
+    def checkpoint(self, unit: Unit, overrides: Overrides | None = None) -> Stage:
+        """Build the stage that tunes the base model on one arm with one training seed.
+
+        Another seed in ``overrides`` stands in for the unit's, in the unit's own folder.
+        """
         from selectit_dagster.tuning import tune as engine
 
         tuning = self.tuning
-        request = engine.TuningRequest(self.home.selected(unit.arm), tuning, unit.seed)
+        seed = overrides.seed if overrides is not None and overrides.seed is not None else unit.seed
+        request = engine.TuningRequest(self.home.selected(unit.arm), tuning, seed)
         folder = self.home.checkpoint(unit.arm, unit.seed)
         return Stage(
             asset="lora_checkpoints",
@@ -337,7 +377,7 @@ class Pipeline:
             fingerprint=lambda: engine.tuning_fingerprint(request),
             run=lambda progress: engine.tune(request, folder, progress),
             unit="steps",
-            settings={"tuning": tuning.model_dump(mode="json"), "arm": unit.arm, "seed": unit.seed},
+            settings={"tuning": tuning.model_dump(mode="json"), "arm": unit.arm, "seed": seed},
         )
 
     @property

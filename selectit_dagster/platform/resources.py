@@ -1,16 +1,19 @@
 """Dagster resources: they hold settings and return plain objects of this project."""
 
+from __future__ import annotations
+
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
 from selectit_dagster.experiment import load_experiment
 from selectit_dagster.home import Home, home_root
+from selectit_dagster.platform.addresses import dagster_address, mlflow_address
 from selectit_dagster.platform.pipeline import Pipeline
 from selectit_dagster.platform.tracking import Tracker
-
-DEFAULT_UI_URL = "http://127.0.0.1:5000"
 
 
 class PipelineResource(dg.ConfigurableResource):
@@ -40,17 +43,68 @@ class TrackingResource(dg.ConfigurableResource):
         return make_tracker(pipeline, uri=self.uri, ui_url=self.ui_url)
 
 
+@dataclass(frozen=True)
+class Access:
+    """How assets, jobs and sensors of one component find their own names and resources.
+
+    Attributes
+    ----------
+    prefix:
+        Parts put before every asset key. They also come before the names of jobs, sensors and
+        resources, so that a project can hold several components beside its own definitions.
+    """
+
+    prefix: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, key_prefix: str | None) -> Access:
+        """Return the access for a prefix as a user writes it: ``team`` or ``team/alpaca``."""
+        return cls(tuple(part for part in (key_prefix or "").split("/") if part))
+
+    @property
+    def pipeline(self) -> str:
+        """Key of the :class:`PipelineResource`."""
+        return self.name("selectit_pipeline")
+
+    @property
+    def tracking(self) -> str:
+        """Key of the :class:`TrackingResource`."""
+        return self.name("selectit_tracking")
+
+    @property
+    def keys(self) -> set[str]:
+        """Keys of the resources that every asset needs."""
+        return {self.pipeline, self.tracking}
+
+    def name(self, name: str) -> str:
+        """Return the name of a job, sensor, schedule or resource."""
+        parts = (*self.prefix, name)
+        return "_".join("".join(c if c.isalnum() else "_" for c in part) for part in parts)
+
+    def key(self, *path: str) -> dg.AssetKey:
+        """Return an asset's key."""
+        return dg.AssetKey([*self.prefix, *path])
+
+    def open(self, context: Any) -> tuple[Pipeline, Tracker]:  # noqa: ANN401 - any Dagster context
+        """Return the pipeline as the experiment file stands now, and its tracker."""
+        line = getattr(context.resources, self.pipeline).pipeline()
+        return line, getattr(context.resources, self.tracking).tracker(line)
+
+
 def make_tracker(pipeline: Pipeline, *, uri: str = "", ui_url: str = "") -> Tracker:
     """Return the tracker that an experiment asks for."""
     section = pipeline.experiment.tracking
     folder = pipeline.home.mlflow
     default = f"sqlite:///{folder / 'mlflow.db'}"
+    uri = uri or section.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+    own_page = uri if uri.startswith("http") else mlflow_address(pipeline.home.root)
     return Tracker(
-        uri=uri or section.uri or os.environ.get("MLFLOW_TRACKING_URI") or default,
+        uri=uri,
         experiment=section.experiment or pipeline.experiment.name,
         folder=folder,
         ui_url=(
-            ui_url or section.ui_url or os.environ.get("SELECTIT_MLFLOW_UI") or DEFAULT_UI_URL
+            ui_url or section.ui_url or os.environ.get("SELECTIT_MLFLOW_UI") or own_page
         ).rstrip("/"),
+        dagster_url=dagster_address(pipeline.home.root),
         enabled=section.enabled,
     )

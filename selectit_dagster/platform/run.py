@@ -197,7 +197,16 @@ class _Session:
 
             self._stack = contextlib.ExitStack()
             self._instance = self._stack.enter_context(open_instance(self.pipeline.home.dagster))
+            self._end_abandoned()
         return self._instance
+
+    def _end_abandoned(self) -> None:
+        """Close what a killed process left open; there may be no daemon to do it."""
+        from selectit_dagster.platform.closing import fail_abandoned
+        from selectit_dagster.platform.resources import make_tracker
+
+        for run_id in fail_abandoned(self._instance, make_tracker(self.pipeline)):
+            say(f"  run {run_id[:8]} had been killed; it is closed now and goes on here")
 
     def close(self) -> None:
         """Close the instance."""

@@ -6,8 +6,9 @@ ones are retried by Dagster and resume from what the engine stored.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import dagster as dg
 
@@ -17,11 +18,12 @@ from selectit_dagster.platform.inspections import Inspection
 from selectit_dagster.platform.metadata import Metadata, base_metadata
 from selectit_dagster.platform.pipeline import Stage
 from selectit_dagster.platform.tracking import TrackedRun, Tracker, record_manifest
+from selectit_dagster.platform.workers import ended_with_parent
 from selectit_dagster.progress import Reporter
 
-# where a browser finds Dagster when nobody says it: `selectit ui` prefers this port
-DEFAULT_DAGSTER_URL = "http://127.0.0.1:3000"
 _TRANSIENT = (TransientError, ConnectionError, TimeoutError)
+_RETRIES = 3
+_RETRY_SECONDS = 10
 
 
 Inspect = Callable[[Stage, Manifest], Iterable[Inspection]]
@@ -43,7 +45,7 @@ def _no_tracking(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
 
 def run_stage(
     context: dg.AssetExecutionContext,
-    stage: Stage,
+    asked: Stage | Callable[[], Stage],
     tracking: Tracker,
     *,
     data_file: str | None = None,
@@ -53,6 +55,8 @@ def run_stage(
 ) -> dg.MaterializeResult:
     """Run one stage under its own MLflow run and return what Dagster stores of it.
 
+    ``asked`` is a function where building the stage can find fault with the launchpad's values.
+
     Raises
     ------
     dagster.Failure
@@ -60,11 +64,13 @@ def run_stage(
     dagster.RetryRequested
         For a transient one.
     """
+    with _permanent():
+        stage = asked if isinstance(asked, Stage) else asked()
     parent = _parent(context, tracking)
     # the partition first: MLflow's tables cut long names off at the end
     name = f"{stage.partition} · {stage.asset}" if stage.partition else stage.asset
     name = f"{name} · {context.run.run_id[:8]}"
-    with tracking.asset_run(parent, name, _tags(context, stage)) as run:
+    with tracking.asset_run(parent, name, _tags(context, stage, tracking.dagster_url)) as run:
         run.params(stage.settings)
         reporter = Reporter(
             stage.title,
@@ -75,16 +81,19 @@ def run_stage(
             ),
         )
         manifest = _guarded(stage, reporter)
-        record_manifest(run, manifest, stage.folder)
+        # what is particular to the stage first: MLflow's plots begin with what came first
         track(run, stage, manifest)
+        record_manifest(run, manifest, stage.folder)
         checks = [_check(context, i) for i in inspect(stage, manifest)]
         run.tags({f"check.{c.check_name}": "passed" if c.passed else "FAILED" for c in checks})
+        _save_comparison(context, stage, tracking, run)
     metadata: Metadata = {}
     if run.url is not None:  # first: it stands above the tables and plots
         metadata["mlflow_run"] = dg.MetadataValue.url(run.url)
         metadata.update({name: dg.MetadataValue.url(link) for name, link in run.links.items()})
     metadata.update(base_metadata(manifest, stage.folder, data_file))
     metadata.update(describe(stage, manifest))
+    metadata = {name: _in_project(context, stage, value) for name, value in metadata.items()}
     return dg.MaterializeResult(
         asset_key=context.asset_key,
         data_version=dg.DataVersion(manifest.digest),
@@ -93,25 +102,66 @@ def run_stage(
     )
 
 
-def _guarded(stage: Stage, reporter: Reporter) -> Manifest:
+@contextlib.contextmanager
+def _permanent() -> Iterator[None]:
+    """Turn what the user must mend into a failure that is not tried again."""
     try:
-        return stage.run(reporter)
+        yield
     except UserError as error:
         raise dg.Failure(
             description=str(error), metadata={"remedy": error.hint or "-"}, allow_retries=False
         ) from error
+
+
+def _guarded(stage: Stage, reporter: Reporter) -> Manifest:
+    try:
+        with _permanent(), ended_with_parent():
+            return stage.run(reporter)
     except _TRANSIENT as error:
-        raise dg.RetryRequested(max_retries=3, seconds_to_wait=10) from error
+        raise dg.RetryRequested(max_retries=_RETRIES, seconds_to_wait=_RETRY_SECONDS) from error
 
 
-def _tags(context: dg.AssetExecutionContext, stage: Stage) -> dict[str, str]:
+def _in_project(context: dg.AssetExecutionContext, stage: Stage, value: Any) -> Any:  # noqa: ANN401
+    """Return a metadata value with this project's key prefix before the assets of a lineage."""
+    if not isinstance(value, dg.TableColumnLineage):
+        return value
+    prefix = context.asset_key.path[: -len(stage.asset.split("/"))]
+    return dg.TableColumnLineage(
+        {
+            column: [
+                dg.TableColumnDep(dg.AssetKey([*prefix, *dep.asset_key.path]), dep.column_name)
+                for dep in deps
+            ]
+            for column, deps in value.deps_by_column.items()
+        }
+    )
+
+
+def _save_comparison(
+    context: dg.AssetExecutionContext, stage: Stage, tracking: Tracker, run: TrackedRun
+) -> None:
+    """Save a link that compares this run with its like: other partitions, or earlier runs.
+
+    It stands on the asset's page, with the Dagster run as a tag, and in the description of
+    its parent in MLflow.
+    """
+    tracking.supersede(stage.asset, stage.partition, run)
+    link = run.links.get("mlflow_comparison") or tracking.comparison_link(stage.asset, run)
+    if link is None:
+        return
+    run.links["mlflow_comparison"] = link
+    context.instance.add_run_tags(context.run.run_id, {"mlflow/comparison": link})
+    tracking.remember_comparison(context.run.run_id, stage.asset, link)
+
+
+def _tags(context: dg.AssetExecutionContext, stage: Stage, address: str) -> dict[str, str]:
     tags = {
         "dagster.run_id": context.run.run_id,
         "dagster.asset_key": context.asset_key.to_user_string(),
         "dagster.attempt": str(context.retry_number + 1),
         "code_version": str(context.assets_def.code_versions_by_key.get(context.asset_key) or ""),
         "asset": stage.asset,
-        "mlflow.note.content": _way_back(context),
+        "mlflow.note.content": _way_back(context, address),
     }
     if stage.partition:
         tags["dagster.partition"] = stage.partition
@@ -121,9 +171,8 @@ def _tags(context: dg.AssetExecutionContext, stage: Stage) -> dict[str, str]:
     return tags
 
 
-def _way_back(context: dg.AssetExecutionContext) -> str:
+def _way_back(context: dg.AssetExecutionContext, address: str) -> str:
     """Return the run's description in MLflow: links to the Dagster run and to the asset."""
-    address = (os.environ.get("SELECTIT_DAGSTER_UI") or DEFAULT_DAGSTER_URL).rstrip("/")
     asset = "/".join(context.asset_key.path)
     return (
         f"[Dagster run {context.run.run_id[:8]}]({address}/runs/{context.run.run_id}), "
@@ -138,7 +187,12 @@ def _parent(context: dg.AssetExecutionContext, tracking: Tracker) -> str | None:
     known = run.tags.get("mlflow/run_id")
     if known:
         return known
-    tags = {"dagster.job": run.job_name, "selectit.launch": run.tags.get("selectit/launch", "")}
+    tags = {
+        "dagster.job": run.job_name,
+        "selectit.launch": run.tags.get("selectit/launch", ""),
+        "mlflow.note.content": f"[Dagster run {run.run_id[:8]}]"
+        f"({tracking.dagster_url}/runs/{run.run_id})",
+    }
     parent = tracking.parent(run.run_id, f"{what} · {run.run_id[:8]}", tags)
     if parent is not None:
         context.instance.add_run_tags(

@@ -18,6 +18,7 @@ import os
 import socket
 import sqlite3
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ _ATTEMPTS = 3
 # MLflow's page has two faces; runs and metrics are on the one that is not for chats
 _TRAINING = "workflowType=machine_learning"
 _MAX_PARAM = 6000  # MLflow's own limit for the value of a parameter
+_EARLIER = 5  # runs of an asset without partitions that a comparison shows
+_SAMPLE_SECONDS = 10  # between two samples of the system's load
 _BATCH = 100  # MLflow's own limit for parameters in one call
 # MLflow's own patience with a server that is gone is minutes per call; work must not wait so
 # long for its notes
@@ -178,6 +181,22 @@ class TrackedRun:
             lambda: self.tracker.client.log_artifact(self.run_id, str(path), folder),
         )
 
+    def figure(self, png: bytes, name: str) -> None:
+        """Store a picture under ``plots/``."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{name}.png"
+            write_bytes(path, png)
+            self.artifact(path, "plots")
+
+    def table(self, rows: list[dict[str, Any]], name: str) -> None:
+        """Store rows as a table that MLflow's page shows and searches."""
+        if rows:
+            columns = {key: [row.get(key) for row in rows] for key in rows[0]}
+            self._do(f"store {name}", self._log_table, columns, name)
+
+    def _log_table(self, columns: dict[str, list[Any]], name: str) -> None:
+        self.tracker.client.log_table(self.run_id, columns, f"{name}.json")
+
     def dataset(self, name: str, digest: str, source: Path | str, rows: int, context: str) -> None:
         """Log a dataset input with a digest over its full content (36 characters of it)."""
         self._do("log dataset", self._log_dataset, name, digest, str(source), rows, context)
@@ -262,14 +281,15 @@ class Tracker:
         Name of the MLflow experiment.
     folder:
         Folder for locks, notes of failures and, with sqlite, the artefacts.
-    ui_url:
-        Address under which a browser finds MLflow.
+    ui_url, dagster_url:
+        Addresses under which a browser finds MLflow and Dagster.
     """
 
     uri: str
     experiment: str
     folder: Path
     ui_url: str
+    dagster_url: str = ""
     enabled: bool = True
     wait: Callable[[float], None] = time.sleep
     _client: Any = field(default=None, repr=False)
@@ -363,14 +383,16 @@ class Tracker:
         """Return the address of a run's page."""
         return f"{self.ui_url}/#/experiments/{self.experiment_id}/runs/{run_id}?{_TRAINING}"
 
-    def comparison_link(self, asset: str) -> str | None:
-        """Return the address that compares an asset's newest runs, one per partition.
+    def comparison_link(self, asset: str, run: TrackedRun | None = None) -> str | None:
+        """Return the address that compares the newest runs of an asset.
 
-        None with fewer than two of them, or when the store does not answer.
+        One run per partition; of an asset without partitions the last few, so that two
+        rankings with another α stand side by side. ``run`` is one that is still going on.
+        None with fewer than two runs, or when the store does not answer.
         """
-        if not self.enabled:
+        if not self.enabled or (run is not None and run.run_id is None):
             return None
-        runs = self.attempt("find runs to compare", self._newest_runs, asset) or []
+        runs = self.attempt("find runs to compare", self._comparable, asset, run) or []
         if len(runs) < 2:
             return None
         chosen = quote(json.dumps(runs))
@@ -378,17 +400,89 @@ class Tracker:
         address = f"{self.ui_url}/#/compare-runs?runs={chosen}&experiments={experiments}"
         return f"{address}&{_TRAINING}"
 
-    def _newest_runs(self, asset: str) -> list[str]:
+    def _comparable(self, asset: str, run: TrackedRun | None) -> list[str]:
         found = self.client.search_runs(
             [self.experiment_id],
             filter_string=f"tags.asset = '{asset}' and attributes.status = 'FINISHED'",
             order_by=["attributes.start_time DESC"],
             max_results=1000,
         )
+        if run is not None:
+            found = [self.client.get_run(run.run_id), *found]
         newest: dict[str, str] = {}
-        for run in found:
-            newest.setdefault(run.data.tags.get("dagster.partition", ""), run.info.run_id)
+        for entry in found:
+            newest.setdefault(entry.data.tags.get("dagster.partition", ""), entry.info.run_id)
+        if set(newest) == {""}:
+            return [entry.info.run_id for entry in found[:_EARLIER]]
         return [newest[partition] for partition in sorted(newest)]
+
+    def supersede(self, asset: str, partition: str | None, run: TrackedRun) -> None:
+        """Tag a run ``current = yes`` and the earlier ones of its asset and partition ``no``."""
+        if run.run_id is not None:
+            self.attempt("tag what is current", self._supersede, asset, partition, run.run_id)
+
+    def _supersede(self, asset: str, partition: str | None, run_id: str) -> None:
+        same = [f"tags.asset = '{asset}'", "tags.current = 'yes'"]
+        same += [f"tags.`dagster.partition` = '{partition}'"] if partition else []
+        for old in self.client.search_runs([self.experiment_id], filter_string=" and ".join(same)):
+            self.client.set_tag(old.info.run_id, "current", "no")
+        self.client.set_tag(run_id, "current", "yes")
+
+    def save_view(self, name: str, search: str, columns: list[str], group: str) -> str | None:
+        """Save a view of the experiment's page and return its address.
+
+        Parameters
+        ----------
+        name:
+            Key of the view in its address.
+        search:
+            MLflow's filter of the runs.
+        columns:
+            Columns of the table, as ``kind.name``.
+        group:
+            Tag by which runs are grouped; a group shows the mean of its runs.
+        """
+        return self.attempt("save a view", self._save_view, name, search, columns, group)
+
+    def _save_view(self, name: str, search: str, columns: list[str], group: str) -> str:
+        by_tag = {"mode": "tag", "groupByData": group}
+        state = {
+            "searchFilter": search,
+            "selectedColumns": [".`".join(column.split(".", 1)) + "`" for column in columns],
+            "groupBy": {"aggregateFunction": "average", "groupByKeys": [by_tag]},
+        }
+        tag = f"mlflow.sharedViewState.{name}"
+        self.client.set_experiment_tag(self.experiment_id, tag, json.dumps(state))
+        place = f"{self.ui_url}/#/experiments/{self.experiment_id}/runs"
+        return f"{place}?viewStateShareKey={name}&{_TRAINING}"
+
+    def remember_comparison(self, dagster_run_id: str, asset: str, link: str) -> None:
+        """Write a comparison's link into the description of a Dagster run's parent."""
+        self._note_on_parent(dagster_run_id, f"compare.{asset}", f"[Compare {asset}]({link})")
+
+    def remember_remedy(self, dagster_run_id: str, text: str) -> None:
+        """Write what to do next into the description of a failed Dagster run's parent."""
+        self._note_on_parent(dagster_run_id, "remedy", text)
+
+    def _note_on_parent(self, dagster_run_id: str, name: str, text: str) -> None:
+        if self.enabled and self.knows(dagster_run_id):
+            self.attempt("describe the parent run", self._describe, dagster_run_id, name, text)
+
+    def _describe(self, dagster_run_id: str, name: str, text: str) -> None:
+        file = self._parent_note(dagster_run_id)
+        with self._lock("parents"):
+            note = json.loads(file.read_text(encoding="utf-8"))
+            note.setdefault("lines", {})[name] = text
+            write_json(file, note)
+            described = "\n\n".join(note["lines"].values())
+            self.client.set_tag(note["run_id"], "mlflow.note.content", described)
+
+    def _parent_note(self, dagster_run_id: str) -> Path:
+        return self.folder / "parents" / f"{dagster_run_id}.json"
+
+    def knows(self, dagster_run_id: str) -> bool:
+        """Tell whether a Dagster run has runs here, without asking the store."""
+        return self._parent_note(dagster_run_id).exists()
 
     def parent(self, dagster_run_id: str, name: str, tags: dict[str, str]) -> str | None:
         """Return the parent run of a Dagster run, made by whichever step comes first."""
@@ -397,7 +491,7 @@ class Tracker:
         return self.attempt("open the parent run", self._parent, dagster_run_id, name, tags)
 
     def _parent(self, dagster_run_id: str, name: str, tags: dict[str, str]) -> str:
-        note = self.folder / "parents" / f"{dagster_run_id}.json"
+        note = self._parent_note(dagster_run_id)
         with self._lock("parents"):
             if note.exists():
                 return str(json.loads(note.read_text(encoding="utf-8"))["run_id"])
@@ -406,7 +500,9 @@ class Tracker:
                 run_name=name,
                 tags={"dagster.run_id": dagster_run_id, "selectit.level": "parent", **tags},
             )
-            write_json(note, {"run_id": run.info.run_id, "children": []})
+            described = tags.get("mlflow.note.content")
+            lines = {"way back": described} if described else {}
+            write_json(note, {"run_id": run.info.run_id, "lines": lines})
             return str(run.info.run_id)
 
     @contextlib.contextmanager
@@ -421,7 +517,8 @@ class Tracker:
         tracked = TrackedRun(self, run_id, self.link(run_id) if run_id else None)
         status = "KILLED"
         try:
-            yield tracked
+            with self._system_metrics(run_id):
+                yield tracked
             status = "FINISHED"
         except Exception as error:
             status = "FAILED"
@@ -430,6 +527,22 @@ class Tracker:
         finally:
             if run_id is not None:
                 self.attempt("close a run", self.client.set_terminated, run_id, status)
+
+    @contextlib.contextmanager
+    def _system_metrics(self, run_id: str | None) -> Iterator[None]:
+        """Sample processor, memory, disk, network and GPU while a run goes on."""
+        monitor = self._monitor(run_id) if run_id is not None else None
+        if monitor is None:
+            yield
+            return
+        monitor.start()
+        try:
+            yield
+        finally:
+            self.attempt("store system metrics", _last_sample, monitor)
+
+    def _monitor(self, run_id: str) -> Any:  # noqa: ANN401 - a SystemMetricsMonitor
+        return self.attempt("watch the system", _system_monitor, run_id, self.uri)
 
     def _open_child(self, parent: str | None, name: str, tags: dict[str, str]) -> str:
         nested = {"mlflow.parentRunId": parent} if parent else {}
@@ -459,12 +572,28 @@ class Tracker:
         return len(running)
 
 
+def _system_monitor(run_id: str, uri: str) -> Any:  # noqa: ANN401 - a SystemMetricsMonitor
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+    return SystemMetricsMonitor(run_id, sampling_interval=_SAMPLE_SECONDS, tracking_uri=uri)
+
+
+def _last_sample(monitor: Any) -> None:  # noqa: ANN401 - a SystemMetricsMonitor
+    """End the sampling; a run shorter than the interval gets its one sample here."""
+    monitor.finish()
+    monitor.collect_metrics()
+    monitor.publish_metrics(monitor.aggregate_metrics())
+    monitor.mlflow_logger.flush()
+
+
 def record_manifest(run: TrackedRun, manifest: Manifest, folder: Path) -> None:
     """Log what every stage has: counts and figures as metrics, the manifest as an artefact."""
     values = {f"count.{name}": float(value) for name, value in manifest.counts.items()}
     values["seconds"] = manifest.seconds
     run.metrics(values)
-    run.tags({"data_version": manifest.digest, "artefact": str(folder)})
+    versions = {f"version.{name}": version for name, version in manifest.versions.items()}
+    run.tags({"data_version": manifest.digest, "artefact": str(folder), **versions})
     run.artifact(folder / "manifest.json")
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from selectit_dagster.experiment import load_experiment
 from selectit_dagster.files import folder_lock, write_text
 from selectit_dagster.home import Home
+from selectit_dagster.platform.addresses import ports
 from selectit_dagster.platform.pipeline import Pipeline
 from selectit_dagster.platform.services import (
     LOOPBACK,
@@ -29,8 +30,6 @@ from selectit_dagster.platform.services import (
     stop_signals,
 )
 
-DAGSTER_PORT = 3000
-MLFLOW_PORT = 5000
 # MLflow alone took 30 s on two idle cores; a busy machine takes several times that
 START_TIMEOUT = 300.0
 _WORKSPACE = """\
@@ -114,7 +113,7 @@ def _plan(line: Pipeline, experiment_file: Path) -> Plan:
         "no_grpc_proxy": LOOPBACK,
         **({"SELECTIT_MLFLOW_UI": mlflow_address} if mlflow_address else {}),
     }
-    port = free_port(DAGSTER_PORT)
+    port = free_port(ports(home.root).dagster)
     address = f"http://{LOOPBACK}:{port}"
     environment["SELECTIT_DAGSTER_UI"] = address
     code = _code_server(home, environment)
@@ -183,7 +182,7 @@ def _mlflow(line: Pipeline) -> tuple[Service | None, str | None]:
         return None, section.ui_url or os.environ.get("SELECTIT_MLFLOW_UI") or tracker.uri
     _say("preparing the MLflow store")
     _ = tracker.client
-    port = free_port(MLFLOW_PORT)
+    port = free_port(ports(line.home.root).mlflow)
     address = f"http://{LOOPBACK}:{port}"
     argv = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port)]
     argv += ["--backend-store-uri", tracker.uri, "--workers", "1"]

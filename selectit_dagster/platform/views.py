@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ import dagster as dg
 
 from selectit_dagster.artefacts import Manifest, read_manifest
 from selectit_dagster.platform.metadata import Metadata, lineage, picture, shorten, table
-from selectit_dagster.platform.pipeline import Pipeline, Stage
+from selectit_dagster.platform.pipeline import Pipeline, Stage, group_of
 from selectit_dagster.platform.steps import Track
 from selectit_dagster.platform.tracking import TrackedRun, numbers
 
 _TEXT_COLUMNS = ("record_id", "instruction", "input", "response")
 _MAX_LINES = 10
+_MAX_TABLE = 1000  # questions that MLflow's page shows; the file beside it holds them all
 
 
 def nothing_more(stage: Stage, manifest: Manifest) -> Metadata:
@@ -33,6 +35,39 @@ def _figures(stage: Stage) -> Metadata:
     return {
         f"plot_{path.stem.replace('-', '_')}": picture(path.read_bytes(), path.stem)
         for path in sorted(stage.folder.glob("*.png"))
+    }
+
+
+def pictures(stage: Stage, manifest: Manifest) -> dict[str, bytes]:
+    """Return the PNGs that are drawn from an artefact rather than stored in it, by name."""
+    from selectit_dagster.data import plots
+
+    profile = manifest.details.get("profile")
+    if stage.asset == "raw_dataset" and profile and manifest.counts["kept"]:
+        return {"lengths": plots.lengths_plot(profile), "scripts": plots.scripts_plot(profile)}
+    if stage.asset == "curated_dataset":
+        return {"curation": plots.curation_plot(manifest.counts, manifest.details)}
+    if stage.asset == "selective_alpaca" and stage.partition == "selectit":
+        return _selection_pictures(stage.folder, manifest.digest)
+    return {}
+
+
+@lru_cache(maxsize=2)  # the page and MLflow show the same ones, and they read every record
+def _selection_pictures(folder: Path, digest: str) -> dict[str, bytes]:
+    from selectit_dagster.selection import plots
+
+    home = folder.parents[1]
+    ranking = home / "ranking"
+    return {
+        "selected_and_rejected": plots.score_histogram(ranking, folder),
+        "length_against_score": plots.length_against_score(home / "curated", ranking, folder),
+    }
+
+
+def _drawn(stage: Stage, manifest: Manifest) -> Metadata:
+    return {
+        f"plot_{name}": picture(png, name.replace("_", " "))
+        for name, png in pictures(stage, manifest).items()
     }
 
 
@@ -60,27 +95,16 @@ def _details(manifest: Manifest, *leave_out: str) -> dg.JsonMetadataValue:
 
 def raw_dataset(stage: Stage, manifest: Manifest) -> Metadata:
     """Show rejected records and the data profile."""
-    from selectit_dagster.data import plots
-
-    shown = _figures(stage)
+    shown = {**_figures(stage), **_drawn(stage, manifest)}
     _with_table(shown, "rejected", _first_lines(stage.folder / "rejected.jsonl"))
-    profile = manifest.details.get("profile")
-    if profile and manifest.counts["kept"]:
-        shown["plot_lengths"] = picture(plots.lengths_plot(profile), "lengths")
-        shown["plot_scripts"] = picture(plots.scripts_plot(profile), "scripts")
     shown["profile"] = _details(manifest)
     return shown
 
 
 def curated_dataset(stage: Stage, manifest: Manifest) -> Metadata:
     """Show dropped records, the curation's facts and where the columns come from."""
-    shown = _figures(stage)
+    shown = {**_figures(stage), **_drawn(stage, manifest)}
     _with_table(shown, "dropped", _first_lines(stage.folder / "dropped.jsonl"))
-    from selectit_dagster.data import plots
-
-    shown["plot_curation"] = picture(
-        plots.curation_plot(manifest.counts, manifest.details), "curation"
-    )
     shown["curation"] = _details(manifest)
     shown["dagster/column_lineage"] = lineage(
         dg.AssetKey("raw_dataset"), {name: name for name in (*_TEXT_COLUMNS, "position", "raw")}
@@ -98,6 +122,11 @@ def uncertainty_scores(stage: Stage, manifest: Manifest) -> Metadata:
         shown["dagster/column_schema"] = column_schema(shards[0])
         _with_table(shown, "preview", preview(shards[0]))
     shown["dagster/row_count"] = sum(_rows(path) for path in shards)
+    texts = [dg.TableColumnDep(dg.AssetKey("curated_dataset"), c) for c in _TEXT_COLUMNS[1:]]
+    ids = lineage(dg.AssetKey("curated_dataset"), {"record_id": "record_id"})
+    shown["dagster/column_lineage"] = dg.TableColumnLineage(
+        {**ids.deps_by_column, **dict.fromkeys(("probabilities", "rating_mass"), texts)}
+    )
     shown["model_facts"] = _details(manifest)
     warnings = manifest.details.get("warnings") or []
     if warnings:
@@ -111,34 +140,36 @@ def _rows(path: Path) -> int:
     return int(pq.read_metadata(path).num_rows)
 
 
+def uncertainty_scores_key(model: str) -> dg.AssetKey:
+    """Return the asset key of one scoring model, without a project's prefix."""
+    from assets.uncertainty_scores import key
+
+    return key(model)
+
+
 def ranking(stage: Stage, manifest: Manifest) -> Metadata:
     """Show the score's summary and column lineage to the curated dataset."""
     shown = _figures(stage)
     shown["fusion"] = _details(manifest)
-    shown["dagster/column_lineage"] = lineage(
-        dg.AssetKey("curated_dataset"), {"record_id": "record_id"}
+    scores = [
+        dg.TableColumnDep(asset_key=uncertainty_scores_key(model), column_name="probabilities")
+        for model in stage.settings["models"]
+    ]
+    ids = lineage(dg.AssetKey("curated_dataset"), {"record_id": "record_id"})
+    shown["dagster/column_lineage"] = dg.TableColumnLineage(
+        {**ids.deps_by_column, **dict.fromkeys(("rank", "score", "sentence_score"), scores)}
     )
     return shown
 
 
 def selected(stage: Stage, manifest: Manifest) -> Metadata:
     """Show the dataset card, plots, the change since the last selection, and lineage."""
-    from selectit_dagster.selection import plots
-
-    shown = _figures(stage)
-    home = stage.folder.parents[1]
-    if stage.partition == "selectit":
-        rank_folder = home / "ranking"
-        shown["plot_scores"] = picture(
-            plots.score_histogram(rank_folder, stage.folder), "selected and rejected"
-        )
-        shown["plot_lengths"] = picture(
-            plots.length_against_score(home / "curated", rank_folder, stage.folder),
-            "length against score",
-        )
-        if (change := last_change(stage.folder)) is not None:
-            shown["change_since_last_selection"] = dg.MetadataValue.json(change)
-            shown["change"] = dg.MetadataValue.text(change["text"])
+    shown: Metadata = {}
+    if stage.partition == "selectit" and (change := last_change(stage.folder)) is not None:
+        shown["change"] = dg.MetadataValue.text(change["text"])
+        _with_table(shown, "entered_and_left", moved(change))
+        shown["change_since_last_selection"] = dg.MetadataValue.json(change)
+    shown.update({**_figures(stage), **_drawn(stage, manifest)})
     card = stage.folder / "README.md"
     if card.exists():
         text = card.read_text(encoding="utf-8")
@@ -162,6 +193,15 @@ def last_change(folder: Path) -> dict[str, Any] | None:
     if read_manifest(old) is None:
         return None
     return compare_selections(old, folder).summary()
+
+
+def moved(change: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the records that entered and left, as table rows."""
+    return [
+        {"moved": verb, **{name: "-" if v is None else v for name, v in record.items()}}
+        for verb, records in change["examples"].items()
+        for record in records
+    ]
 
 
 def sensitivity(stage: Stage, manifest: Manifest) -> Metadata:
@@ -235,28 +275,34 @@ def track_figures(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
     run.metrics(numbers(manifest.details))
     for path in sorted(stage.folder.glob("*.png")):
         run.artifact(path, "plots")
+    for name, png in pictures(stage, manifest).items():
+        run.figure(png, name)
 
 
 def track_dataset(context: str) -> Track:
     """Return a function that logs the stage's dataset as an input with its digest."""
 
     def track(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
-        rows = manifest.counts.get("selected", manifest.counts.get("kept", 0))
         name = f"{stage.asset}-{stage.partition}" if stage.partition else stage.asset
-        run.dataset(name, manifest.digest, stage.folder, rows, context)
+        _input(run, stage.folder, name, context)
         for file in ("rejected.jsonl", "dropped.jsonl", "README.md"):
             if (stage.folder / file).exists():
                 run.artifact(stage.folder / file)
         track_figures(run, stage, manifest)
+        if stage.partition == "selectit" and (change := last_change(stage.folder)) is not None:
+            run.metrics({f"change.{name}": change[name] for name in ("kept", "entered", "left")})
+            run.tags({"change": change["text"]})
+            run.table(moved(change), "entered_and_left")
 
     return track
 
 
 def _input(run: TrackedRun, folder: Path, name: str, context: str) -> None:
-    """Log the dataset that a stage read, by its stored digest."""
+    """Log a stored dataset as an input, by its digest."""
     source = read_manifest(folder)
     if source is not None:
-        rows = source.counts.get("selected", source.counts.get("kept", 0))
+        known = ("selected", "kept", "questions")
+        rows = next((source.counts[key] for key in known if key in source.counts), 0)
         run.dataset(name, source.digest, folder, rows, context)
 
 
@@ -283,12 +329,30 @@ def track_checkpoint(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
 
 
 def track_evaluation(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
-    """Log each benchmark's score as a column of its own, and the answers as artefacts."""
-    for name, entry in manifest.details.get("scores", {}).items():
+    """Log each benchmark's score as a column of its own, and every question's answer."""
+    from selectit_dagster.platform.metadata import preview
+
+    questions = stage.folder.parents[2] / "questions"
+    _input(run, questions, "benchmark_questions", "evaluation")
+    scores = manifest.details.get("scores", {})
+    run.tags({"group": group_of(str(stage.settings["arm"]))})
+    if (view := _arms_view(run, list(scores))) is not None:
+        run.links["mlflow_arms"] = view
+    for name, entry in scores.items():
         lower, upper = (entry.get("interval") or [entry["score"]] * 2)[:2]
         run.metrics({name: entry["score"], f"{name}.lower": lower, f"{name}.upper": upper})
     for path in sorted(stage.folder.glob("*.parquet")):
         run.artifact(path, "answers")
+        run.table(preview(path, rows=_MAX_TABLE), f"answers_{path.stem}")
+    for path in sorted(stage.folder.glob("*.png")):
+        run.artifact(path, "plots")
+
+
+def _arms_view(run: TrackedRun, benchmarks: list[str]) -> str | None:
+    """Save the view of MLflow's page that has one row per arm, one column per benchmark."""
+    evaluations = "tags.group != '' and tags.current = 'yes'"
+    columns = [f"metrics.{n}{end}" for n in benchmarks for end in ("", ".lower", ".upper")]
+    return run.tracker.save_view("arms", evaluations, columns, "group") if run.run_id else None
 
 
 def track_comparison(line: Pipeline) -> Callable[[TrackedRun, Stage, Manifest], None]:
@@ -298,6 +362,10 @@ def track_comparison(line: Pipeline) -> Callable[[TrackedRun, Stage, Manifest], 
         for path in sorted(stage.folder.iterdir()):
             if path.suffix in {".md", ".json", ".png"} and path.name != "manifest.json":
                 run.artifact(path, "comparison")
+        benchmarks = [benchmark.name for benchmark in line.experiment.benchmarks]
+        if (view := _arms_view(run, benchmarks)) is not None:
+            run.links["mlflow_arms"] = view
+        # the arms on each benchmark, rather than this comparison beside earlier ones
         if (link := run.tracker.comparison_link("benchmark_evaluations")) is not None:
             run.links["mlflow_comparison"] = link
         champion = manifest.details.get("champion")

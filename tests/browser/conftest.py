@@ -38,6 +38,15 @@ scoring_models:
   - {{name: small, path: {world}/models/small}}
 rating: {{num_prompts: 2}}
 selection: {{share: 0.2, arms: [{{kind: selectit}}, {{kind: random, seeds: [1]}}]}}
+tuning:
+  base_model: {{path: {world}/models/small}}
+  epochs: 1
+  batch_size: 4
+  max_length: 256
+benchmarks:
+  - {{name: miniature, task: exact-match, path: {world}/data/benchmark.jsonl, limit: 16,
+     max_new_tokens: 8}}
+comparison: {{resamples: 200}}
 """
 
 
@@ -54,14 +63,14 @@ class Site:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """(experiment file, home, name): ranked already; the subsets are left for the page."""
+    """(experiment file, home, name) of a finished run."""
     if given := os.environ.get("SELECTIT_BROWSER_HOME"):
         return DEFAULT, Path(given), "miniature"
     folder = tmp_path_factory.mktemp("pages")
     experiment = folder / "pages.yaml"
     text = _EXPERIMENT.format(world=ROOT / "selectit_dagster" / "miniature")
     experiment.write_text(text, encoding="utf-8")
-    arguments = ("run", str(experiment), "--home", str(folder / "home"), "--upto", "ranking")
+    arguments = ("run", str(experiment), "--home", str(folder / "home"))
     subprocess.run(selectit(*arguments), cwd=ROOT, check=True)
     return experiment, folder / "home", "pages"
 
@@ -97,8 +106,9 @@ def page(chromium):
     """A fresh profile's page, patient enough for a busy machine."""
     context = chromium.new_context(viewport={"width": 1400, "height": 900}, color_scheme="light")
     context.set_default_timeout(90_000)
-    # MLflow's chat panel would hide a third of its pages
-    context.add_init_script("localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false')")
+    # MLflow's chat panel opens at the first visit and would hide a third of its pages
+    seen = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
+    context.add_init_script(seen)
     page = context.new_page()
     yield page
     context.close()

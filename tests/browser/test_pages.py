@@ -9,68 +9,105 @@ import time
 import pytest
 from command import ROOT, selectit
 
-from selectit_dagster.platform.resources import make_tracker
-from selectit_dagster.platform.run import open_pipeline
-
 pytestmark = pytest.mark.browser
 
 _GROUPS = ["g1_data", "g2_rating", "g3_selection", "g4_tuning", "g5_evaluation", "g6_comparison"]
+_WIDE = {"width": 1400, "height": 900}
+
+
+def _partition(site, page) -> str:
+    """Open SelectIT's subset in Dagster and return the id of the run that made it."""
+    page.set_viewport_size(_WIDE)
+    page.goto(f"{site.dagster}/assets/selective_alpaca?view=partitions&partition=selectit")
+    page.get_by_text("Latest materialization").first.wait_for()
+    run = page.locator('a[href*="/runs/"]').filter(has_text=re.compile("^[0-9a-f]{8}$")).first
+    run.wait_for()
+    return run.inner_text()
+
+
+def _follow(page, link) -> str:
+    """Follow a link of Dagster's page to MLflow, as a click would in this tab."""
+    link.first.wait_for()
+    address = link.first.get_attribute("href")
+    page.goto(address)
+    return address
 
 
 def test_the_asset_graph_shows_the_chain(site, page, picture):
     expanded = ",".join(f"global@global:{group}" for group in _GROUPS)
-    page.set_viewport_size({"width": 1900, "height": 950})  # names are legible
+    page.set_viewport_size({"width": 2100, "height": 950})  # names are legible
     page.goto(f"{site.dagster}/asset-groups?expanded={expanded}")
     for asset in ("raw_dataset", "curated_dataset", "ranking", "selective_alpaca", "report"):
         page.get_by_text(asset, exact=True).last.wait_for()
+    page.get_by_text("Hide navigation").click()
     picture(page, "asset-graph")
 
 
 def test_the_subsets_are_materialised_from_the_page_and_succeed(site, page):
-    page.set_viewport_size({"width": 1400, "height": 900})
-    page.goto(f"{site.dagster}/assets/selective_alpaca")
+    before = _partition(site, page)
     page.get_by_role("button", name=re.compile("Materialize")).first.click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_role("button", name="All", exact=True).click()
     dialog.get_by_role("button", name="Launch backfill").click()
     dialog.wait_for(state="detached")
     deadline = time.monotonic() + 300
-    while page.locator(f'a[href^="{site.mlflow}"]').count() == 0:
-        assert time.monotonic() < deadline, "the subset did not appear on its page"
-        page.goto(f"{site.dagster}/assets/selective_alpaca?view=partitions&partition=selectit")
-        page.get_by_text("Latest materialization").first.wait_for()
+    while _partition(site, page) == before:
+        assert time.monotonic() < deadline, "the subset was not made again"
         page.wait_for_timeout(5000)
     page.goto(f"{site.dagster}/runs")
-    page.get_by_text(re.compile("^(Success|Completed)$")).first.wait_for()
-    assert page.get_by_text(re.compile("^(Failure|Failed \\()")).count() == 0
+    newest = page.get_by_text(re.compile("^(Success|Completed|Failure|Failed)$")).first
+    newest.wait_for(timeout=300_000)
+    assert newest.inner_text() in ("Success", "Completed")
 
 
 def test_the_asset_page_links_to_its_mlflow_run_and_back(site, page, picture):
-    address = f"{site.dagster}/assets/selective_alpaca?partition=selectit&view=partitions"
-    page.goto(address)
-    link = page.locator(f'a[href^="{site.mlflow}"]').first
-    link.wait_for()
-    page.set_viewport_size({"width": 1400, "height": 1500})  # down to the plots
+    _partition(site, page)
+    page.set_viewport_size({"width": 1400, "height": 1250})  # down to the plots
     picture(page, "asset-page")
-    page.set_viewport_size({"width": 1400, "height": 900})
-    target = link.get_attribute("href")
-    page.goto(target)
+    _follow(page, page.locator(f'a[href^="{site.mlflow}"][href*="/runs/"]'))
     page.get_by_text("selectit · selective_alpaca").first.wait_for()
-    back = page.get_by_role("link", name=re.compile("Dagster")).first
-    back.wait_for()
+    back = page.get_by_role("link", name=re.compile("Dagster run")).first
     assert (back.get_attribute("href") or "").startswith(site.dagster)
-    page.goto(back.get_attribute("href"))
+    _follow(page, back)
     page.get_by_text("selective_alpaca").first.wait_for()
+    page.get_by_text(re.compile("^Success$")).first.wait_for()
 
 
-def test_the_arms_are_compared_in_mlflow(site, page, picture):
-    line = open_pipeline(site.experiment, site.home)
-    tracker = make_tracker(line, ui_url=site.mlflow)
-    link = tracker.comparison_link("benchmark_evaluations")
-    page.goto(link or tracker.comparison_link("selective_alpaca"))
-    page.get_by_text(re.compile("Comparing .* Runs")).first.wait_for()
-    page.get_by_text(re.compile(r"(selectit|random-1).* · ")).first.wait_for()
-    picture(page, "mlflow-comparison")
+def test_plots_open_on_the_asset_page(site, page):
+    _partition(site, page)
+    row = page.get_by_role("row").filter(has_text="plot_selected_and_rejected")
+    row.get_by_text("Show Markdown").click()
+    plot = page.get_by_role("dialog").locator("img")
+    plot.wait_for()
+    assert plot.evaluate("image => image.naturalWidth") > 300
+
+
+def test_two_runs_are_compared_in_mlflow(site, page):
+    _partition(site, page)
+    address = _follow(page, page.locator(f'a[href^="{site.mlflow}"][href*="compare-runs"]'))
+    page.get_by_text(re.compile(r"Comparing \d+ Runs")).first.wait_for()
+    for name in ("selectit · selective_alpaca", "random-1 · selective_alpaca"):
+        page.get_by_text(name).first.wait_for()
+    assert "workflowType=machine_learning" in address
+
+
+def test_the_arms_are_compared_by_benchmark_columns(site, page, picture):
+    page.set_viewport_size({"width": 1400, "height": 820})
+    page.goto(f"{site.dagster}/assets/arm_comparison")
+    _follow(page, page.locator(f'a[href^="{site.mlflow}"][href*="viewStateShareKey=arms"]'))
+    for name in ("Group: selectit", "Group: random"):
+        page.get_by_text(name).first.wait_for()
+    page.get_by_role("columnheader", name="miniature", exact=True).wait_for()
+    picture(page, "mlflow-arms")
+
+
+def test_every_question_is_a_row_of_a_table_in_mlflow(site, page):
+    page.goto(f"{site.dagster}/assets/untuned_evaluation")
+    address = _follow(page, page.locator(f'a[href^="{site.mlflow}"][href*="/runs/"]'))
+    run, _, rest = address.partition("?")
+    page.goto(f"{run}/artifacts/answers_miniature.json?{rest}")
+    page.get_by_text("View as table").wait_for()
+    page.get_by_text("question_id", exact=True).wait_for()
 
 
 def test_the_report_opens_without_any_request(site, page, picture):
@@ -85,3 +122,19 @@ def test_the_report_opens_without_any_request(site, page, picture):
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
     picture(page, "report")
+    page.set_viewport_size({"width": 390, "height": 844})
+    picture(page, "report-phone")
+
+
+def test_the_report_is_dark_where_the_reader_prefers_it(site, page, picture):
+    def lightness() -> float:
+        text = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        red, green, blue = (int(part) for part in re.findall(r"\d+", text)[:3])
+        return (red + green + blue) / 3
+
+    page.set_viewport_size({"width": 1200, "height": 900})
+    light = lightness()
+    page.emulate_media(color_scheme="dark")
+    assert lightness() < 80 < light
+    picture(page, "report-dark")
+    page.emulate_media(color_scheme="light")

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from small_home import write_experiment
+from small_home import make_pipeline, write_experiment
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.files import folder_lock
+from selectit_dagster.platform.addresses import ports
+from selectit_dagster.platform.resources import make_tracker
 from selectit_dagster.platform.services import (
     Service,
     ServiceDiedError,
@@ -126,6 +128,33 @@ def test_a_taken_port_is_left_alone():
         taken = holder.getsockname()[1]
         assert free_port(taken) != taken
     assert free_port(taken) == taken
+
+
+def test_a_home_keeps_the_ports_that_it_chose_even_when_they_are_taken_for_a_while(tmp_path):
+    chosen = ports(tmp_path)
+    assert ports(tmp_path) == chosen
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", chosen.mlflow))
+        holder.listen()
+        assert ports(tmp_path) == chosen
+        assert ports(tmp_path / "another").mlflow != chosen.mlflow
+    (tmp_path / "ports.json").write_text("{", encoding="utf-8")
+    assert ports(tmp_path).dagster > 0
+
+
+def test_links_of_a_home_lead_to_its_ports_unless_told_otherwise(tmp_path, monkeypatch):
+    line = make_pipeline(tmp_path, tuning=False)
+    tracker = make_tracker(line)
+    assert tracker.ui_url == f"http://127.0.0.1:{ports(line.home.root).mlflow}"
+    assert tracker.dagster_url == f"http://127.0.0.1:{ports(line.home.root).dagster}"
+    assert make_tracker(line, uri="http://mlflow:5000/").ui_url == "http://mlflow:5000"
+    monkeypatch.setenv("SELECTIT_MLFLOW_UI", "https://mlflow.example/")
+    monkeypatch.setenv("SELECTIT_DAGSTER_UI", "https://dagster.example/")
+    tracker = make_tracker(line)
+    assert (tracker.ui_url, tracker.dagster_url) == (
+        "https://mlflow.example",
+        "https://dagster.example",
+    )
 
 
 def test_signals_are_noted_and_the_handlers_come_back():

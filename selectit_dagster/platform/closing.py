@@ -1,0 +1,130 @@
+"""After a Dagster run: its MLflow runs are ended, and a failed one says what to do next.
+
+A killed worker can do neither itself, so this belongs to the daemon's run-status sensors, and
+to ``selectit run`` for its own runs and for those that a killed one left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from selectit_dagster.platform.resources import Access, PipelineResource, TrackingResource
+from selectit_dagster.platform.workers import worker_is_gone
+
+if TYPE_CHECKING:
+    from selectit_dagster.platform.tracking import Tracker
+
+REMEDY_TAG = "selectit/next"
+_MLFLOW_STATUS = {
+    dg.DagsterRunStatus.SUCCESS: "FINISHED",
+    dg.DagsterRunStatus.FAILURE: "FAILED",
+    dg.DagsterRunStatus.CANCELED: "KILLED",
+}
+_UNFINISHED = [
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+_SENSORS = {
+    "close_mlflow_after_success": dg.DagsterRunStatus.SUCCESS,
+    "close_mlflow_after_failure": dg.DagsterRunStatus.FAILURE,
+    "close_mlflow_after_cancel": dg.DagsterRunStatus.CANCELED,
+}
+
+
+def closing_sensors(
+    access: Access, pipeline: PipelineResource, tracking: TrackingResource
+) -> list[dg.SensorDefinition]:
+    """Return the sensors that end a run's MLflow runs; they are on from the start."""
+    return [_closer(access, n, s, pipeline, tracking) for n, s in _SENSORS.items()]
+
+
+def _closer(
+    access: Access,
+    name: str,
+    status: dg.DagsterRunStatus,
+    pipeline: PipelineResource,
+    tracking: TrackingResource,
+) -> dg.SensorDefinition:
+    @dg.run_status_sensor(
+        name=access.name(name),
+        run_status=status,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=15,
+        description="End this Dagster run's MLflow runs, also those that a killed worker left, "
+        "and say what to do next where it failed.",
+    )
+    def close(context: dg.RunStatusSensorContext) -> None:
+        tracker = tracking.tracker(pipeline.pipeline())
+        closed = close_run(context.instance, context.dagster_run, tracker)
+        context.log.info("%d MLflow runs ended", closed)
+
+    return close
+
+
+def close_run(instance: dg.DagsterInstance, run: dg.DagsterRun, tracker: Tracker) -> int:
+    """End the MLflow runs of a finished Dagster run and return how many were still going on.
+
+    A run of other assets in the same project is left alone.
+    """
+    if not _is_ours(run, tracker):
+        return 0
+    closed = tracker.close_run(run.run_id, _MLFLOW_STATUS[run.status])
+    if run.status is dg.DagsterRunStatus.FAILURE and REMEDY_TAG not in run.tags:
+        text = what_to_do(instance, run)
+        instance.report_engine_event(f"What to do next. {text}", run)
+        instance.add_run_tags(run.run_id, {REMEDY_TAG: text[:1000]})
+        tracker.remember_remedy(run.run_id, f"**What to do next.** {text}")
+    return closed
+
+
+def _is_ours(run: dg.DagsterRun, tracker: Tracker) -> bool:
+    # a worker that was killed at once has no note yet, but `selectit run` leaves a tag
+    return tracker.knows(run.run_id) or "selectit/launch" in run.tags
+
+
+def what_to_do(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
+    """Return what failed in a run and what to do about it, for a person."""
+    failed = list(_failed_steps(instance, run))
+    again = (
+        "What is complete is kept: choose *Re-execute from failure* on this page, or start "
+        "`selectit run` again; either goes on where it stopped."
+    )
+    if not failed:
+        return (
+            "The process of this run ended without a word: it was killed, or the machine ran "
+            f"out of memory. Look at the system's log. {again}"
+        )
+    return " ".join([*failed, again])
+
+
+def _failed_steps(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Iterator[str]:
+    for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
+        event = entry.get_dagster_event()
+        data = event.step_failure_data
+        name = (event.step_key or "").replace("__", "/")
+        if data.user_failure_data is not None and data.user_failure_data.description:
+            message, _, hint = data.user_failure_data.description.partition("\n  hint: ")
+            yield f"{name}: {message}" + (f". Remedy: {hint}." if hint else ".")
+        elif data.error is not None:
+            error = data.error.cause or data.error
+            yield f"{name} failed: {error.message.strip()[:1000]}"
+
+
+def fail_abandoned(instance: dg.DagsterInstance, tracker: Tracker) -> list[str]:
+    """Mark the runs whose process is gone as failed, close them, and return their ids.
+
+    The daemon does the same for its own runs; without one, nobody else would.
+    """
+    found = []
+    for run in instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED)):
+        if worker_is_gone(instance, run):
+            instance.report_run_failed(run, "The process of this run is gone.")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            failed = instance.get_run_by_id(run.run_id)
+            close_run(instance, failed or run, tracker)
+            found.append(run.run_id)
+    return found

@@ -1,0 +1,208 @@
+"""Failures: what is tried again, what is not, what is closed, and what a person is told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import dagster as dg
+import psutil
+import pytest
+from small_home import make_pipeline
+
+from selectit_dagster.artefacts import write_manifest
+from selectit_dagster.errors import TransientError, UserError
+from selectit_dagster.platform import closing, steps
+from selectit_dagster.platform.instance import DAGSTER_YAML, open_instance
+from selectit_dagster.platform.pipeline import Stage
+from selectit_dagster.platform.resources import make_tracker
+from selectit_dagster.platform.workers import PROCESS_TAG, worker_is_gone
+
+
+class World:
+    """A stage that fails as it is told, in an instance and with a tracker of its own."""
+
+    def __init__(self, folder, instance) -> None:
+        self.line = make_pipeline(folder, tuning=False)
+        self.tracker = make_tracker(self.line)
+        self.instance, self.folder, self.attempts = instance, folder / "stage", 0
+
+    def materialise(self, *errors: Exception) -> dg.ExecuteInProcessResult:
+        """Run the stage; each attempt raises the next of ``errors``, then it succeeds."""
+        left = list(errors)
+
+        def run(progress):
+            self.attempts += 1
+            if left:
+                raise left.pop(0)
+            return write_manifest(self.folder, kind="x", fingerprint={}, files=[], counts={"n": 1})
+
+        stage = Stage("stage", self.folder, dict, run, "records")
+
+        @dg.asset(name="stage")
+        def asset(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+            return steps.run_stage(context, stage, self.tracker)
+
+        job = dg.Definitions(assets=[asset]).resolve_implicit_global_asset_job_def()
+        return job.execute_in_process(instance=self.instance, raise_on_error=False)
+
+    def mlflow(self, run_id: str) -> dict[str, str]:
+        """Status of each MLflow run of a Dagster run, by level and attempt."""
+        found = self.tracker.client.search_runs(
+            [self.tracker.experiment_id], f"tags.`dagster.run_id` = '{run_id}'"
+        )
+        return {
+            r.data.tags["selectit.level"] + r.data.tags.get("dagster.attempt", ""): r.info.status
+            for r in found
+        }
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "_RETRY_SECONDS", 0)
+    (tmp_path / "stage").mkdir()
+    with open_instance(tmp_path / "home" / "dagster") as instance:
+        yield World(tmp_path, instance)
+
+
+def test_what_is_transient_is_tried_again(world):
+    result = world.materialise(TransientError("the hub is busy"), ConnectionError("reset"))
+    assert result.success
+    assert world.attempts == 3
+    states = world.mlflow(result.run_id)
+    assert [states[f"asset{n}"] for n in (1, 2, 3)] == ["FAILED", "FAILED", "FINISHED"]
+
+
+def test_what_stays_broken_is_given_up_after_three_retries(world):
+    assert not world.materialise(*[TimeoutError("no answer")] * 9).success
+    assert world.attempts == 4
+
+
+@pytest.mark.parametrize("error", [UserError("no such file", hint="check it"), ValueError("bug")])
+def test_what_is_permanent_is_tried_once(world, error):
+    assert not world.materialise(error).success
+    assert world.attempts == 1
+
+
+def test_a_failed_run_is_closed_and_says_what_to_do_next(world):
+    result = world.materialise(UserError("no such file", hint="check dataset.path"))
+    run = world.instance.get_run_by_id(result.run_id)
+    closing.close_run(world.instance, run, world.tracker)
+    assert set(world.mlflow(run.run_id).values()) == {"FAILED"}
+    run = world.instance.get_run_by_id(run.run_id)
+    told = run.tags[closing.REMEDY_TAG]
+    assert "stage: no such file. Remedy: check dataset.path." in told
+    assert "Re-execute from failure" in told
+    events = world.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
+    assert sum("What to do next" in (e.message or "") for e in events) == 1
+    parent = world.tracker.client.get_run(run.tags["mlflow/run_id"])
+    assert "check dataset.path" in parent.data.tags["mlflow.note.content"]
+    assert f"/runs/{run.run_id}" in parent.data.tags["mlflow.note.content"]
+    closing.close_run(world.instance, run, world.tracker)  # a second sensor comes by
+    events = world.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
+    assert sum("What to do next" in (e.message or "") for e in events) == 1
+
+
+def test_a_run_of_other_assets_in_the_same_project_is_left_alone(world):
+    @dg.asset
+    def other() -> None:
+        raise ValueError
+
+    job = dg.Definitions(assets=[other]).resolve_implicit_global_asset_job_def()
+    result = job.execute_in_process(instance=world.instance, raise_on_error=False)
+    run = world.instance.get_run_by_id(result.run_id)
+    assert closing.close_run(world.instance, run, world.tracker) == 0
+    assert closing.REMEDY_TAG not in world.instance.get_run_by_id(run.run_id).tags
+
+
+@dg.op
+def _nothing() -> None: ...
+
+
+@dg.job
+def _killed() -> None:
+    _nothing()
+
+
+def _abandon(world, process: int) -> dg.DagsterRun:
+    """Leave a run as a killed process does: STARTED, its MLflow runs RUNNING."""
+    instance = world.instance
+    tags = {PROCESS_TAG: str(process), "selectit/launch": "x"}
+    run = instance.create_run_for_job(_killed, tags=tags)
+    start = dg.DagsterEvent(event_type_value="PIPELINE_START", job_name=run.job_name)
+    instance.report_dagster_event(start, run.run_id)
+    world.tracker.parent(run.run_id, "killed", {})
+    return instance.get_run_by_id(run.run_id)
+
+
+def test_a_run_whose_process_is_gone_is_closed_by_the_next_start(world):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    dead, alive = _abandon(world, gone.pid), _abandon(world, os.getpid())
+    assert worker_is_gone(world.instance, dead)
+    assert not worker_is_gone(world.instance, alive)
+    assert closing.fail_abandoned(world.instance, world.tracker) == [dead.run_id]
+    after = world.instance.get_run_by_id(dead.run_id)
+    assert after.status is dg.DagsterRunStatus.FAILURE
+    assert "it was killed, or the machine ran out of memory" in after.tags[closing.REMEDY_TAG]
+    assert world.mlflow(dead.run_id) == {"parent": "FAILED"}
+    assert world.mlflow(alive.run_id) == {"parent": "RUNNING"}
+
+
+def test_a_process_that_was_given_the_same_number_again_is_not_the_worker(world, monkeypatch):
+    run = _abandon(world, os.getpid())
+    born = psutil.Process().create_time() + 3600
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: born)
+    assert worker_is_gone(world.instance, run)
+
+
+def test_run_monitoring_asks_the_launcher_which_knows(world):
+    launcher = world.instance.run_launcher
+    assert launcher.supports_check_run_worker_health
+    run = _abandon(world, os.getpid())
+    assert launcher.check_run_worker_health(run).status.value == "RUNNING"
+
+
+def test_the_instance_watches_its_workers_and_lets_one_model_in():
+    import yaml
+
+    settings = yaml.safe_load(DAGSTER_YAML)
+    assert settings["concurrency"]["pools"] == {"default_limit": 1, "granularity": "op"}
+    assert settings["run_monitoring"]["enabled"]
+    assert settings["run_launcher"]["class"] == "WatchedRunLauncher"
+
+
+def _wait_as_a_step(started: str) -> None:
+    from selectit_dagster.platform.workers import ended_with_parent
+
+    with ended_with_parent(interval=0.1):
+        with open(started, "w", encoding="utf-8") as handle:  # noqa: PTH123
+            handle.write(str(os.getpid()))
+        time.sleep(600)
+
+
+_PARENT = """
+import multiprocessing, sys, time
+sys.path.insert(0, sys.argv[1])
+from test_failures import _wait_as_a_step
+if __name__ == "__main__":
+    context = multiprocessing.get_context("fork")
+    context.Process(target=_wait_as_a_step, args=(sys.argv[2],)).start()
+    time.sleep(600)
+"""
+
+
+def test_a_step_ends_with_its_killed_run_worker(tmp_path):
+    noted = tmp_path / "pid"
+    folder = os.path.dirname(__file__)  # noqa: PTH120
+    parent = subprocess.Popen([sys.executable, "-c", _PARENT, folder, str(noted)])
+    deadline = time.monotonic() + 60
+    while not (noted.exists() and noted.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    step = psutil.Process(int(noted.read_text()))
+    parent.kill()
+    parent.wait()
+    step.wait(timeout=20)
