@@ -15,6 +15,7 @@ from assets import build_assets
 from selectit_dagster.experiment import load_experiment
 from selectit_dagster.home import Home, home_root
 from selectit_dagster.platform import automation
+from selectit_dagster.platform.launcher import watched_executor
 from selectit_dagster.platform.pipeline import Pipeline
 from selectit_dagster.platform.resources import PipelineResource, TrackingResource
 
@@ -83,4 +84,5 @@ def _prefixed(
 @dg.definitions
 def defs() -> dg.Definitions:
     """Return the definitions of this process's experiment and home."""
-    return build_defs(experiment_file=experiment_file())
+    watched = dg.Definitions(executor=watched_executor(home_root(None)))
+    return dg.Definitions.merge(build_defs(experiment_file=experiment_file()), watched)

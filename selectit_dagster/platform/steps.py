@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import dagster as dg
 
 from selectit_dagster.artefacts import Manifest
 from selectit_dagster.errors import TransientError, UserError
+from selectit_dagster.platform import workers
 from selectit_dagster.platform.inspections import Inspection
 from selectit_dagster.platform.metadata import Metadata, base_metadata
 from selectit_dagster.platform.pipeline import Stage
@@ -64,7 +66,8 @@ def run_stage(
     # the partition first: MLflow's tables cut long names off at the end
     name = f"{stage.partition} · {stage.asset}" if stage.partition else stage.asset
     name = f"{name} · {context.run.run_id[:8]}"
-    with tracking.asset_run(parent, name, _tags(context, stage)) as run:
+    at_work = workers.helping(Path(context.resources.pipeline.home), context.run.run_id)
+    with at_work, tracking.asset_run(parent, name, _tags(context, stage)) as run:
         run.params(stage.settings)
         reporter = Reporter(
             stage.title,
