@@ -95,7 +95,7 @@ def watched_executor(home: Path) -> dg.ExecutorDefinition:
 
     return dg.ExecutorDefinition(
         name="watched_executor",
-        config_schema=default.config_schema,
+        config_schema=default.config_schema.as_field(),
         requirements=default.get_requirements,
         executor_creation_fn=create,
         description=default.description,

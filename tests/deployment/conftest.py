@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from topology.compose import read_compose, read_dockerfile
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # characters that break an address, a shell or a statement when they are not taken care of
 PASSWORDS = {
