@@ -45,6 +45,29 @@ query Assets {
 }
 """
 
+_SELECTOR = {"repositoryName": "__repository__", "repositoryLocationName": "selectit"}
+_START_SCHEDULE = """
+mutation Start($selector: ScheduleSelector!) {
+  startSchedule(scheduleSelector: $selector) {
+    __typename
+    ... on ScheduleStateResult { scheduleState { id } }
+    ... on PythonError { message }
+  }
+}
+"""
+_STOP_SCHEDULE = """
+mutation Stop($id: String!) {
+  stopRunningSchedule(id: $id) { __typename ... on PythonError { message } }
+}
+"""
+_TICKS = """
+query Ticks($selector: InstigationSelector!) {
+  instigationStateOrError(instigationSelector: $selector) {
+    ... on InstigationState { ticks(limit: 5000) { status timestamp runIds } }
+  }
+}
+"""
+
 
 class GraphQL:
     """Dagster's web server at one address; each call waits for it to come back.
@@ -94,11 +117,7 @@ class GraphQL:
         A launch that was refused because the code server was away is tried again: nothing
         was started then.
         """
-        selector: dict[str, Any] = {
-            "jobName": job,
-            "repositoryName": "__repository__",
-            "repositoryLocationName": "selectit",
-        }
+        selector: dict[str, Any] = {"jobName": job, **_SELECTOR}
         if assets is not None:
             selector["assetSelection"] = [{"path": path} for path in assets]
         tags = [{"key": "dagster/partition", "value": partition}] if partition else []
@@ -119,6 +138,25 @@ class GraphQL:
     def assets(self) -> list[dict[str, Any]]:
         """Return the assets with their newest materialisation."""
         return list(self.ask(_ASSETS)["assetNodes"])
+
+    def start_schedule(self, name: str) -> str:
+        """Turn a schedule on and return its id."""
+        answer = self.ask(_START_SCHEDULE, selector={**_SELECTOR, "scheduleName": name})
+        found = answer["startSchedule"]
+        if found["__typename"] != "ScheduleStateResult":
+            raise RuntimeError(f"{name} cannot be turned on: {found}")
+        return str(found["scheduleState"]["id"])
+
+    def stop_schedule(self, identifier: str) -> None:
+        """Turn a schedule off."""
+        found = self.ask(_STOP_SCHEDULE, id=identifier)["stopRunningSchedule"]
+        if found["__typename"] != "ScheduleStateResult":
+            raise RuntimeError(f"the schedule cannot be turned off: {found}")
+
+    def ticks(self, name: str) -> list[dict[str, Any]]:
+        """Return a schedule's ticks, newest first."""
+        found = self.ask(_TICKS, selector={**_SELECTOR, "name": name})
+        return list(found["instigationStateOrError"]["ticks"])
 
     def outcome(self, run_id: str, timeout: float) -> dict[str, Any]:
         """Wait for a run, or for its last automatic retry, and return that one.

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -82,6 +83,7 @@ class Topology:
         self.services = compose.active(*profiles)
         self.running: dict[str, Running] = {}
         self._stopping = threading.Event()
+        self._halted: set[str] = set()
         self._lock = threading.RLock()
         self._supervisor = threading.Thread(target=self._supervise, daemon=True)
         self._replacements = _Replacements(self)
@@ -162,6 +164,21 @@ class Topology:
         )
         return answer.returncode == 0
 
+    def execute(self, name: str, command: list[str], **options: Any) -> None:  # noqa: ANN401
+        """Run a command as ``docker compose exec`` would in a service's container.
+
+        ``options`` (``stdin``, ``stdout``) go to the process.
+
+        Raises
+        ------
+        subprocess.CalledProcessError
+            When it ends with another code than 0.
+        """
+        spec = self.services[name]
+        argv = self.argv(spec, command)
+        environment = {**self.environment(spec), _MARK: "execute"}
+        subprocess.run(argv, env=environment, check=True, **options, **self._identity(spec))
+
     def kill(self, name: str) -> int:
         """Kill every process of a service at once, as ``docker kill`` does; return how many.
 
@@ -189,18 +206,24 @@ class Topology:
                 continue
         return [p for p in found.values() if _alive(p)]
 
+    def halt(self, name: str) -> None:
+        """End a service as ``docker compose stop`` does; it is not started again."""
+        self._halted.add(name)
+        entry = self.running[name]
+        if entry.process.poll() is None:
+            number = entry.spec.raw.get("stop_signal", "SIGTERM")
+            _quietly(lambda: entry.process.send_signal(_signal(number)))
+            try:
+                entry.process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                say(f"{name} had to be killed")
+        self.kill(name)
+
     def stop(self) -> None:
         """End everything, the last one started first."""
         self._stopping.set()
-        for name, entry in reversed(list(self.running.items())):
-            if entry.process.poll() is None:
-                number = entry.spec.raw.get("stop_signal", "SIGTERM")
-                _quietly(lambda e=entry, n=number: e.process.send_signal(_signal(n)))
-                try:
-                    entry.process.wait(timeout=20)
-                except subprocess.TimeoutExpired:
-                    say(f"{name} had to be killed")
-            self.kill(name)
+        for name in reversed(list(self.running)):
+            self.halt(name)
 
     # --- inside
 
@@ -258,7 +281,7 @@ class Topology:
         while not self._stopping.wait(0.2):
             for name, entry in list(self.running.items()):
                 code = entry.process.poll()
-                if code is None or not entry.spec.restarts:
+                if code is None or not entry.spec.restarts or name in self._halted:
                     continue
                 self.kill(name)  # the container's other processes end with the first
                 entry.exit_codes.append(code)

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _MINIATURE = ROOT / "selectit_dagster" / "miniature"
 _EXPERIMENT = """\
 name: trial
-dataset: {{path: {pool}, license: apache-2.0, limit: {records}}}
+dataset: {{path: {pool}, license: apache-2.0, limit: {limit}}}
 scoring_models: [{{name: small, path: {models}/small}}]
 rating: {{num_prompts: 5, num_ratings: 5}}
 selection: {{share: 0.1, arms: [{{kind: selectit}}, {{kind: random, seeds: [1]}}]}}
@@ -42,16 +42,17 @@ comparison: {{resamples: 200}}
 schedule: {{cron: "* * * * *"}}
 """
 _SLOTS = "{ instance { concurrencyLimits { concurrencyKey claimedSlots { runId stepKey } } } }"
+POOL = _MINIATURE / "data" / "pool.jsonl"
 
 
-def write_experiment(folder: Path, records: int = 1500) -> Path:
+def write_experiment(folder: Path, pool: Path = POOL, limit: int | None = 1500) -> Path:
     """Write the trial's experiment file into ``folder`` and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     text = _EXPERIMENT.format(
-        pool=_MINIATURE / "data" / "pool.jsonl",
+        pool=pool,
         questions=_MINIATURE / "data" / "benchmark.jsonl",
         models=_MINIATURE / "models",
-        records=records,
+        limit=limit or "null",
     )
     path = folder / "trial.yaml"
     path.write_text(text, encoding="utf-8")
@@ -78,12 +79,17 @@ def stages(line: Pipeline) -> list[Stage]:
     return [stage for phase in line.phases() for stage in phase]
 
 
-def faults(topology: Topology, line: Pipeline, dagster: GraphQL) -> list[str]:
+def faults(
+    topology: Topology, line: Pipeline, dagster: GraphQL, *, upto: str | None = None
+) -> list[str]:
     """Return what is not as it should be in a finished trial; nothing may be.
 
-    Artefacts, the counts of records, Dagster's runs and pools, MLflow's runs, the daemon.
+    Artefacts (those before and including asset ``upto``), the counts of records, Dagster's runs
+    and pools, MLflow's runs, the daemon.
     """
-    found = _artefact_faults(line)
+    made = stages(line)
+    names = [stage.asset for stage in made]
+    found = _artefact_faults(line, made if upto is None else made[: names.index(upto) + 1])
     found += _run_faults(dagster)
     found += _tracking_faults(topology, line, dagster)
     daemons = topology.services["daemon"].raw.get("deploy", {}).get("replicas", 1)
@@ -100,9 +106,9 @@ def _words(process: psutil.Process) -> list[str]:
         return []
 
 
-def _artefact_faults(line: Pipeline) -> list[str]:
+def _artefact_faults(line: Pipeline, made: list[Stage]) -> list[str]:
     found = []
-    for stage in stages(line):
+    for stage in made:
         manifest = read_manifest(stage.folder)
         if manifest is None:
             found.append(f"{stage.title} was not made")

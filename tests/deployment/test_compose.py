@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 import yaml
-from conftest import PASSWORDS, ROOT
+from deployed import PASSWORDS, ROOT
 from topology import postgres
 from topology.compose import MissingVariableError, read_compose, substitute, variables_in
 

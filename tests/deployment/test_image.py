@@ -6,7 +6,7 @@ import re
 import subprocess
 
 import yaml
-from conftest import ROOT
+from deployed import ROOT
 
 FINAL = ("cpu", "cuda")
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ import re
 import jsonschema
 import pytest
 import yaml
-from conftest import ROOT
+from deployed import ROOT
 
 FOLDER = ROOT / "docker" / "kubernetes"
 SCHEMAS = ROOT / "tests" / "deployment" / "schemas"

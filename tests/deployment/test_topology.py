@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import PASSWORDS, ROOT
+from deployed import PASSWORDS, ROOT
 from topology import postgres
 from topology.compose import read_compose
 from topology.graphql import GraphQL
@@ -35,6 +36,8 @@ pytestmark = [
     ),
 ]
 RUN_SECONDS = 900.0
+# tables whose rows come and go while nothing runs
+VOLATILE = ("daemon_heartbeats", "concurrency_slots", "pending_steps")
 
 
 @pytest.fixture
@@ -66,6 +69,56 @@ def _kill_and_see_it_back(topology: Topology, name: str) -> None:
     until(lambda: topology.running[name].restarts > before, 60, f"the restart of {name}")
     until(lambda: topology.is_healthy(name), 300, f"{name} healthy again")
     say(f"{name} is healthy again")
+
+
+def _rows(topology: Topology, database: str) -> dict[str, int]:
+    """Return the number of rows of each table of a database."""
+    out = topology.folder / "rows.txt"
+    query = (
+        "select tablename, (xpath('/row/c/text()', query_to_xml(format("
+        "'select count(*) as c from %I', tablename), false, true, '')))[1]::text "
+        "from pg_tables where schemaname = 'public'"
+    )
+    words = ["psql", "-At", "-U", "selectit", "-d", database, "-c", query]
+    with out.open("wb") as handle:
+        topology.execute("postgres", words, stdout=handle)
+    pairs = [line.split("|") for line in out.read_text(encoding="utf-8").splitlines()]
+    return {name: int(count) for name, count in pairs}
+
+
+def _documented(pattern: str) -> list[tuple[list[str], str]]:
+    """Return the commands of the documentation that run in the database's container."""
+    text = (ROOT / "docker" / "README.md").read_text(encoding="utf-8")
+    found = re.findall(rf"docker compose exec -T postgres ({pattern} .*?) +[<>] (\S+)", text)
+    return [(words.split(), file) for words, file in found]
+
+
+def _back_up_and_restore(topology: Topology) -> None:
+    """Follow the documentation: dump both databases, stop what uses them, restore."""
+    dumps = _documented("pg_dump")
+    before = {name: _rows(topology, name) for name in ("dagster", "mlflow")}
+    assert len(dumps) == 2
+    for words, file in dumps:
+        with (topology.folder / file).open("wb") as out:
+            topology.execute("postgres", words, stdout=out)
+    for name in ("daemon", "webserver", "code-cpu", "mlflow"):
+        topology.halt(name)
+    restores = _documented("pg_restore")
+    assert len(restores) == 2
+    for words, file in restores:
+        database = words[words.index("-d") + 1]
+        emptied = f"truncate {', '.join(before[database])}"
+        topology.execute("postgres", ["psql", "-q", "-U", "selectit", database, "-c", emptied])
+        assert not any(_rows(topology, database).values())
+        with (topology.folder / file).open("rb") as source:
+            topology.execute("postgres", words, stdin=source)
+    # what the running services wrote between the dump and their end is not in it
+    for name, tables in before.items():
+        after = _rows(topology, name)
+        assert set(after) == set(tables)
+        for table, count in after.items():
+            assert count >= tables[table] or table in VOLATILE, table
+    assert sum(before["dagster"].values()) > 100 and sum(before["mlflow"].values()) > 100
 
 
 def test_the_chain_ends_whole_whichever_process_is_killed(topology, tmp_path):
@@ -111,3 +164,5 @@ def test_the_chain_ends_whole_whichever_process_is_killed(topology, tmp_path):
         names = [path.name for path in ours.glob("selected*")] or ["dataset.parquet"]
         for name in names:
             assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+
+    _back_up_and_restore(topology)
