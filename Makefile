@@ -16,7 +16,7 @@ EXPERIMENT ?= experiments/default.yaml
 HOME_FLAG := $(if $(SELECTIT_HOME),--home $(SELECTIT_HOME),)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev run ui test test-slow test-browser lint bench demo-data demo-models lock clean
+.PHONY: help setup dev deployment run ui test test-slow test-browser test-deployment soak lint bench demo-data demo-models lock clean
 
 help:
 	@sed -n '1,10s/^# \{0,1\}//p' Makefile
@@ -54,6 +54,17 @@ test-slow: dev
 
 test-browser: dev
 	$(BIN)/python -m pytest -m browser
+
+# PostgreSQL's server comes from the distribution: apt-get install postgresql
+deployment: dev requirements-postgres.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-postgres.lock kubernetes-validate==1.37.0
+
+test-deployment: deployment
+	$(BIN)/python -m pytest -m deployment
+
+# MINUTES=120 for the long one; the report goes to performance/results/soak.json
+soak: deployment
+	$(BIN)/python scripts/soak.py --minutes $(or $(MINUTES),30)
 
 lint: dev
 	$(BIN)/ruff check .

@@ -1,11 +1,12 @@
-"""Write requirements.lock and requirements-dev.lock: every transitive version.
+"""Write requirements.lock, requirements-dev.lock and one file per extra that the image takes.
 
-They come from a clean environment with the newest versions that pyproject.toml allows. Run it
-as ``make lock`` and commit the two files.
+They hold every transitive version, and come from a clean environment with the newest versions
+that pyproject.toml allows. Run it as ``make lock`` and commit the files.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCH = "torch==2.13.0"
+# extras with a lock file of their own: what they need beyond requirements.lock
+EXTRAS = ("kubernetes", "postgres")
 
 
 def freeze(python: Path) -> dict[str, str]:
@@ -34,6 +37,14 @@ def freeze(python: Path) -> dict[str, str]:
     return lines
 
 
+def beyond(python: Path, wanted: list[str]) -> list[str]:
+    """Return the pinned lines of what an environment would have to install for ``wanted``."""
+    argv = [python, "-m", "pip", "install", "--quiet", "--dry-run", "--report", "-", *wanted]
+    answer = subprocess.run(argv, check=True, capture_output=True, text=True)
+    found = [entry["metadata"] for entry in json.loads(answer.stdout)["install"]]
+    return sorted(f"{entry['name']}=={entry['version']}" for entry in found)
+
+
 def main() -> None:
     """Install into a fresh environment, run time first, then the tools, and freeze twice."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -44,6 +55,11 @@ def main() -> None:
         subprocess.run([*install, TORCH], check=True)
         subprocess.run([*install, *project["dependencies"]], check=True)
         run_time = freeze(python)
+        for name in EXTRAS:
+            lines = beyond(python, project["optional-dependencies"][name])
+            head = f"# Written by `make lock`: the extra {name}, beside requirements.lock."
+            text = "\n".join([head, *lines]) + "\n"
+            (ROOT / f"requirements-{name}.lock").write_text(text, encoding="utf-8")
         subprocess.run([*install, *project["optional-dependencies"]["dev"]], check=True)
         everything = freeze(python)
     head = "# Written by `make lock`. torch is installed first and alone; see the Makefile.\n"

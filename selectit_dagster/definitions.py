@@ -16,6 +16,7 @@ from selectit_dagster.experiment import load_experiment
 from selectit_dagster.home import Home, home_root
 from selectit_dagster.platform import automation
 from selectit_dagster.platform.closing import closing_sensors
+from selectit_dagster.platform.launcher import watched_executor
 from selectit_dagster.platform.pipeline import Pipeline
 from selectit_dagster.platform.resources import Access, PipelineResource, TrackingResource
 
@@ -89,4 +90,5 @@ def _prefixed(
 @dg.definitions
 def defs() -> dg.Definitions:
     """Return the definitions of this process's experiment and home."""
-    return build_defs(experiment_file=experiment_file())
+    watched = dg.Definitions(executor=watched_executor(home_root(None)))
+    return dg.Definitions.merge(build_defs(experiment_file=experiment_file()), watched)

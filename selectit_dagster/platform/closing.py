@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from selectit_dagster.platform.resources import Access, PipelineResource, TrackingResource
-from selectit_dagster.platform.workers import worker_is_gone
+from selectit_dagster.platform.workers import is_alive
 
 if TYPE_CHECKING:
     from selectit_dagster.platform.tracking import Tracker
@@ -121,7 +121,8 @@ def fail_abandoned(instance: dg.DagsterInstance, tracker: Tracker) -> list[str]:
     """
     found = []
     for run in instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED)):
-        if worker_is_gone(instance, run):
+        record = instance.get_run_record_by_id(run.run_id)
+        if not is_alive(tracker.home, run.run_id, record.start_time if record else None):
             instance.report_run_failed(run, "The process of this run is gone.")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             failed = instance.get_run_by_id(run.run_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,11 @@ import dagster as dg
 
 from assets.uncertainty_scores import asset_name
 from selectit_dagster.definitions import build_defs
+from selectit_dagster.platform import workers
 from selectit_dagster.platform.closing import close_run
 from selectit_dagster.platform.pipeline import Pipeline, Stage
 from selectit_dagster.platform.resources import make_tracker
 from selectit_dagster.platform.run import StageFailedError
-from selectit_dagster.platform.workers import PROCESS_TAG
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -48,25 +49,24 @@ def execute(
     job = definitions.resolve_implicit_global_asset_job_def()
     tracker = make_tracker(pipeline)
     before = len(tracker.failures())
+    run_id = str(uuid.uuid4())
     result: Any = None
     status = "KILLED"
     try:
-        result = job.execute_in_process(
-            instance=instance,
-            asset_selection=keys,
-            partition_key=partition,
-            run_config=_QUIET,
-            raise_on_error=False,
-            tags={
-                "selectit/launch": launch,
-                "selectit/what": _what(stages),
-                PROCESS_TAG: str(os.getpid()),
-            },
-        )
+        with workers.working(pipeline.home.root, run_id):
+            result = job.execute_in_process(
+                run_id=run_id,
+                instance=instance,
+                asset_selection=keys,
+                partition_key=partition,
+                run_config=_QUIET,
+                raise_on_error=False,
+                tags={"selectit/launch": launch, "selectit/what": _what(stages)},
+            )
         status = "FINISHED" if result.success else "FAILED"
     finally:
-        run_id = result.run_id if result is not None else _last_run(instance, launch)
-        run = instance.get_run_by_id(run_id) if run_id is not None else None
+        workers.forget(pipeline.home.root, run_id)
+        run = instance.get_run_by_id(run_id)
         if run is not None and run.is_finished:
             close_run(instance, run, tracker)
         elif run is not None:
@@ -91,12 +91,6 @@ def _what(stages: list[Stage]) -> str:
     names = [stage.asset for stage in stages]
     partition = next((f"{s.partition} · " for s in stages if s.partition), "")
     return f"{partition}{names[0]} to {names[-1]}"
-
-
-def _last_run(instance: DagsterInstance, launch: str) -> str | None:
-    """Return the newest Dagster run of this launch, after an interruption."""
-    found = instance.get_runs(dg.RunsFilter(tags={"selectit/launch": launch}), limit=1)
-    return found[0].run_id if found else None
 
 
 def _failure(result: Any, stages: list[Stage]) -> StageFailedError:  # noqa: ANN401 - Dagster's result

@@ -31,7 +31,7 @@ concurrency:
   runs:
     max_concurrent_runs: 2
 run_launcher:
-  module: selectit_dagster.platform.workers
+  module: selectit_dagster.platform.launcher
   class: WatchedRunLauncher
 run_monitoring:
   enabled: true

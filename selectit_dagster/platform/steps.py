@@ -14,11 +14,11 @@ import dagster as dg
 
 from selectit_dagster.artefacts import Manifest
 from selectit_dagster.errors import TransientError, UserError
+from selectit_dagster.platform import workers
 from selectit_dagster.platform.inspections import Inspection
 from selectit_dagster.platform.metadata import Metadata, base_metadata
 from selectit_dagster.platform.pipeline import Stage
 from selectit_dagster.platform.tracking import TrackedRun, Tracker, record_manifest
-from selectit_dagster.platform.workers import ended_with_parent
 from selectit_dagster.progress import Reporter
 
 _TRANSIENT = (TransientError, ConnectionError, TimeoutError)
@@ -70,7 +70,9 @@ def run_stage(
     # the partition first: MLflow's tables cut long names off at the end
     name = f"{stage.partition} · {stage.asset}" if stage.partition else stage.asset
     name = f"{name} · {context.run.run_id[:8]}"
-    with tracking.asset_run(parent, name, _tags(context, stage, tracking.dagster_url)) as run:
+    at_work = workers.helping(tracking.home, context.run.run_id)
+    tags = _tags(context, stage, tracking.dagster_url)
+    with at_work, tracking.asset_run(parent, name, tags) as run:
         run.params(stage.settings)
         reporter = Reporter(
             stage.title,
@@ -115,7 +117,7 @@ def _permanent() -> Iterator[None]:
 
 def _guarded(stage: Stage, reporter: Reporter) -> Manifest:
     try:
-        with _permanent(), ended_with_parent():
+        with _permanent(), workers.ended_with_parent():
             return stage.run(reporter)
     except _TRANSIENT as error:
         raise dg.RetryRequested(max_retries=_RETRIES, seconds_to_wait=_RETRY_SECONDS) from error

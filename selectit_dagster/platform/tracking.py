@@ -297,6 +297,11 @@ class Tracker:
     _dead: bool = False
 
     @property
+    def home(self) -> Path:
+        """Root of the home that the folder lies in."""
+        return self.folder.parent
+
+    @property
     def client(self) -> Any:  # noqa: ANN401 - an MlflowClient, imported late
         """The MLflow client; the store exists and the experiment is there."""
         if self._client is None:

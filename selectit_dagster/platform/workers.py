@@ -1,60 +1,123 @@
-"""Whether the process that works on a Dagster run is still there.
+"""Who still works on a Dagster run, so that a dead worker is noticed and its run retried.
 
-Dagster's default launcher cannot tell: a run whose worker went down together with the code
-server (power cut, ``kill -9``) would stay STARTED for ever, and hold its pool's slots and its
-place in the queue. Every worker notes its process id in the run's log, which is enough on one
-machine.
+Dagster's own launcher starts a run inside the code server and cannot tell afterwards whether
+its process still lives: with the code server gone, the run would stay "started" for ever and
+keep its pool slots. Here the run's process and each of its steps hold a shared lock on one
+file in the home. The lock is the kernel's (``flock``), so it vanishes with its holder, however that
+died, and it is seen from every container that has the home mounted.
+
+A run counts as dead only when nobody holds its lock any more. A step that outlives the run's
+process ends itself soon, and until then never meets its own retry in one folder.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
-import psutil
-from dagster import DagsterEventType, DagsterInstance, DagsterRun
-from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
-
-PROCESS_TAG = "selectit/process"
-# a worker notes itself a moment after it began; clocks of file systems are coarser still
-_TOLERANCE = 5.0
-
-
-def worker_is_gone(instance: DagsterInstance, run: DagsterRun) -> bool:
-    """Tell whether the run's worker noted its process id and that process is gone."""
-    noted = _worker(instance, run)
-    return noted is not None and not _is_alive(*noted)
+# files of runs that were killed are removed after this time, when nobody holds them
+_KEPT_SECONDS = 3600.0
+# between "started" in the database and the lock lies the building of the execution plan
+START_SECONDS = 120.0
+_FOLDER = Path("dagster") / "workers"
 
 
-def _worker(instance: DagsterInstance, run: DagsterRun) -> tuple[int, float] | None:
-    """Return process id of the run's worker and when it was noted, None where it was not."""
-    stats = instance.get_run_record_by_id(run.run_id)
-    if (tag := run.tags.get(PROCESS_TAG)) is not None:
-        started = stats.start_time if stats is not None else None
-        return int(tag), started or float("inf")
-    for entry in instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT):
-        event = entry.get_dagster_event()
-        pid = event.engine_event_data.metadata.get("pid")
-        if event.step_key is None and "Started process for run" in (event.message or "") and pid:
-            return int(str(pid.value)), entry.timestamp
-    return None
+@contextlib.contextmanager
+def working(home: Path, run_id: str) -> Iterator[None]:
+    """Be known as a worker of run ``run_id`` while the block lasts.
+
+    Parameters
+    ----------
+    home:
+        Root of the home.
+    run_id:
+        The Dagster run.
+    """
+    path = _lock_file(home, run_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as handle:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
 
 
-def _is_alive(pid: int, noted_at: float) -> bool:
-    """Tell whether a process has this id and is not a later one that was given it again."""
+@contextlib.contextmanager
+def helping(home: Path, run_id: str) -> Iterator[None]:
+    """Be known as one more worker of a run whose process is known; nothing otherwise."""
     try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return False
-        return process.create_time() <= noted_at + _TOLERANCE
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:
+        descriptor = os.open(_lock_file(home, run_id), os.O_RDONLY)
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def has_workers(home: Path, run_id: str) -> bool | None:
+    """Tell whether a process works on the run; None when none ever said so.
+
+    The home may be mounted read-only.
+    """
+    try:
+        descriptor = os.open(_lock_file(home, run_id), os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def is_alive(home: Path, run_id: str, started: float | None, now: float | None = None) -> bool:
+    """Tell whether a run that is "started" in the database is still worked on.
+
+    Parameters
+    ----------
+    started:
+        When it started, in seconds since 1970; None when that is not known.
+    now:
+        The present, for tests.
+    """
+    found = has_workers(home, run_id)
+    if found is not None:
+        return found
+    if started is None:
+        return True
+    return (time.time() if now is None else now) - started < START_SECONDS
+
+
+def forget(home: Path, run_id: str) -> None:
+    """Remove the file of a run that ended, unless somebody still works on it."""
+    if has_workers(home, run_id) is False:
+        _lock_file(home, run_id).unlink(missing_ok=True)
+
+
+def forget_old(home: Path) -> None:
+    """Remove the files of runs that were killed a good while ago.
+
+    A young file may be about to be locked and is left alone. Without its file, a run that
+    started long ago counts as dead all the same.
+    """
+    for path in (home / _FOLDER).glob("*.lock"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _KEPT_SECONDS:
+                forget(home, path.stem)
+
+
+def _lock_file(home: Path, run_id: str) -> Path:
+    return home / _FOLDER / f"{run_id}.lock"
 
 
 @contextlib.contextmanager
@@ -82,18 +145,3 @@ def _watch_parent(parent: int, over: threading.Event, interval: float) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             over.wait(10)
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-class WatchedRunLauncher(DefaultRunLauncher):
-    """Dagster's default launcher, which can also tell that a run's worker is gone."""
-
-    @property
-    def supports_check_run_worker_health(self) -> bool:
-        """Run monitoring asks :meth:`check_run_worker_health` for every started run."""
-        return True
-
-    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
-        """Return FAILED when the worker's process is gone, else RUNNING."""
-        if worker_is_gone(self._instance, run):
-            return CheckRunHealthResult(WorkerStatus.FAILED, "the worker's process is gone")
-        return CheckRunHealthResult(WorkerStatus.RUNNING)

@@ -14,11 +14,10 @@ from small_home import make_pipeline
 
 from selectit_dagster.artefacts import write_manifest
 from selectit_dagster.errors import TransientError, UserError
-from selectit_dagster.platform import closing, steps
+from selectit_dagster.platform import closing, steps, workers
 from selectit_dagster.platform.instance import DAGSTER_YAML, open_instance
 from selectit_dagster.platform.pipeline import Stage
 from selectit_dagster.platform.resources import make_tracker
-from selectit_dagster.platform.workers import PROCESS_TAG, worker_is_gone
 
 
 class World:
@@ -126,11 +125,12 @@ def _killed() -> None:
     _nothing()
 
 
-def _abandon(world, process: int) -> dg.DagsterRun:
+def _abandon(world) -> dg.DagsterRun:
     """Leave a run as a killed process does: STARTED, its MLflow runs RUNNING."""
     instance = world.instance
-    tags = {PROCESS_TAG: str(process), "selectit/launch": "x"}
-    run = instance.create_run_for_job(_killed, tags=tags)
+    run = instance.create_run_for_job(_killed, tags={"selectit/launch": "x"})
+    with workers.working(world.tracker.home, run.run_id):
+        pass  # the lock goes with its holder, its file stays
     start = dg.DagsterEvent(event_type_value="PIPELINE_START", job_name=run.job_name)
     instance.report_dagster_event(start, run.run_id)
     world.tracker.parent(run.run_id, "killed", {})
@@ -138,12 +138,9 @@ def _abandon(world, process: int) -> dg.DagsterRun:
 
 
 def test_a_run_whose_process_is_gone_is_closed_by_the_next_start(world):
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    dead, alive = _abandon(world, gone.pid), _abandon(world, os.getpid())
-    assert worker_is_gone(world.instance, dead)
-    assert not worker_is_gone(world.instance, alive)
-    assert closing.fail_abandoned(world.instance, world.tracker) == [dead.run_id]
+    dead, alive = _abandon(world), _abandon(world)
+    with workers.working(world.tracker.home, alive.run_id):
+        assert closing.fail_abandoned(world.instance, world.tracker) == [dead.run_id]
     after = world.instance.get_run_by_id(dead.run_id)
     assert after.status is dg.DagsterRunStatus.FAILURE
     assert "it was killed, or the machine ran out of memory" in after.tags[closing.REMEDY_TAG]
@@ -151,18 +148,13 @@ def test_a_run_whose_process_is_gone_is_closed_by_the_next_start(world):
     assert world.mlflow(alive.run_id) == {"parent": "RUNNING"}
 
 
-def test_a_process_that_was_given_the_same_number_again_is_not_the_worker(world, monkeypatch):
-    run = _abandon(world, os.getpid())
-    born = psutil.Process().create_time() + 3600
-    monkeypatch.setattr(psutil.Process, "create_time", lambda self: born)
-    assert worker_is_gone(world.instance, run)
-
-
 def test_run_monitoring_asks_the_launcher_which_knows(world):
     launcher = world.instance.run_launcher
     assert launcher.supports_check_run_worker_health
-    run = _abandon(world, os.getpid())
-    assert launcher.check_run_worker_health(run).status.value == "RUNNING"
+    run = _abandon(world)
+    assert launcher.check_run_worker_health(run).status.value == "FAILED"
+    with workers.working(world.tracker.home, run.run_id):
+        assert launcher.check_run_worker_health(run).status.value == "RUNNING"
 
 
 def test_the_instance_watches_its_workers_and_lets_one_model_in():
