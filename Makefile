@@ -16,7 +16,7 @@ EXPERIMENT ?= experiments/default.yaml
 HOME_FLAG := $(if $(SELECTIT_HOME),--home $(SELECTIT_HOME),)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev run ui test test-slow test-browser lint bench demo-data demo-models lock clean
+.PHONY: help setup dev run ui test test-slow test-browser pictures lint bench demo-data demo-models lock clean
 
 help:
 	@sed -n '1,10s/^# \{0,1\}//p' Makefile
@@ -54,6 +54,11 @@ test-slow: dev
 
 test-browser: dev
 	$(BIN)/python -m pytest -m browser
+
+# the README's pictures, from the home that `make run` filled
+pictures: dev
+	SELECTIT_BROWSER_HOME=$(abspath .selectit) SELECTIT_PICTURES=docs/images \
+	  $(BIN)/python -m pytest -m browser
 
 lint: dev
 	$(BIN)/ruff check .
