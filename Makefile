@@ -16,7 +16,7 @@ EXPERIMENT ?= experiments/default.yaml
 HOME_FLAG := $(if $(SELECTIT_HOME),--home $(SELECTIT_HOME),)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev deployment run ui test test-slow test-browser test-deployment soak lint bench demo-data demo-models lock clean
+.PHONY: help setup dev deployment run ui test test-slow test-browser test-deployment soak lint bench demo-data demo-models lock clean pictures
 
 help:
 	@sed -n '1,10s/^# \{0,1\}//p' Makefile
@@ -65,6 +65,11 @@ test-deployment: deployment
 # MINUTES=120 for the long one; the report goes to performance/results/soak.json
 soak: deployment
 	$(BIN)/python scripts/soak.py --minutes $(or $(MINUTES),30)
+
+# the README's pictures, from the home that `make run` filled
+pictures: dev
+	SELECTIT_BROWSER_HOME=$(abspath .selectit) SELECTIT_PICTURES=docs/images \
+	  $(BIN)/python -m pytest -m browser
 
 lint: dev
 	$(BIN)/ruff check .

@@ -23,13 +23,13 @@ def build_comparison(access: Access) -> dg.AssetsDefinition:
     """Return the asset that compares the arms."""
 
     @dg.asset(
-        key=KEY,
+        key=access.put(KEY),
         deps=[
-            benchmark_evaluations.KEY,
-            benchmark_evaluations.UNTUNED_KEY,
-            lora_checkpoints.KEY,
+            access.put(benchmark_evaluations.KEY),
+            access.put(benchmark_evaluations.UNTUNED_KEY),
+            access.put(lora_checkpoints.KEY),
         ],
-        group_name=groups.COMPARISON,
+        group_name=access.name(groups.COMPARISON),
         kinds={"python"},
         code_version="1",
         required_resource_keys=access.keys,
@@ -59,9 +59,9 @@ def build_report(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
         deps.append(KEY)
 
     @dg.asset(
-        key=REPORT_KEY,
-        deps=deps,
-        group_name=groups.COMPARISON,
+        key=access.put(REPORT_KEY),
+        deps=[access.put(key) for key in deps],
+        group_name=access.name(groups.COMPARISON),
         kinds={"python"},
         code_version="1",
         required_resource_keys=access.keys,

@@ -22,15 +22,15 @@ def build(pipeline: Pipeline, access: Access) -> list[dg.AssetsDefinition]:
     line_of = pipeline
 
     @dg.asset(
-        key=KEY,
-        deps=[lora_checkpoints.KEY, benchmark_questions.KEY],
+        key=access.put(KEY),
+        deps=[access.put(lora_checkpoints.KEY), access.put(benchmark_questions.KEY)],
         partitions_def=lora_checkpoints.partitions(line_of),
-        group_name=groups.EVALUATION,
+        group_name=access.name(groups.EVALUATION),
         kinds={"pytorch", "huggingface"},
         code_version="1",
         required_resource_keys=access.keys,
         pool=groups.MODEL_POOL,
-        check_specs=[_spec(KEY)],
+        check_specs=[_spec(access.put(KEY))],
     )
     def benchmark_evaluations(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         """Evaluate one checkpoint on the experiment's benchmarks.
@@ -50,14 +50,14 @@ def build(pipeline: Pipeline, access: Access) -> list[dg.AssetsDefinition]:
         )
 
     @dg.asset(
-        key=UNTUNED_KEY,
-        deps=[benchmark_questions.KEY],
-        group_name=groups.EVALUATION,
+        key=access.put(UNTUNED_KEY),
+        deps=[access.put(benchmark_questions.KEY)],
+        group_name=access.name(groups.EVALUATION),
         kinds={"pytorch", "huggingface"},
         code_version="1",
         required_resource_keys=access.keys,
         pool=groups.MODEL_POOL,
-        check_specs=[_spec(UNTUNED_KEY)],
+        check_specs=[_spec(access.put(UNTUNED_KEY))],
     )
     def untuned_evaluation(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         """Evaluate the base model before any tuning, to show what tuning adds at all."""

@@ -14,8 +14,8 @@ def build(access: Access) -> dg.AssetsDefinition:
     """Return the asset that gathers the benchmarks' questions."""
 
     @dg.asset(
-        key=KEY,
-        group_name=groups.DATA,
+        key=access.put(KEY),
+        group_name=access.name(groups.DATA),
         kinds={"huggingface", "parquet"},
         code_version="1",
         required_resource_keys=access.keys,

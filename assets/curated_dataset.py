@@ -23,16 +23,16 @@ def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
         deps.append(benchmark_questions.KEY)
 
     @dg.asset(
-        key=KEY,
-        deps=deps,
-        group_name=groups.DATA,
+        key=access.put(KEY),
+        deps=[access.put(key) for key in deps],
+        group_name=access.name(groups.DATA),
         kinds={"parquet", "python"},
         code_version="1",
         required_resource_keys=access.keys,
         check_specs=[
             dg.AssetCheckSpec(
                 "balance",
-                asset=KEY,
+                asset=access.put(KEY),
                 blocking=True,
                 description="read = kept + rejected + duplicate + contaminated; ids occur once",
             )

@@ -46,10 +46,12 @@ def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
     line_of = pipeline
 
     @dg.asset(
-        key=KEY,
-        deps=[dg.AssetDep(selective_alpaca.KEY, partition_mapping=arm_mapping(line_of))],
+        key=access.put(KEY),
+        deps=[
+            dg.AssetDep(access.put(selective_alpaca.KEY), partition_mapping=arm_mapping(line_of))
+        ],
         partitions_def=partitions(line_of),
-        group_name=groups.TUNING,
+        group_name=access.name(groups.TUNING),
         kinds={"pytorch", "huggingface"},
         code_version="1",
         required_resource_keys=access.keys,
@@ -58,7 +60,7 @@ def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
         check_specs=[
             dg.AssetCheckSpec(
                 "loads_and_answers",
-                asset=KEY,
+                asset=access.put(KEY),
                 blocking=True,
                 description="the checkpoint loads over its base model and answers a prompt",
             )

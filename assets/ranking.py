@@ -82,22 +82,22 @@ def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
     RankingConfig = config_type(experiment)  # noqa: N806 - a class
 
     @dg.asset(
-        key=KEY,
-        deps=[curated_dataset.KEY, *scores],
-        group_name=groups.RATING,
+        key=access.put(KEY),
+        deps=[access.put(key) for key in (curated_dataset.KEY, *scores)],
+        group_name=access.name(groups.RATING),
         kinds={"parquet", "python"},
         code_version="1",
         required_resource_keys=access.keys,
         check_specs=[
             dg.AssetCheckSpec(
                 "every_record_accounted_for",
-                asset=KEY,
+                asset=access.put(KEY),
                 blocking=True,
                 description="kept = ranked + too_long + failed; ranks are 1 to n without gaps",
             ),
             dg.AssetCheckSpec(
                 "finite_scores",
-                asset=KEY,
+                asset=access.put(KEY),
                 blocking=True,
                 description="every ranked record has a finite score, no other has one",
             ),

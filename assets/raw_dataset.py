@@ -20,15 +20,15 @@ def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
     """Return the asset that reads the experiment's dataset."""
 
     @dg.asset(
-        key=KEY,
-        group_name=groups.DATA,
+        key=access.put(KEY),
+        group_name=access.name(groups.DATA),
         kinds={"huggingface", "parquet"},
         code_version="1",
         required_resource_keys=access.keys,
         check_specs=[
             dg.AssetCheckSpec(
                 "balance",
-                asset=KEY,
+                asset=access.put(KEY),
                 blocking=True,
                 description="read = kept + rejected, and every record id occurs once",
             )

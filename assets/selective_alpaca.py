@@ -58,10 +58,10 @@ def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
     """Return the asset that writes each arm's subset."""
 
     @dg.asset(
-        key=KEY,
-        deps=[curated_dataset.KEY, ranking.KEY],
+        key=access.put(KEY),
+        deps=[access.put(curated_dataset.KEY), access.put(ranking.KEY)],
         partitions_def=partitions(pipeline),
-        group_name=groups.SELECTION,
+        group_name=access.name(groups.SELECTION),
         kinds={"huggingface", "parquet"},
         code_version="1",
         required_resource_keys=access.keys,
@@ -69,7 +69,7 @@ def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
         check_specs=[
             dg.AssetCheckSpec(
                 "subset_of_the_right_size",
-                asset=KEY,
+                asset=access.put(KEY),
                 blocking=True,
                 description="the subset has the size that was asked for, without repeats",
             )

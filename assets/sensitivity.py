@@ -14,9 +14,9 @@ def build(access: Access) -> dg.AssetsDefinition:
     """Return the asset that varies the settings of the ranking."""
 
     @dg.asset(
-        key=KEY,
-        deps=[ranking.KEY],
-        group_name=groups.COMPARISON,
+        key=access.put(KEY),
+        deps=[access.put(ranking.KEY)],
+        group_name=access.name(groups.COMPARISON),
         kinds={"python"},
         code_version="1",
         required_resource_keys=access.keys,

@@ -32,9 +32,9 @@ def build(model: ScoringModel, access: Access) -> dg.AssetsDefinition:
     own_key = key(name)
 
     @dg.asset(
-        key=own_key,
-        deps=[curated_dataset.KEY],
-        group_name=groups.RATING,
+        key=access.put(own_key),
+        deps=[access.put(curated_dataset.KEY)],
+        group_name=access.name(groups.RATING),
         kinds={"pytorch", "huggingface"},
         code_version="1",
         required_resource_keys=access.keys,
@@ -50,13 +50,13 @@ def build(model: ScoringModel, access: Access) -> dg.AssetsDefinition:
         check_specs=[
             dg.AssetCheckSpec(
                 "one_row_per_record_and_prompt",
-                asset=own_key,
+                asset=access.put(own_key),
                 blocking=True,
                 description="every curated record has one row per rating prompt, no others",
             ),
             dg.AssetCheckSpec(
                 "finite_distributions",
-                asset=own_key,
+                asset=access.put(own_key),
                 blocking=True,
                 description="every stored distribution is finite and sums to one",
             ),

@@ -61,8 +61,7 @@ def build_defs(
     access = Access.of(key_prefix)
     place = PipelineResource(experiment_file=str(path), home=str(pipeline.home.root))
     tracking = TrackingResource(uri=mlflow_uri, ui_url=mlflow_ui_url)
-    assets = automation.with_conditions(build_assets(pipeline, access))
-    assets = [_prefixed(asset, assets, access) for asset in assets]
+    assets = automation.with_conditions(build_assets(pipeline, access), access)
     jobs = automation.jobs(pipeline, access)
     return dg.Definitions(
         assets=assets,
@@ -75,16 +74,6 @@ def build_defs(
         ],
         resources={access.pipeline: place, access.tracking: tracking},
     )
-
-
-def _prefixed(
-    asset: dg.AssetsDefinition, assets: list[dg.AssetsDefinition], access: Access
-) -> dg.AssetsDefinition:
-    """Return an asset with the prefix before its key and those of what it depends on."""
-    if not access.prefix:
-        return asset
-    ours = {key for other in assets for key in other.keys}
-    return asset.with_attributes(asset_key_replacements={k: access.key(*k.path) for k in ours})
 
 
 @dg.definitions

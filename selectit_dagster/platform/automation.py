@@ -116,15 +116,18 @@ def follow_changed_data() -> dg.AutomationCondition:
     ).with_label("upstream data changed")
 
 
-def with_conditions(assets: Iterable[dg.AssetsDefinition]) -> list[dg.AssetsDefinition]:
+def with_conditions(
+    assets: Iterable[dg.AssetsDefinition], access: Access
+) -> list[dg.AssetsDefinition]:
     """Return the assets with their owner, those up to the selection following changed data."""
     condition = follow_changed_data()
 
     def follow(spec: dg.AssetSpec) -> dg.AssetSpec:
         owned = spec.replace_attributes(owners=[_OWNER])
-        if spec.key.path[0] not in _FOLLOWS:
+        name = spec.key.path[len(access.prefix)]
+        if name not in _FOLLOWS:
             return owned
-        if spec.key.path[0] == "selective_alpaca":
+        if name == "selective_alpaca":
             owned = owned.replace_attributes(freshness_policy=_FRESH)
         return owned.replace_attributes(automation_condition=condition)
 

@@ -85,6 +85,10 @@ class Access:
         """Return an asset's key."""
         return dg.AssetKey([*self.prefix, *path])
 
+    def put(self, key: dg.AssetKey) -> dg.AssetKey:
+        """Return a key of ours as it is in this project."""
+        return self.key(*key.path)
+
     def open(self, context: Any) -> tuple[Pipeline, Tracker]:  # noqa: ANN401 - any Dagster context
         """Return the pipeline as the experiment file stands now, and its tracker."""
         line = getattr(context.resources, self.pipeline).pipeline()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -26,12 +27,20 @@ _DEFINITIONS = """\
 from pathlib import Path
 import dagster as dg
 
-@dg.asset
+@dg.asset(deps=[["team", "selective_alpaca"]])
 def reader_of_the_selection() -> None: ...
+
+@dg.job
+def reselect() -> None: ...
 
 @dg.definitions
 def defs():
-    own = dg.Definitions(assets=[reader_of_the_selection], resources={"database": 1})
+    # names that the component also uses inside: they must not meet
+    own = dg.Definitions(
+        assets=[reader_of_the_selection],
+        jobs=[reselect],
+        resources={"database": 1, "pipeline": 2, "tracking": 3},
+    )
     found = dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
     return dg.Definitions.merge(own, found)
 """
@@ -101,20 +110,46 @@ def test_another_project_gets_the_whole_graph_and_can_materialise_it(project, sc
         graph = project.get_repository_def().asset_graph
         job = project.get_implicit_global_asset_job_def()
         with dg.DagsterInstance.ephemeral() as instance:
-            keys = [dg.AssetKey(["team", "raw_dataset"])]
+            keys = [dg.AssetKey(["team", name]) for name in ("raw_dataset", "curated_dataset")]
             result = job.execute_in_process(instance=instance, asset_selection=keys)
+            made = instance.get_latest_materialization_event(keys[1]).asset_materialization
+        columns = made.metadata["dagster/column_lineage"].value.deps_by_column
+        source = columns["instruction"][0].asset_key.to_user_string()
         keys = sorted(key.to_user_string() for key in graph.get_all_asset_keys())
-        print(json.dumps([keys, result.success]))
+        print(json.dumps([keys, result.success, source]))
         """
     answer = _run(project, sys.executable, "-c", textwrap.dedent(script))
-    keys, success = json.loads(answer.splitlines()[-1])
+    keys, success, source = json.loads(answer.splitlines()[-1])
     assert success
+    assert source == "team/raw_dataset"
     assert "reader_of_the_selection" in keys
     assert {"team/raw_dataset", "team/ranking", "team/uncertainty_scores/big"} <= set(keys)
     assert {"team/lora_checkpoints", "team/arm_comparison", "team/report"} <= set(keys)
     # artefacts and the MLflow store lie in the other project's own home
     assert (project / ".selectit/experiments/small/raw/manifest.json").exists()
     assert (project / ".selectit/mlflow/mlflow.db").exists()
+
+
+def test_two_components_live_in_one_project_each_with_its_own_home(project, scaffolded):
+    """Loaded last: it adds a second component to the project."""
+    second = scaffolded.with_name("other")
+    second.mkdir()
+    shutil.copy(scaffolded / "experiment.yaml", second)
+    shutil.copy(scaffolded / "records.jsonl", second)
+    (second / "defs.yaml").write_text(
+        "type: selectit_dagster.SelectItComponent\n"
+        "attributes: {experiment: experiment.yaml, home: .other, key_prefix: other/alpaca}\n",
+        encoding="utf-8",
+    )
+    dg = str(Path(sys.executable).with_name("dg"))
+    listed = json.loads(_run(project, dg, "list", "defs", "--json"))
+    assets = {asset["asset_key"] for asset in listed["assets"]}
+    assert {"team/ranking", "other/alpaca/ranking"} <= assets
+    jobs = {job["name"] for job in listed["jobs"]}
+    assert {"reselect", "team_reselect", "other_alpaca_reselect"} <= jobs
+    sensors = {sensor["name"] for sensor in listed["sensors"]}
+    assert {"team_dataset_changed", "other_alpaca_follow_changed_data"} <= sensors
+    assert "All definitions loaded successfully" in _run(project, dg, "check", "defs")
 
 
 def test_the_package_stays_light_until_the_component_is_asked_for():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -41,7 +42,7 @@ class World:
         stage = Stage("stage", self.folder, dict, run, "records")
 
         @dg.asset(name="stage")
-        def asset(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        def asset(context) -> dg.MaterializeResult:
             return steps.run_stage(context, stage, self.tracker)
 
         job = dg.Definitions(assets=[asset]).resolve_implicit_global_asset_job_def()
@@ -58,10 +59,20 @@ class World:
         }
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """An MLflow database with its tables: making them takes longer than a test."""
+    tracker = make_tracker(make_pipeline(tmp_path_factory.mktemp("store"), tuning=False))
+    _ = tracker.client
+    return tracker.folder / "mlflow.db"
+
+
 @pytest.fixture
-def world(tmp_path, monkeypatch):
+def world(tmp_path, monkeypatch, store):
     monkeypatch.setattr(steps, "_RETRY_SECONDS", 0)
     (tmp_path / "stage").mkdir()
+    (tmp_path / "home" / "mlflow").mkdir(parents=True)
+    shutil.copy(store, tmp_path / "home" / "mlflow")
     with open_instance(tmp_path / "home" / "dagster") as instance:
         yield World(tmp_path, instance)
 
