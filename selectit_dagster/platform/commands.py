@@ -60,7 +60,7 @@ def rank_command(
     overrides = Overrides(**given)
     rating = apply_overrides(line.experiment.rating, overrides)
     name = sha256_json(overrides.given())[:12]
-    again = Pipeline(line.experiment, line.home)
+    again = Pipeline(line.experiment, line.home, at_home=True)
     ranking = again.ranking(overrides, folder=line.home.folder / "rerankings" / name / "ranking")
     ranked = ranking.run(Reporter("ranking", "records"))
     chosen = again.selected(
