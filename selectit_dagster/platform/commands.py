@@ -12,6 +12,7 @@ import click
 from selectit_dagster.artefacts import require_manifest
 from selectit_dagster.errors import UserError
 from selectit_dagster.files import sha256_json
+from selectit_dagster.platform import storage_commands  # noqa: F401 - registers its commands
 from selectit_dagster.platform.cli import EXAMPLE, cli
 from selectit_dagster.platform.pipeline import Overrides, Pipeline, apply_overrides
 from selectit_dagster.progress import Reporter, Silent

@@ -63,6 +63,24 @@ def stored(stage: Stage, store: ArtefactStore, habits: Habits, seconds: float | 
     )
 
 
+def bring(store: ArtefactStore, folder: Path, progress: Progress) -> str:
+    """Make a folder a copy of what is valid in storage; work that is only here is kept.
+
+    Returns
+    -------
+    What was done: ``fetched``, ``current``, ``kept``, or ``absent`` when storage has nothing.
+    """
+    if (folder / MANIFEST).exists() and not store.is_copy(folder):
+        return "kept"
+    if store.is_published(folder):
+        return "current"
+    head = store.head(folder)
+    if head is None:
+        return "absent"
+    store.fetch(folder, head, progress=progress)
+    return "fetched"
+
+
 @dataclass
 class _Around:
     stage: Stage
@@ -75,17 +93,9 @@ class _Around:
         """Bring the inputs, once, and ask the stage."""
         if not self._ready:
             for folder in self.habits.inputs:
-                self.bring(folder)
+                bring(self.store, folder, _transfers(f"fetching {folder.name}", None))
             self._ready = True
         return self.stage.fingerprint()
-
-    def bring(self, folder: Path) -> None:
-        """Make an input the valid artefact of storage; work that is only here is kept."""
-        if (folder / MANIFEST).exists() and not self.store.is_copy(folder):
-            return
-        head = self.store.head(folder)
-        if head is not None:
-            self.store.fetch(folder, head, progress=_transfers(f"fetching {folder.name}", None))
 
     def run(self, progress: Progress) -> Manifest:
         """Fetch the artefact, or make it, and publish it."""
