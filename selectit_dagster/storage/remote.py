@@ -47,8 +47,8 @@ def library_options(protocol: str) -> dict[str, Any]:
     if protocol in ("s3", "s3a"):
         config: dict[str, Any] = {"connect_timeout": 10, "read_timeout": 60}
         if not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & set(os.environ):
-            # about half a minute of backoff
-            config["retries"] = {"mode": "standard", "total_max_attempts": 8}
+            # some 8 s of backoff; s3fs asks five times as long where a server says "slow down"
+            config["retries"] = {"mode": "standard", "total_max_attempts": 5}
         return {"use_listings_cache": False, "config_kwargs": config, "max_concurrency": 2}
     if protocol in ("gs", "gcs"):
         return {"use_listings_cache": False}

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from selectit_dagster.artefacts import MANIFEST, Fingerprint, Manifest, differences, read_manifest
-from selectit_dagster.errors import ArtefactError, UserError
+from selectit_dagster.errors import ArtefactError, TransientError, UserError
 from selectit_dagster.files import folder_lock, read_json, sha256_file, write_bytes, write_json
 from selectit_dagster.home import Home
 from selectit_dagster.progress import Progress, Silent
@@ -344,6 +344,12 @@ class ArtefactStore:
                 self.remote.download(key, temporary)
             except FileNotFoundError as error:
                 raise self._damaged(key, "is missing") from error
+            except TransientError as error:
+                # some libraries compare a checksum of their own, and tell it as any failure
+                if attempt == 2:
+                    raise
+                LOGGER.warning("%s; reading it again", error)
+                continue
             if _holds(temporary, item):
                 return
             if attempt == 1:
