@@ -280,7 +280,9 @@ def test_a_process_killed_between_files_and_manifest_changes_nothing(
     assert (folder_of(there) / "a.txt").read_bytes() == b"new a"
 
 
-def test_readers_never_see_a_mixture_while_others_write(s3_server, s3_environment, new_store, s3_place):
+def test_readers_never_see_a_mixture_while_others_write(
+    s3_server, s3_environment, new_store, s3_place
+):
     """Two writers publish artefacts whose files say which one they belong to; a reader looks."""
     from concurrent.futures import ThreadPoolExecutor
 
