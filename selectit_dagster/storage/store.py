@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from selectit_dagster.home import Home
 from selectit_dagster.progress import Progress, Silent
 from selectit_dagster.storage import layout
 from selectit_dagster.storage.layout import Item
-from selectit_dagster.storage.remote import Entry, Remote
+from selectit_dagster.storage.remote import Entry, Moved, Remote
 
 LOGGER = logging.getLogger("selectit_dagster")
 NOTE = ".stored.json"
@@ -218,14 +219,14 @@ class ArtefactStore:
         missing = [
             i for i in items if not _trusted(there.get(layout.object_key(stage, i)), i, live)
         ]
-        self._transfer(missing, lambda item: self._put(folder, item), progress)
+        self._transfer(missing, lambda item, moved: self._put(folder, item, moved), progress)
 
     def _live(self, folder: Path) -> set[str]:
         """Return the hashes that something valid names, so that nobody removes their objects."""
         head = self.head(folder)
         return {entry["sha256"] for entry in head.manifest.files.values()} if head else set()
 
-    def _put(self, folder: Path, item: Item) -> None:
+    def _put(self, folder: Path, item: Item, moved: Moved) -> None:
         path = folder / item.name
         if not path.exists() or sha256_file(path) != item.sha256:
             raise ArtefactError(
@@ -233,7 +234,7 @@ class ArtefactStore:
                 hint=f"remove {folder} and run again",
             )
         key = layout.object_key(self.stage(folder), item)
-        self.remote.upload(path, key)
+        self.remote.upload(path, key, moved)
         entry = self.remote.entry(key)
         if entry is None or entry.size != item.size:
             raise ArtefactError(
@@ -243,22 +244,24 @@ class ArtefactStore:
             )
 
     def _transfer(
-        self, items: list[Item], move: Callable[[Item], None], progress: Progress
+        self, items: list[Item], move: Callable[[Item, Moved], None], progress: Progress
     ) -> None:
-        """Move files, a few at once, and report megabytes."""
-        total = sum(item.size for item in items)
-        done = 0
+        """Move files, a few at once, and report megabytes as they go."""
+        total = max(sum(item.size for item in items), 1)
+        done, turn = 0, threading.Lock()
 
-        def one(item: Item) -> Item:
-            move(item)
-            return item
+        def moved(count: int) -> None:
+            nonlocal done
+            with turn:
+                # what is read a second time is not counted beyond the whole
+                done = min(done + count, total)
+                progress.update(done // MEGABYTE, max(total // MEGABYTE, 1))
 
         with ThreadPoolExecutor(_AT_ONCE, "storage") as pool:
-            futures = [pool.submit(one, item) for item in items]
+            futures = [pool.submit(move, item, moved) for item in items]
             try:
                 for future in futures:
-                    done += future.result().size
-                    progress.update(done // MEGABYTE, max(total // MEGABYTE, 1))
+                    future.result()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -311,9 +314,9 @@ class ArtefactStore:
         except OSError as error:
             raise UserError(f"cannot write {staging}: {error.strerror or error}") from error
         wanted = list({item.sha256: item for item in items}.values())
-        self._transfer(wanted, lambda item: self._get(folder, item), progress)
+        self._transfer(wanted, lambda item, moved: self._get(folder, item, moved), progress)
 
-    def _get(self, folder: Path, item: Item) -> None:
+    def _get(self, folder: Path, item: Item, moved: Moved) -> None:
         """Download one file unless it is in the staging area, or in the folder, already."""
         target = folder / STAGING / item.sha256
         if target.exists():
@@ -324,7 +327,7 @@ class ArtefactStore:
             if _holds(here, item):
                 shutil.copyfile(here, temporary)
             else:
-                self._get_checked(folder, item, temporary)
+                self._get_checked(folder, item, temporary, moved)
             with temporary.open("rb+") as handle:
                 os.fsync(handle.fileno())
             temporary.replace(target)
@@ -336,12 +339,12 @@ class ArtefactStore:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _get_checked(self, folder: Path, item: Item, temporary: Path) -> None:
+    def _get_checked(self, folder: Path, item: Item, temporary: Path, moved: Moved) -> None:
         """Download one object; once more when what came is not what the manifest says."""
         key = layout.object_key(self.stage(folder), item)
         for attempt in (1, 2):
             try:
-                self.remote.download(key, temporary)
+                self.remote.download(key, temporary, moved)
             except FileNotFoundError as error:
                 raise self._damaged(key, "is missing") from error
             except TransientError as error:

@@ -56,9 +56,9 @@ def test_it_is_downloaded_again_only_when_it_has_changed(tmp_path, monkeypatch):
     loads = []
     whole = Remote.download
 
-    def counted(self, key, target):
+    def counted(self, key, target, moved=None):
         loads.append(key)
-        whole(self, key, target)
+        whole(self, key, target, moved)
 
     monkeypatch.setattr(Remote, "download", counted)
     line = Pipeline(experiment(tmp_path, URL), Home(tmp_path / "home", "x"))
@@ -86,8 +86,8 @@ def test_a_dataset_that_changes_while_it_is_read_is_not_used(tmp_path, monkeypat
     put(ROWS)
     whole = Remote.download
 
-    def changed(self, key, target):
-        whole(self, key, target)
+    def changed(self, key, target, moved=None):
+        whole(self, key, target, moved)
         put(ROWS[:3])
 
     monkeypatch.setattr(Remote, "download", changed)

@@ -37,15 +37,15 @@ class Watched(Remote):
         self.written.append(key)
         super().write(key, content)
 
-    def upload(self, source: Path, key: str) -> None:
+    def upload(self, source: Path, key: str, moved=None) -> None:
         self._fail(key)
         self.written.append(key)
-        super().upload(source, key)
+        super().upload(source, key, moved)
 
-    def download(self, key: str, target: Path) -> None:
+    def download(self, key: str, target: Path, moved=None) -> None:
         self._fail(key)
         self.read_back.append(key)
-        super().download(key, target)
+        super().download(key, target, moved)
 
 
 @pytest.fixture
@@ -83,6 +83,27 @@ def test_the_valid_manifest_is_written_last(new_store, watched):
         "made",
         "manifest.json",
     ]
+
+
+def test_progress_is_told_in_megabytes_up_to_the_whole(new_store, tmp_path):
+    class Told:
+        def update(self, done: int, total: int, **_: float) -> None:
+            seen.append((done, total))
+
+    for place in (f"file://{tmp_path}/place", "memory://progress-test/x"):
+        here, there = (
+            new_store(f"{place[:4]}-here", Remote(place)),
+            new_store(f"{place[:4]}-b", Remote(place)),
+        )
+        make(folder_of(here), {"a": b"x" * 3_000_000, "b": b"y" * 2_000_000}, alpha=0.2)
+        seen: list[tuple[int, int]] = []
+        here.publish(folder_of(here), Told())
+        assert seen[-1] == (5, 5)
+        assert seen == sorted(seen)
+        seen.clear()
+        there.fetch(folder_of(there), there.head(folder_of(there)), progress=Told())
+        if place.startswith("memory"):  # the local file system copies in one go
+            assert seen[-1] == (5, 5)
 
 
 def test_publishing_again_writes_nothing(new_store, watched):
@@ -210,8 +231,8 @@ def test_what_came_damaged_over_the_line_is_read_again(new_store, watched, caplo
     here.publish(folder_of(here))
     whole, spoiled = watched.download, []
 
-    def download(key: str, target: Path) -> None:
-        whole(key, target)
+    def download(key: str, target: Path, moved=None) -> None:
+        whole(key, target, moved)
         if not spoiled:
             spoiled.append(key)
             target.write_bytes(b"noise")
@@ -336,6 +357,25 @@ def test_an_unknown_scheme_and_a_missing_library_are_told_with_a_remedy(monkeypa
     with pytest.raises(UserError, match="Install s3fs") as caught:
         Remote("s3://bucket").read("x")
     assert "selectit-dagster[s3]" in caught.value.hint
+
+
+def test_what_is_not_found_on_writing_is_the_bucket(tmp_path, monkeypatch):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    def nowhere(*_: object, **__: object) -> None:
+        raise FileNotFoundError("b/nobucket/o")  # all that gcsfs says
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", nowhere)
+    monkeypatch.setattr(MemoryFileSystem, "put_file", nowhere)
+    place, source = Remote("memory://nobucket/x"), tmp_path / "source"
+    source.write_bytes(b"x")
+    with pytest.raises(UserError, match="there is no such bucket"):
+        place.write("x", b"x")
+    with pytest.raises(UserError, match="there is no such bucket"):
+        place.upload(source, "x")
+    source.unlink()
+    with pytest.raises(FileNotFoundError):
+        place.upload(source, "x")
 
 
 def test_a_place_in_memory_works_like_any_other(new_store):
