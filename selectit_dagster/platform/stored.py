@@ -136,6 +136,7 @@ class _Around:
         self.store.fetch(self.stage.folder, found, make_room=room, progress=shown)
 
     def _drop_work(self) -> None:
+        (self.stage.folder / MANIFEST).unlink(missing_ok=True)
         for path in self.habits.work.files(self.stage.folder):
             path.unlink(missing_ok=True)
 

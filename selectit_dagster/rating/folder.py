@@ -140,7 +140,6 @@ class ScoreFolder:
 
     def _retire(self) -> None:
         """Turn parts and journals of another request into a source of reusable rows."""
-        (self.path / MANIFEST).unlink(missing_ok=True)
         retire_rows(self.path)
 
     def sources(self, *more: Path) -> RowSource:
@@ -167,6 +166,7 @@ class ScoreFolder:
 
 def retire_rows(folder: Path) -> None:
     """Move every part and journal where later requests look for rows to take over."""
+    (folder / MANIFEST).unlink(missing_ok=True)
     (folder / STATE).unlink(missing_ok=True)
     for path in _row_files(folder):
         target = folder / REUSE / f"{path.stem}-{_unique(path)}{path.suffix}"

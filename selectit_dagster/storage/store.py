@@ -279,8 +279,9 @@ class ArtefactStore:
         """Make the folder a copy of a stored artefact.
 
         Everything is downloaded and checked beside the folder's files first; a fetch that was
-        interrupted goes on with what it has. ``make_room`` is called before files are put in
-        place, to keep what a stage wants to keep.
+        interrupted goes on with what it has. ``make_room`` is called before the folder's own
+        artefact goes, to keep what a stage wants to keep; if it moves files, the manifest that
+        names them must go first.
 
         Raises
         ------
@@ -295,10 +296,10 @@ class ArtefactStore:
                 return  # another process did it while this one waited
             self.download(folder, items, progress)
             old = read_manifest(folder)
-            (folder / MANIFEST).unlink(missing_ok=True)
-            (folder / NOTE).unlink(missing_ok=True)
             if make_room is not None:
                 make_room()
+            (folder / MANIFEST).unlink(missing_ok=True)
+            (folder / NOTE).unlink(missing_ok=True)
             for name in set(old.files if old else ()) - {item.name for item in items}:
                 (folder / name).unlink(missing_ok=True)
             place(folder, items)

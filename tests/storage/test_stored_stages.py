@@ -156,6 +156,21 @@ def test_a_stage_that_takes_rows_over_gets_what_there_is_of_other_settings(new_s
     assert picky.found == []
 
 
+def test_a_stage_may_keep_what_it_has_before_another_artefact_comes(new_store):
+    here = Machine(new_store("here"), text="bye")
+    here.run()
+    kept = []
+    there = Machine(new_store("there"))
+    there._make_first(None)
+    fetching = Machine(
+        there.store, text="bye", make_room=lambda: kept.append(content(there.first.folder)["text"])
+    )
+    fetching.first.run(Silent())
+    assert fetching.made == []
+    assert kept == [b"hello"]
+    assert content(fetching.first.folder)["text"] == b"bye"
+
+
 def test_what_was_under_way_goes_when_the_complete_artefact_comes(new_store):
     here, there = Machine(new_store("here")), Machine(new_store("there"), work=PARTS)
     here.run()
