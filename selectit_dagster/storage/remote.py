@@ -22,9 +22,9 @@ from selectit_dagster.files import atomic_file
 from selectit_dagster.storage.address import without_secrets
 from selectit_dagster.storage.faults import explained, is_no_bucket
 
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 # a put of these becomes visible in one step, when it is complete
-_OBJECT_STORES = {*_EXTRAS, "memory", "abfs", "abfss", "az", "adl"}
+_OBJECT_STORES = {*_PACKAGES, "memory", "abfs", "abfss", "az", "adl"}
 _ON_DISK = {"file", "local"}
 Moved = Callable[[int], None]
 _COPY_BLOCK = 1 << 20
@@ -46,9 +46,9 @@ def library_options(protocol: str) -> dict[str, Any]:
     ``AWS_ENDPOINT_URL_S3``, ``AWS_PROFILE`` ...) win over what is set here.
     """
     if protocol in ("s3", "s3a"):
-        config: dict[str, Any] = {"connect_timeout": 10, "read_timeout": 60}
+        config: dict[str, Any] = {"connect_timeout": 10, "read_timeout": 30}
         if not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & set(os.environ):
-            # some 8 s of backoff; s3fs asks five times as long where a server says "slow down"
+            # some 8 s of backoff
             config["retries"] = {"mode": "standard", "total_max_attempts": 5}
         return {"use_listings_cache": False, "config_kwargs": config, "max_concurrency": 2}
     if protocol in ("gs", "gcs"):
@@ -87,10 +87,9 @@ class Remote:
         try:
             file_system, root = url_to_fs(self.url, **library_options(self.protocol))
         except ImportError as error:
-            extra = _EXTRAS.get(self.protocol)
-            package = f"selectit-dagster[{extra}]" if extra else "the package that fsspec names"
+            package = _PACKAGES.get(self.protocol, "the package that it names")
             raise UserError(
-                f"{self.address()}: {error}", hint=f"install it: pip install '{package}'"
+                f"{self.address()}: {error}", hint=f"install it: pip install {package}"
             ) from error
         except ValueError as error:
             raise UserError(
@@ -98,6 +97,10 @@ class Remote:
             ) from error
         except Exception as error:
             raise explained(error, self.address()) from error
+        if self.protocol in ("s3", "s3a"):
+            # s3fs repeats what botocore has repeated: five times five would be half an hour
+            # of waiting for a server that takes requests and never answers
+            file_system.retries = 2
         return file_system, str(root).rstrip("/")
 
     @property

