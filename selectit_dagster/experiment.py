@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from selectit_dagster.errors import UserError
+from selectit_dagster.storage.address import checked_address, is_address
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
 
@@ -35,6 +36,7 @@ def _no_line_break(value: str) -> str:
 
 
 Line = Annotated[str, AfterValidator(_no_line_break), Field(min_length=1)]
+Address = Annotated[Line, AfterValidator(checked_address)]
 Name = Annotated[str, Field(pattern=_NAME)]
 
 
@@ -55,7 +57,9 @@ class ColumnMapping(Section):
 class DatasetSection(Section):
     """The raw instruction dataset."""
 
-    path: Line = Field(description="file, folder of a saved dataset, or hub name")
+    path: Line = Field(
+        description="file, folder of a saved dataset, hub name, or address (s3://bucket/file)"
+    )
     format: Literal["auto", "json", "jsonl", "parquet", "csv", "datasets", "hub"] = Field(
         "auto", description="file format; auto looks at the content"
     )
@@ -77,6 +81,11 @@ class DatasetSection(Section):
         0.05, ge=0, le=1, description="above this share of rejected records the run stops"
     )
     limit: int | None = Field(None, ge=1, description="read only the first N records")
+
+    @field_validator("path")
+    @classmethod
+    def _address_without_secrets(cls, value: str) -> str:
+        return checked_address(value) if is_address(value) else value
 
     @model_validator(mode="after")
     def _columns_layout_needs_columns(self) -> DatasetSection:
@@ -324,6 +333,17 @@ class TrackingSection(Section):
     experiment: Line | None = Field(None, description="MLflow experiment; default: the run's name")
 
 
+class StorageSection(Section):
+    """Where artefacts are published, so that other machines go on from them."""
+
+    url: Address | None = Field(
+        None, description="s3://bucket/folder, gs://, file:///...; default: $SELECTIT_STORAGE"
+    )
+    unfinished_seconds: float | None = Field(
+        30.0, gt=0, description="how often finished parts of a stage are sent; null: never"
+    )
+
+
 class ScheduleSection(Section):
     """Scheduled re-selection."""
 
@@ -352,6 +372,7 @@ class Experiment(Section):
     benchmarks: tuple[Benchmark, ...] = Field(())
     comparison: ComparisonSection = Field(ComparisonSection())
     tracking: TrackingSection = Field(TrackingSection())
+    storage: StorageSection = Field(StorageSection())
     schedule: ScheduleSection = Field(ScheduleSection())
 
     @model_validator(mode="after")
@@ -399,6 +420,7 @@ def is_hub_name(value: str) -> bool:
     """Tell whether ``value`` has the form of a hub name (``owner/name`` or ``name``)."""
     return (
         not value.startswith((".", "/", "~"))
+        and not is_address(value)
         and value.count("/") <= 1
         and "\\" not in value
         and Path(value).suffix not in {".json", ".jsonl", ".csv", ".gz", ".zst", ".parquet", ".txt"}
@@ -406,6 +428,8 @@ def is_hub_name(value: str) -> bool:
 
 
 def _local_or_hub(value: str, folder: Path) -> str:
+    if is_address(value):
+        return value
     path = Path(value).expanduser()
     local = path if path.is_absolute() else folder / path
     if local.exists() or not is_hub_name(value):

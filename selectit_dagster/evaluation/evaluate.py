@@ -28,6 +28,7 @@ from selectit_dagster.artefacts import (
 from selectit_dagster.experiment import Benchmark, ModelReference
 from selectit_dagster.files import folder_lock, read_json, sha256_file, write_json, write_parquet
 from selectit_dagster.progress import Progress, Silent
+from selectit_dagster.storage.unfinished import UnfinishedWork
 
 if TYPE_CHECKING:
     from selectit_dagster.evaluation.benchmarks.base import Task
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 SCORES = "scores.json"
 PARTIAL = ".partial"
+# what of an evaluation under way can go on elsewhere
+ANSWERS = UnfinishedWork((f"{PARTIAL}/*", "*.parquet", "*.model_outputs.json"))
 # settings that change how fast an answer comes and not what it is
 _IDLE_SETTINGS = {"name", "path", "batch_tokens"}
 
@@ -137,13 +140,18 @@ def _tasks(request: EvaluationRequest) -> dict[str, Task]:
     return tasks
 
 
+def shares_answers(stored: Fingerprint, fingerprint: Fingerprint) -> bool:
+    """Tell whether two evaluations differ in their benchmarks only, so that answers carry over."""
+    rest = {k: v for k, v in fingerprint.items() if k != "benchmarks"}
+    return rest == {k: v for k, v in stored.items() if k != "benchmarks"}
+
+
 def _reusable(out: Path, fingerprint: Fingerprint) -> dict[str, dict[str, Any]]:
     """Return the summaries of the benchmarks whose stored rows this request would make again."""
     stored = read_manifest(out)
     if stored is None:
         return {}
-    rest = {k: v for k, v in fingerprint.items() if k != "benchmarks"}
-    if rest != {k: v for k, v in stored.fingerprint.items() if k != "benchmarks"}:
+    if not shares_answers(stored.fingerprint, fingerprint):
         return {}
     known = stored.fingerprint.get("benchmarks", {})
     same = [n for n, identity in fingerprint["benchmarks"].items() if known.get(n) == identity]

@@ -21,6 +21,7 @@ from selectit_dagster.experiment import DatasetSection, is_hub_name
 from selectit_dagster.files import sha256_json
 from selectit_dagster.platform.pipeline import Pipeline
 from selectit_dagster.platform.resources import Access
+from selectit_dagster.storage.address import is_address
 
 _OWNER = "team:ml-platform"
 # the re-selection is weekly by default: a day late is worth a look, a week late is stale
@@ -226,7 +227,7 @@ def source_sensor(pipeline: Pipeline, access: Access, job: Any) -> dg.SensorDefi
     )
     def dataset_changed(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         try:
-            state, age = _hub_state(section) if on_hub else _file_state(Path(section.path))
+            state, age = _source_state(section, on_hub)
         except (OSError, TransientError, UserError) as error:
             return _skip(f"{what} cannot be read: {error}")
         if context.cursor == state:
@@ -246,6 +247,17 @@ def source_sensor(pipeline: Pipeline, access: Access, job: Any) -> dg.SensorDefi
 
 def _skip(reason: str, cursor: str | None = None) -> dg.SensorResult:
     return dg.SensorResult(skip_reason=dg.SkipReason(reason), cursor=cursor)
+
+
+def _source_state(section: DatasetSection, on_hub: bool) -> tuple[str, float]:
+    """Return what changes when the source does, and the source's age in seconds."""
+    if on_hub:
+        return _hub_state(section)
+    if is_address(section.path):
+        from selectit_dagster.storage.source import token
+
+        return token(section.path)[:16], _SETTLE  # an object is complete at once
+    return _file_state(Path(section.path))
 
 
 def _file_state(path: Path) -> tuple[str, float]:

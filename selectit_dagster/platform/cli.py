@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from selectit_dagster import __version__
-from selectit_dagster.errors import UserError
+from selectit_dagster.errors import TransientError, UserError
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "experiments" / "default.yaml"
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -76,6 +76,7 @@ def run_command(
                 {
                     "materialised": outcome.materialised,
                     "current": outcome.current,
+                    "fetched": outcome.fetched,
                     "seconds": round(outcome.seconds, 3),
                     "home": str(outcome.pipeline.home.root),
                     "tracking_failures": outcome.tracking_failures,
@@ -221,6 +222,9 @@ def main() -> None:
     except UserError as error:
         _message(f"error: {error}")
         sys.exit(1 if getattr(error, "permanent", True) is False else 2)
+    except TransientError as error:
+        _message(f"error: {error}\n  hint: it may work later; the same command goes on from here")
+        sys.exit(1)
     except Exception as error:
         if type(error).__name__ == "DagsterExecutionInterruptedError":
             _message("interrupted; start the same command again to go on where it stopped")

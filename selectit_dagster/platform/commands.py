@@ -12,6 +12,7 @@ import click
 from selectit_dagster.artefacts import require_manifest
 from selectit_dagster.errors import UserError
 from selectit_dagster.files import sha256_json
+from selectit_dagster.platform import storage_commands  # noqa: F401 - registers its commands
 from selectit_dagster.platform.cli import EXAMPLE, cli
 from selectit_dagster.platform.pipeline import Overrides, Pipeline, apply_overrides
 from selectit_dagster.progress import Reporter, Silent
@@ -60,7 +61,7 @@ def rank_command(
     overrides = Overrides(**given)
     rating = apply_overrides(line.experiment.rating, overrides)
     name = sha256_json(overrides.given())[:12]
-    again = Pipeline(line.experiment, line.home)
+    again = Pipeline(line.experiment, line.home, at_home=True)
     ranking = again.ranking(overrides, folder=line.home.folder / "rerankings" / name / "ranking")
     ranked = ranking.run(Reporter("ranking", "records"))
     chosen = again.selected(

@@ -90,14 +90,22 @@ def picture(png: bytes, title: str) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{data})")
 
 
-def base_metadata(manifest: Manifest, folder: Path, data_file: str | None) -> Metadata:
-    """Return what every asset shows: counts, place, time, row count, schema and preview."""
+def base_metadata(
+    manifest: Manifest, folder: Path, data_file: str | None, address: str | None = None
+) -> Metadata:
+    """Return what every asset shows: counts, place, time, row count, schema and preview.
+
+    ``address`` is where the artefact is published; without one its place is ``folder``.
+    """
     shown: Metadata = {
         "counts": dg.MetadataValue.table(
             [dg.TableRecord({"what": k, "count": v}) for k, v in manifest.counts.items()],
             schema=dg.TableSchema([dg.TableColumn("what"), dg.TableColumn("count", "int")]),
         ),
-        "dagster/uri": dg.MetadataValue.path(str(folder)),
+        "dagster/uri": (
+            dg.MetadataValue.text(address) if address else dg.MetadataValue.path(str(folder))
+        ),
+        **({"local_copy": dg.MetadataValue.path(str(folder))} if address else {}),
         "made_in_seconds": manifest.seconds,
         "made_at": manifest.created_at,
     }

@@ -18,13 +18,21 @@ from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.artefacts import Fingerprint, Manifest, is_current, read_manifest
 from selectit_dagster.errors import UserError
-from selectit_dagster.experiment import Arm, Experiment, RatingSection, TuningSection
+from selectit_dagster.experiment import (
+    Arm,
+    DatasetSection,
+    Experiment,
+    RatingSection,
+    TuningSection,
+)
 from selectit_dagster.files import staged_folder
 from selectit_dagster.home import Home
 from selectit_dagster.progress import Progress, Silent
+from selectit_dagster.storage.address import is_address
 
 if TYPE_CHECKING:
     from selectit_dagster.selection.ranking import RankingRequest
+    from selectit_dagster.storage.store import ArtefactStore
 
 Run = Callable[[Progress], Manifest]
 
@@ -47,6 +55,11 @@ class Stage:
         Makes the artefact (or returns the current one) and returns its manifest.
     settings:
         The part of the experiment that this stage depends on, for MLflow's parameters.
+    address:
+        Where the artefact is published, None where it stays in the home.
+    is_published, was_fetched:
+        Whether the artefact in the folder is the one that is valid there, and whether it was
+        made on another machine.
     """
 
     asset: str
@@ -56,6 +69,9 @@ class Stage:
     unit: str
     settings: dict[str, Any] = field(default_factory=dict)
     partition: str | None = None
+    address: str | None = None
+    is_published: Callable[[], bool] = lambda: True
+    was_fetched: Callable[[], bool] = lambda: False
 
     @property
     def title(self) -> str:
@@ -63,10 +79,10 @@ class Stage:
         return f"{self.asset} [{self.partition}]" if self.partition else self.asset
 
     def is_current(self) -> bool:
-        """Tell whether the artefact is complete and made from what is asked for now."""
+        """Tell whether the artefact is complete, from what is asked for now, and published."""
         if read_manifest(self.folder) is None:
             return False
-        return is_current(self.folder, self.fingerprint())
+        return is_current(self.folder, self.fingerprint()) and self.is_published()
 
 
 @dataclass(frozen=True)
@@ -102,11 +118,38 @@ class Unit:
 
 
 class Pipeline:
-    """All stages of one experiment in one home."""
+    """All stages of one experiment in one home.
 
-    def __init__(self, experiment: Experiment, home: Home) -> None:
+    ``at_home`` leaves storage alone, whatever the experiment or the environment says.
+    """
+
+    def __init__(self, experiment: Experiment, home: Home, *, at_home: bool = False) -> None:
         self.experiment = experiment
         self.home = home
+        self.at_home = at_home
+
+    @cached_property
+    def store(self) -> ArtefactStore | None:
+        """The storage place of the artefacts, None when they stay in the home."""
+        from selectit_dagster.storage.address import storage_address
+
+        url = None if self.at_home else storage_address(self.experiment.storage.url)
+        if url is None:
+            return None
+        from selectit_dagster.storage.remote import Remote
+        from selectit_dagster.storage.store import ArtefactStore
+
+        return ArtefactStore(Remote(url), self.home)
+
+    def _stored(self, stage: Stage, *inputs: Path, **habits: Any) -> Stage:  # noqa: ANN401
+        """Return the stage with storage around it, where there is one; see ``stored.py``."""
+        store = self.store
+        if store is None or not stage.folder.is_relative_to(self.home.folder):
+            return stage
+        from selectit_dagster.platform.stored import Habits, stored
+
+        seconds = self.experiment.storage.unfinished_seconds
+        return stored(stage, store, Habits(inputs, **habits), seconds)
 
     @cached_property
     def arms(self) -> dict[str, tuple[Arm, int | None]]:
@@ -144,15 +187,29 @@ class Pipeline:
         """Build the stage that reads the raw dataset."""
         from selectit_dagster.data import ingest as engine
 
-        request = engine.IngestRequest(self.experiment.dataset)
-        return Stage(
-            asset="raw_dataset",
-            folder=self.home.raw,
-            fingerprint=lambda: engine.ingest_fingerprint(request),
-            run=lambda progress: engine.ingest(request, self.home.raw, progress),
-            unit="records",
-            settings={"dataset": self.experiment.dataset.model_dump(mode="json")},
+        def request() -> engine.IngestRequest:
+            return engine.IngestRequest(self._dataset())
+
+        return self._stored(
+            Stage(
+                asset="raw_dataset",
+                folder=self.home.raw,
+                fingerprint=lambda: engine.ingest_fingerprint(request()),
+                run=lambda progress: engine.ingest(request(), self.home.raw, progress),
+                unit="records",
+                settings={"dataset": self.experiment.dataset.model_dump(mode="json")},
+            ),
         )
+
+    def _dataset(self) -> DatasetSection:
+        """Return the dataset's section; its path is a local copy where it is an address."""
+        dataset = self.experiment.dataset
+        if not is_address(dataset.path):
+            return dataset
+        from selectit_dagster.storage.source import local_copy
+
+        copy = local_copy(dataset.path, self.home.folder / "source")
+        return dataset.model_copy(update={"path": str(copy)})
 
     def questions(self) -> Stage:
         """Build the stage that gathers the benchmarks' questions."""
@@ -160,13 +217,15 @@ class Pipeline:
 
         request = engine.QuestionsRequest(self.experiment.benchmarks)
         folder = self.home.folder / "questions"
-        return Stage(
-            asset="benchmark_questions",
-            folder=folder,
-            fingerprint=lambda: engine.questions_fingerprint(request),
-            run=lambda progress: engine.collect_questions(request, folder, progress),
-            unit="questions",
-            settings={"benchmarks": [b.model_dump(mode="json") for b in request.benchmarks]},
+        return self._stored(
+            Stage(
+                asset="benchmark_questions",
+                folder=folder,
+                fingerprint=lambda: engine.questions_fingerprint(request),
+                run=lambda progress: engine.collect_questions(request, folder, progress),
+                unit="questions",
+                settings={"benchmarks": [b.model_dump(mode="json") for b in request.benchmarks]},
+            ),
         )
 
     def curated(self) -> Stage:
@@ -175,35 +234,49 @@ class Pipeline:
 
         questions = self.questions().folder if self.experiment.benchmarks else None
         request = engine.CurationRequest(self.home.raw, self.experiment.curation, questions)
-        return Stage(
-            asset="curated_dataset",
-            folder=self.home.curated,
-            fingerprint=lambda: engine.curation_fingerprint(request),
-            run=lambda progress: engine.curate(request, self.home.curated, progress),
-            unit="records",
-            settings={"curation": self.experiment.curation.model_dump(mode="json")},
+        return self._stored(
+            Stage(
+                asset="curated_dataset",
+                folder=self.home.curated,
+                fingerprint=lambda: engine.curation_fingerprint(request),
+                run=lambda progress: engine.curate(request, self.home.curated, progress),
+                unit="records",
+                settings={"curation": self.experiment.curation.model_dump(mode="json")},
+            ),
+            self.home.raw,
+            *([questions] if questions else []),
         )
 
     def scores(self, name: str) -> Stage:
         """Build the stage that rates every record with one scoring model."""
         from selectit_dagster.rating import scoring as engine
+        from selectit_dagster.rating.folder import SCORE_ROWS, engine_digest, retire_rows
 
         model = next(m for m in self.experiment.scoring_models if m.name == name)
         _, size = self.experiment.selection.size
         share = size if self.experiment.selection.size[0] == "share" else 0.2
         request = engine.ScoringRequest(self.home.curated, model, self.experiment.rating, share)
         folder = self.home.scores(name)
-        return Stage(
-            asset=f"uncertainty_scores/{name}",
-            folder=folder,
-            fingerprint=lambda: engine.scoring_fingerprint(request),
-            run=lambda progress: engine.score(request, folder, progress),
-            unit="prompts",
-            settings={
-                "model": model.model_dump(mode="json"),
-                "rating": self.experiment.rating.model_dump(mode="json"),
-            },
+        return self._stored(
+            Stage(
+                asset=f"uncertainty_scores/{name}",
+                folder=folder,
+                fingerprint=lambda: engine.scoring_fingerprint(request),
+                run=lambda progress: engine.score(request, folder, progress),
+                unit="prompts",
+                settings={
+                    "model": model.model_dump(mode="json"),
+                    "rating": self.experiment.rating.model_dump(mode="json"),
+                },
+            ),
+            self.home.curated,
+            work=SCORE_ROWS,
+            reuses=lambda old, new: engine_digest(old) == engine_digest(new),
+            make_room=lambda: retire_rows(folder),
         )
+
+    def _score_places(self) -> tuple[Path, ...]:
+        return tuple(folder for _, folder in self._score_folders())
 
     def _score_folders(self) -> tuple[tuple[str, Path], ...]:
         return tuple((m.name, self.home.scores(m.name)) for m in self.experiment.scoring_models)
@@ -233,16 +306,20 @@ class Pipeline:
         request = self._ranking_request(overrides)
         out = folder or self.home.ranking
         fields = ("num_prompts", "num_ratings", "alpha", "variant", "ablation")
-        return Stage(
-            asset="ranking",
-            folder=out,
-            fingerprint=lambda: engine.ranking_fingerprint(request),
-            run=lambda progress: engine.rank(request, out, progress),
-            unit="records",
-            settings={
-                "rating": {name: getattr(request, name) for name in fields},
-                "models": [name for name, _ in request.scores],
-            },
+        return self._stored(
+            Stage(
+                asset="ranking",
+                folder=out,
+                fingerprint=lambda: engine.ranking_fingerprint(request),
+                run=lambda progress: engine.rank(request, out, progress),
+                unit="records",
+                settings={
+                    "rating": {name: getattr(request, name) for name in fields},
+                    "models": [name for name, _ in request.scores],
+                },
+            ),
+            self.home.curated,
+            *self._score_places(),
         )
 
     def sensitivity(self) -> Stage:
@@ -254,13 +331,17 @@ class Pipeline:
             ranking=self._ranking_request(None), size_rule=rule, size=size
         )
         folder = self.home.sensitivity
-        return Stage(
-            asset="sensitivity",
-            folder=folder,
-            fingerprint=lambda: engine.sensitivity_fingerprint(request),
-            run=lambda progress: engine.sensitivity(request, folder, progress),
-            unit="resamples",
-            settings={"size": {rule: size}},
+        return self._stored(
+            Stage(
+                asset="sensitivity",
+                folder=folder,
+                fingerprint=lambda: engine.sensitivity_fingerprint(request),
+                run=lambda progress: engine.sensitivity(request, folder, progress),
+                unit="resamples",
+                settings={"size": {rule: size}},
+            ),
+            self.home.curated,
+            *self._score_places(),
         )
 
     def selected(
@@ -298,14 +379,20 @@ class Pipeline:
                 keep_previous(out)
             return engine.select(request, out, progress)
 
-        return Stage(
-            asset="selective_alpaca",
-            partition=arm,
-            folder=out,
-            fingerprint=lambda: engine.selection_fingerprint(request),
-            run=run,
-            unit="records",
-            settings={"arm": spec.model_dump(mode="json"), "size": {rule: size}, "seed": seed},
+        return self._stored(
+            Stage(
+                asset="selective_alpaca",
+                partition=arm,
+                folder=out,
+                fingerprint=lambda: engine.selection_fingerprint(request),
+                run=run,
+                unit="records",
+                settings={"arm": spec.model_dump(mode="json"), "size": {rule: size}, "seed": seed},
+            ),
+            self.home.curated,
+            ranking or self.home.ranking,
+            *self._score_places(),
+            make_room=(lambda: keep_previous(out)) if arm == "selectit" else None,
         )
 
     def _arm(self, name: str, overrides: Overrides | None) -> tuple[Arm, int | None]:
@@ -370,14 +457,22 @@ class Pipeline:
         seed = overrides.seed if overrides is not None and overrides.seed is not None else unit.seed
         request = engine.TuningRequest(self.home.selected(unit.arm), tuning, seed)
         folder = self.home.checkpoint(unit.arm, unit.seed)
-        return Stage(
-            asset="lora_checkpoints",
-            partition=unit.key,
-            folder=folder,
-            fingerprint=lambda: engine.tuning_fingerprint(request),
-            run=lambda progress: engine.tune(request, folder, progress),
-            unit="steps",
-            settings={"tuning": tuning.model_dump(mode="json"), "arm": unit.arm, "seed": seed},
+        return self._stored(
+            Stage(
+                asset="lora_checkpoints",
+                partition=unit.key,
+                folder=folder,
+                fingerprint=lambda: engine.tuning_fingerprint(request),
+                run=lambda progress: engine.tune(request, folder, progress),
+                unit="steps",
+                settings={
+                    "tuning": tuning.model_dump(mode="json"),
+                    "arm": unit.arm,
+                    "seed": seed,
+                },
+            ),
+            self.home.selected(unit.arm),
+            work=engine.RESUME_POINTS,
         )
 
     @property
@@ -392,26 +487,32 @@ class Pipeline:
         from selectit_dagster.evaluation import evaluate as engine
 
         tuning = self.tuning
+        checkpoint = self.home.checkpoint(unit.arm, unit.seed) if unit else None
         request = engine.EvaluationRequest(
             base=tuning.base_model,
-            checkpoint=self.home.checkpoint(unit.arm, unit.seed) if unit else None,
+            checkpoint=checkpoint,
             benchmarks=self.experiment.benchmarks,
             template=tuning.template,
             custom_template=tuning.custom_template,
             seed=unit.seed if unit else tuning.seeds[0],
         )
         folder = self.home.evaluation(unit.arm, unit.seed) if unit else self._untuned
-        return Stage(
-            asset="benchmark_evaluations" if unit else "untuned_evaluation",
-            partition=unit.key if unit else None,
-            folder=folder,
-            fingerprint=lambda: engine.evaluation_fingerprint(request),
-            run=lambda progress: engine.evaluate(request, folder, progress),
-            unit="questions",
-            settings={
-                "benchmarks": [b.model_dump(mode="json") for b in self.experiment.benchmarks],
-                **({"arm": unit.arm, "seed": unit.seed} if unit else {"arm": "untuned"}),
-            },
+        return self._stored(
+            Stage(
+                asset="benchmark_evaluations" if unit else "untuned_evaluation",
+                partition=unit.key if unit else None,
+                folder=folder,
+                fingerprint=lambda: engine.evaluation_fingerprint(request),
+                run=lambda progress: engine.evaluate(request, folder, progress),
+                unit="questions",
+                settings={
+                    "benchmarks": [b.model_dump(mode="json") for b in self.experiment.benchmarks],
+                    **({"arm": unit.arm, "seed": unit.seed} if unit else {"arm": "untuned"}),
+                },
+            ),
+            *([checkpoint] if checkpoint else []),
+            work=engine.ANSWERS,
+            reuses=engine.shares_answers,
         )
 
     @property
@@ -449,29 +550,42 @@ class Pipeline:
             for unit in self.units.values()
         ]
         section = self.experiment.comparison
-        request = engine.ComparisonRequest(
-            evaluations=tuple(evaluations), section=section, costs=self.costs()
-        )
-        return Stage(
-            asset="arm_comparison",
-            folder=self.home.comparison,
-            fingerprint=lambda: engine.comparison_fingerprint(request),
-            run=lambda progress: engine.compare(request, self.home.comparison, progress),
-            unit="comparisons",
-            settings={"comparison": section.model_dump(mode="json")},
+
+        def request() -> engine.ComparisonRequest:
+            # the costs are in manifests that may have to be fetched first
+            return engine.ComparisonRequest(
+                evaluations=tuple(evaluations), section=section, costs=self.costs()
+            )
+
+        return self._stored(
+            Stage(
+                asset="arm_comparison",
+                folder=self.home.comparison,
+                fingerprint=lambda: engine.comparison_fingerprint(request()),
+                run=lambda progress: engine.compare(request(), self.home.comparison, progress),
+                unit="comparisons",
+                settings={"comparison": section.model_dump(mode="json")},
+            ),
+            *(folder for _, _, folder in evaluations),
+            *self._score_places(),
+            *(self.home.checkpoint(unit.arm, unit.seed) for unit in self.units.values()),
         )
 
     def report(self) -> Stage:
         """Build the stage that writes the report."""
         from selectit_dagster.platform import report as engine
+        from selectit_dagster.platform.reporting import provenance
 
         request = engine.ReportRequest(self.experiment, self.home)
-        return Stage(
-            asset="report",
-            folder=self.home.report,
-            fingerprint=lambda: engine.report_fingerprint(request),
-            run=lambda progress: engine.write_report(request, self.home.report, progress),
-            unit="sections",
+        return self._stored(
+            Stage(
+                asset="report",
+                folder=self.home.report,
+                fingerprint=lambda: engine.report_fingerprint(request),
+                run=lambda progress: engine.write_report(request, self.home.report, progress),
+                unit="sections",
+            ),
+            *(folder for _, folder in provenance.stages(self)),
         )
 
     def phases(self) -> Iterator[list[Stage]]:

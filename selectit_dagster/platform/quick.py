@@ -106,7 +106,7 @@ def select_records(experiment: Experiment, output: Path, scores: Path | None) ->
     started = time.monotonic()
     _check_output(output)
     with _work_folder(scores, output) as root:
-        pipeline = Pipeline(experiment, FlatHome(root, "select"))
+        pipeline = Pipeline(experiment, FlatHome(root, "select"), at_home=True)
         raw = _run(pipeline.raw())
         curated = _run(pipeline.curated())
         scored = [_run(pipeline.scores(m.name)) for m in experiment.scoring_models]

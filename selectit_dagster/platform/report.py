@@ -61,7 +61,7 @@ def report_fingerprint(request: ReportRequest) -> Fingerprint:
     return {
         "stage": KIND,
         "format": _FORMAT,
-        "experiment": sha256_json(request.experiment.model_dump(mode="json")),
+        "experiment": sha256_json(request.experiment.model_dump(mode="json", exclude={"storage"})),
         "stages": made,
     }
 
@@ -106,7 +106,7 @@ def write_report(request: ReportRequest, out: Path, progress: Progress | None = 
 def _line(request: ReportRequest) -> Pipeline:
     from selectit_dagster.platform.pipeline import Pipeline
 
-    return Pipeline(request.experiment, request.home)
+    return Pipeline(request.experiment, request.home, at_home=True)
 
 
 def compose(line: Pipeline, scratch: Path, progress: Progress) -> Report:

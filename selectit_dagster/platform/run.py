@@ -22,6 +22,7 @@ from selectit_dagster.files import folder_lock
 from selectit_dagster.home import open_home
 from selectit_dagster.platform.pipeline import Pipeline, Stage
 from selectit_dagster.progress import duration
+from selectit_dagster.storage.address import is_address
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -44,6 +45,7 @@ class RunOutcome:
     pipeline: Pipeline
     materialised: list[str] = field(default_factory=list)
     current: list[str] = field(default_factory=list)
+    fetched: list[str] = field(default_factory=list)
     seconds: float = 0.0
     tracking_failures: int = 0
 
@@ -88,23 +90,37 @@ def run_experiment(
 
 
 def preflight(pipeline: Pipeline) -> None:
-    """Check that every local path of the experiment exists, before anything starts.
+    """Check that every path exists and storage can be used, before anything starts.
 
     Raises
     ------
     UserError
-        Naming each path that does not, with its place in the experiment file.
+        Naming each path that does not exist, with its place in the experiment file, or what
+        is wrong with the storage place.
+    TransientError
+        When the storage place cannot be reached.
     """
     missing = [
         f"{key}: {value} does not exist"
         for key, value in _paths(pipeline.experiment.model_dump(mode="json"))
-        if not is_hub_name(value) and not Path(value).exists()
+        if not is_hub_name(value) and not _exists(key, value)
     ]
     if missing:
         raise UserError(
             "\n  ".join([f"experiment {pipeline.experiment.name}:", *missing]),
             hint="relative paths are relative to the experiment file's folder",
         )
+    if pipeline.store is not None:
+        pipeline.store.check_place()
+
+
+def _exists(key: str, value: str) -> bool:
+    """Tell whether a local path exists, or an address where there may be one."""
+    if key == "dataset.path" and is_address(value):
+        from selectit_dagster.storage.source import exists
+
+        return exists(value)
+    return Path(value).exists()
 
 
 def _paths(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401 - plain data
@@ -156,6 +172,7 @@ def _run_phase(session: _Session, phase: list[Stage], outcome: RunOutcome) -> No
             batch = pending[stale:]  # a fresh home: one Dagster run for the whole phase
         session.materialise(batch)
         outcome.materialised += [stage.title for stage in batch]
+        outcome.fetched += [stage.title for stage in batch if stage.was_fetched()]
         pending = pending[stale + len(batch) :]
 
 

@@ -86,6 +86,8 @@ def run_stage(
         # what is particular to the stage first: MLflow's plots begin with what came first
         track(run, stage, manifest)
         record_manifest(run, manifest, stage.folder)
+        if stage.address is not None:
+            run.tags({"storage": stage.address})
         checks = [_check(context, i) for i in inspect(stage, manifest)]
         run.tags({f"check.{c.check_name}": "passed" if c.passed else "FAILED" for c in checks})
         _save_comparison(context, stage, tracking, run)
@@ -93,7 +95,7 @@ def run_stage(
     if run.url is not None:  # first: it stands above the tables and plots
         metadata["mlflow_run"] = dg.MetadataValue.url(run.url)
         metadata.update({name: dg.MetadataValue.url(link) for name, link in run.links.items()})
-    metadata.update(base_metadata(manifest, stage.folder, data_file))
+    metadata.update(base_metadata(manifest, stage.folder, data_file, stage.address))
     metadata.update(describe(stage, manifest))
     metadata = {name: _in_project(context, stage, value) for name, value in metadata.items()}
     return dg.MaterializeResult(

@@ -72,6 +72,14 @@ def _warnings(pipeline: Pipeline, outcome: RunOutcome) -> list[str]:
     return ["", "Warnings", *lines] if lines else []
 
 
+def _storage(outcome: RunOutcome) -> list[list[str]]:
+    store = outcome.pipeline.store
+    if store is None:
+        return []
+    address = store.address(outcome.pipeline.home.folder)
+    return [["of those, fetched", str(len(outcome.fetched))], ["storage", address]]
+
+
 def summary(outcome: RunOutcome, ui_command: str) -> str:
     """Return the summary of a run as text for the terminal."""
     pipeline = outcome.pipeline
@@ -81,6 +89,7 @@ def summary(outcome: RunOutcome, ui_command: str) -> str:
     report = home.report / "report.html"
     places = [
         ["materialised now", f"{made} of {made + len(outcome.current)}"],
+        *_storage(outcome),
         ["seconds", f"{outcome.seconds:.1f} ({duration(outcome.seconds)})"],
         ["report", str(report) if report.exists() else "(not made yet)"],
         ["artefacts", str(home.folder)],

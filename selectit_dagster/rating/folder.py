@@ -23,15 +23,20 @@ from selectit_dagster.errors import ArtefactError
 from selectit_dagster.files import read_json, sha256_json, write_json
 from selectit_dagster.rating.journal import read_journal
 from selectit_dagster.rating.store import OK, Ratings, read_index, read_part
+from selectit_dagster.storage.unfinished import UnfinishedWork
 
 LOGGER = logging.getLogger("selectit_dagster")
 OnMismatch = Literal["put-aside", "refuse"]
 
 STATE = "state.json"
-_REUSE = ".reuse"
+REUSE = ".reuse"
 # the fields of the fingerprint under which a row does not change
 _REQUEST_FIELDS = ("records", "prompts", "adaptive")
 _PARTS_IN_MEMORY = 4
+# what of scoring under way can go on elsewhere
+SCORE_ROWS = UnfinishedWork(
+    (STATE, "part-*.parquet", "journal-*.jsonl"), rows=("part-", "journal-"), aside=REUSE
+)
 
 
 def engine_fields(fingerprint: Fingerprint) -> Fingerprint:
@@ -135,15 +140,11 @@ class ScoreFolder:
 
     def _retire(self) -> None:
         """Turn parts and journals of another request into a source of reusable rows."""
-        (self.path / MANIFEST).unlink(missing_ok=True)
-        for path in _row_files(self.path):
-            target = self.path / _REUSE / f"{path.stem}-{_unique(path)}{path.suffix}"
-            target.parent.mkdir(exist_ok=True)
-            path.rename(target)
+        retire_rows(self.path)
 
     def sources(self, *more: Path) -> RowSource:
         """Return the reusable rows, those of ``more`` score folders included."""
-        return RowSource.of([self.path / _REUSE, *more], self.engine)
+        return RowSource.of([self.path / REUSE, *more], self.engine)
 
     def finish(self, keys: np.ndarray, prompts: Sequence[str]) -> None:
         """Drop the plan, and the sources of which every row was taken over.
@@ -152,7 +153,7 @@ class ScoreFolder:
         """
         (self.path / STATE).unlink(missing_ok=True)
         shutil.rmtree(self.path / ".audit", ignore_errors=True)
-        folder = self.path / _REUSE
+        folder = self.path / REUSE
         for path in _row_files(folder):
             found = _index_of(path)
             if found is None or (
@@ -161,6 +162,16 @@ class ScoreFolder:
                 path.unlink()
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+
+
+def retire_rows(folder: Path) -> None:
+    """Move every part and journal where later requests look for rows to take over."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    (folder / STATE).unlink(missing_ok=True)
+    for path in _row_files(folder):
+        target = folder / REUSE / f"{path.stem}-{_unique(path)}{path.suffix}"
+        target.parent.mkdir(exist_ok=True)
+        path.rename(target)
 
 
 def _row_files(folder: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from selectit_dagster.artefacts import (
 from selectit_dagster.files import folder_lock, read_json, sha256_json, write_bytes, write_json
 from selectit_dagster.models import model_identity
 from selectit_dagster.progress import Progress, Silent
+from selectit_dagster.storage.unfinished import UnfinishedWork
 
 if TYPE_CHECKING:
     from selectit_dagster.experiment import TuningSection
@@ -30,6 +31,8 @@ KIND = "checkpoint"
 LOSS_PLOT = "loss.png"
 # settings that change how a run goes, not what it makes
 _NO_CONTENT = {"base_model", "seeds", "checkpoint_every"}
+# what of a run under way can go on elsewhere: the resume points, then the logs they cut back
+RESUME_POINTS = UnfinishedWork((".resume/**/*", "log.jsonl"))
 _SILENT = Silent()
 _VERSIONS = ("torch", "transformers", "peft", "accelerate", "tokenizers")
 

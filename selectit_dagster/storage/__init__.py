@@ -1,0 +1,1 @@
+"""Artefacts beyond this machine: published to, and fetched from, any place fsspec reaches."""
