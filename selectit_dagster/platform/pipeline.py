@@ -191,7 +191,9 @@ class Pipeline:
         model = next(m for m in self.experiment.scoring_models if m.name == name)
         _, size = self.experiment.selection.size
         share = size if self.experiment.selection.size[0] == "share" else 0.2
-        request = engine.ScoringRequest(self.home.curated, model, self.experiment.rating, share)
+        request = engine.ScoringRequest(
+            self.home.curated, model, self.experiment.rating, share, self.experiment.ray
+        )
         folder = self.home.scores(name)
         return Stage(
             asset=f"uncertainty_scores/{name}",
