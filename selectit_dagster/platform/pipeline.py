@@ -370,7 +370,9 @@ class Pipeline:
 
         tuning = self.tuning
         seed = overrides.seed if overrides is not None and overrides.seed is not None else unit.seed
-        request = engine.TuningRequest(self.home.selected(unit.arm), tuning, seed)
+        request = engine.TuningRequest(
+            self.home.selected(unit.arm), tuning, seed, self.experiment.ray
+        )
         folder = self.home.checkpoint(unit.arm, unit.seed)
         return Stage(
             asset="lora_checkpoints",

@@ -175,7 +175,7 @@ def facts_unloaded(model: ScoringModel) -> BackendFacts:
         dtype=model.dtype,
         device=device,
         revision=None if is_local(model) else hub_commit(model.path, model.revision),
-        batch_tokens=usual_batch_tokens(device),
+        batch_tokens=usual_batch_tokens(config, device),
     )
 
 
