@@ -157,6 +157,7 @@ def first_forward(work: Path) -> dict[str, Any]:
         "shards": len(chunks),
         "batches": batches,
         "tokens_per_prompt": tokens / count / PROMPTS,
+        "prefix_tokens_per_prompt": float(np.mean([len(p) for p in maker.prefixes])),
         "seconds_to_plan_everything": whole,
         "cpu_seconds_to_plan_everything": time.process_time() - used,
         "prompts_planned_per_second": count * PROMPTS / whole,
@@ -283,9 +284,48 @@ def overhead(engine: str, count: int, work: Path) -> dict[str, Any]:
         "seconds_until_the_first_rows": next(s for s in watch.seen if s[1])[0],
         "prompts_per_second_after_that": watch.rate(),
         "digest": manifest.digest,
+        "bytes_of_parts_per_prompt": sum(f["bytes"] for f in manifest.files.values()) / prompts,
         "parameters": manifest.details["parameters"],
         "ray": manifest.details.get("ray"),
         "load_average": os.getloadavg()[0],
+    }
+
+
+# --- a cluster, reckoned ----------------------------------------------------------------------
+
+# parameters of the layers, which every token runs through; weights in bfloat16 with embeddings
+MODELS = {"7B": (6.476e9, 13.5, 1), "13B": (12.688e9, 26.0, 1), "70B": (68.452e9, 138.0, 4)}
+# dense bfloat16 of the data sheets, and the share of it that long batches are assumed to reach
+GPUS = {"A100-80G": 312e12, "H100-80G": 989e12}
+SHARE = 0.4
+CHUNK, GROUPS = 2048, 16
+
+
+def reckon(records: int, tokens: float, prefix: float) -> dict[str, Any]:
+    """Return what scoring ``records`` takes: GPU-hours by model and GPU, shards, bytes.
+
+    ``tokens`` per prompt, of which ``prefix`` are shared and run once. A model over several
+    GPUs goes layer by layer: one of its GPUs works at a time, and all are paid for.
+    """
+    prompts, found = records * PROMPTS, {}
+    for model, (parameters, _, gpus) in MODELS.items():
+        flop = 2 * parameters * (tokens - prefix)
+        for gpu, peak in GPUS.items():
+            rate = peak * SHARE / flop
+            found[f"{model} on {gpu}"] = {
+                "prompts_per_second_and_actor": rate,
+                "gpus_per_actor": gpus,
+                "gpu_hours": prompts / rate / 3600 * gpus,
+            }
+    shards = -(-records // CHUNK)
+    return {
+        "prompts_per_model": prompts,
+        "gpu_hours": found,
+        "shards_per_model": shards,
+        "pieces_per_model": shards * GROUPS,
+        "megabytes_of_a_piece": CHUNK * PROMPTS * tokens * 4 / GROUPS / 1e6,
+        "gigabytes_to_the_actors": prompts * tokens * 4 / 1e9,
+        "gigabytes_back": prompts * 4 * 6 / 1e9,
     }
 
 
@@ -310,6 +350,12 @@ def lines(results: dict[str, Any]) -> list[str]:
     found = []
     for name, figures in results.items():
         found.append(name)
+        figures = dict(figures)
+        for case, values in figures.pop("gpu_hours", {}).items():
+            found.append(
+                f"  {case:<20} {values['prompts_per_second_and_actor']:>8.1f} prompts/s with "
+                f"{values['gpus_per_actor']} GPUs an actor, {values['gpu_hours']:>10,.1f} GPU-hours"
+            )
         found += [
             f"  {key:<50} {value:,.4g}" if isinstance(value, float) else f"  {key:<50} {value}"
             for key, value in figures.items()
@@ -345,6 +391,10 @@ def main() -> None:
         engines = ["local", *(["ray"] if importlib.util.find_spec("ray") else [])]
         for engine in engines:
             results[f"scoring, {engine}"] = in_child("overhead", engine, str(arguments.overhead))
+    plan = results["plan of the real records"]
+    for records in (52_002, 5_800_000):
+        found = reckon(records, plan["tokens_per_prompt"], plan["prefix_tokens_per_prompt"])
+        results[f"reckoned for {records:,} records"] = found
     text = "\n".join(lines(results)) + "\n"
     print(text)
     versions = library_versions("ray", "torch", "transformers", "tokenizers", "pyarrow")

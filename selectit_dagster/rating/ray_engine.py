@@ -10,9 +10,10 @@ writes the parts, so the nodes need no common disk, and no part is ever written 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -123,8 +124,11 @@ class RayBackend:
 
         if self._probe is None:
             self._probe = self._start_probe()
-        found: LogProbabilities = ray.get(self._probe.rate.remote(batch))
-        return found
+        found, error = ray.get(self._probe.rate.remote(batch))
+        if error is not None:
+            raise UserError(error[0], hint=error[1])
+        rated: LogProbabilities = found
+        return rated
 
     def _start_probe(self) -> Any:  # noqa: ANN401 - an actor handle
         import ray
@@ -151,11 +155,15 @@ class Probe:
     """One model for the calibration."""
 
     def __init__(self, spec: RaterSpec) -> None:
-        self.backend = spec.backend()
+        self.error: tuple[str, str] | None = None
+        try:
+            self.backend = spec.backend()
+        except UserError as error:
+            self.error = error.message, error.hint
 
-    def rate(self, batch: TokenBatch) -> LogProbabilities:
-        """Rate a batch."""
-        return self.backend.rate(batch)
+    def rate(self, batch: TokenBatch) -> tuple[LogProbabilities | None, tuple[str, str] | None]:
+        """Return a batch's ratings, or message and hint of what the user must mend."""
+        return (None if self.error else self.backend.rate(batch)), self.error
 
 
 def facts_unloaded(model: ScoringModel) -> BackendFacts:
@@ -205,8 +213,10 @@ class RayRun(Run):
             )
             todo = list(self.descriptors())
             if todo:
-                for row in self._stream(todo):
-                    self._enter(row)
+                # closed at once when an error ends it: the actors are to go
+                with contextlib.closing(self._stream(todo)) as rows:
+                    for row in rows:
+                        self._enter(row)
             self.nodes_lost = len(before - {node["id"] for node in self.cluster.nodes()})
         self.busy_seconds = time.monotonic() - self.started
 
@@ -253,7 +263,7 @@ class RayRun(Run):
 
     # --- through the cluster ------------------------------------------------------------------
 
-    def _stream(self, todo: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def _stream(self, todo: list[dict[str, Any]]) -> Generator[dict[str, Any], None, None]:
         """Yield the rated groups in the order in which they come."""
         import ray
 
