@@ -180,7 +180,83 @@ class RatingSection(Section):
     max_batch_tokens: int | None = Field(
         None, ge=1, description="token positions per batch; default: calibrated on the device"
     )
-    engine: Literal["local"] = Field("local", description="where scoring runs")
+    engine: Literal["local", "ray"] = Field(
+        "local", description="where scoring runs: in this process, or on Ray as section ray says"
+    )
+
+    @model_validator(mode="after")
+    def _rounds_need_one_process(self) -> RatingSection:
+        if self.engine == "ray" and self.adaptive:
+            raise ValueError(
+                "adaptive asks one prompt after the other and needs engine: local; "
+                "choose one of the two"
+            )
+        return self
+
+
+class ActorShape(Section):
+    """What one Ray actor takes: it holds one copy of a scoring model."""
+
+    gpus_per_actor: float = Field(
+        0, ge=0, description="GPUs that one copy of the model takes; below 1 they are shared"
+    )
+    cpus_per_actor: int | None = Field(
+        None,
+        ge=1,
+        description="CPUs per actor; default: 1 beside a GPU, else the node's CPUs, shared out "
+        "among actors_per_node",
+    )
+    actors_per_node: int | None = Field(
+        None, ge=1, description="most actors on a node; default: as many as its GPUs hold, else 1"
+    )
+    actors: int | None = Field(
+        None, ge=1, description="actors in all; default: as many as the cluster holds"
+    )
+    device_map: Literal["auto", "balanced", "sequential"] | None = Field(
+        None, description="how a copy is spread over its GPUs; default: auto for more than one"
+    )
+
+    @model_validator(mode="after")
+    def _whole_gpus_above_one(self) -> ActorShape:
+        if self.gpus_per_actor > 1 and self.gpus_per_actor != int(self.gpus_per_actor):
+            raise ValueError("gpus_per_actor above 1 must be a whole number")
+        return self
+
+
+class RaySection(ActorShape):
+    """The Ray cluster, for rating.engine: ray and tuning.engine: ray."""
+
+    address: Line | None = Field(
+        None,
+        description="auto, or HOST:PORT of a cluster that this machine is a node of; "
+        "default: a cluster of this machine alone, for the length of the stage",
+    )
+    models: dict[Name, ActorShape] = Field(
+        {}, description="the shape of single scoring models' actors, by model name"
+    )
+    planners: int = Field(
+        1, ge=1, description="processes on this machine that tokenise for the actors"
+    )
+    ahead_mb: int = Field(
+        1024, ge=16, description="object-store megabytes that scoring may fill ahead of the actors"
+    )
+    retries: int = Field(
+        5, ge=0, description="how often Ray tries a piece of work again whose process was lost"
+    )
+    object_store_mb: int = Field(
+        256, ge=80, description="object store of a cluster of this machine alone, in megabytes"
+    )
+    dashboard: bool = Field(
+        False, description="dashboard, on loopback, of a cluster of this machine alone"
+    )
+    gpus_per_worker: float = Field(
+        0, ge=0, description="GPUs per process of tuning; tuning.processes says how many processes"
+    )
+    cpus_per_worker: int = Field(1, ge=1, description="CPUs per process of tuning")
+
+    def shape(self, model: str) -> ActorShape:
+        """Return the shape of a scoring model's actors."""
+        return self.models.get(model, self)
 
 
 class Arm(Section):
@@ -280,6 +356,9 @@ class TuningSection(Section):
     gradient_checkpointing: bool = Field(False, description="trade time for memory")
     checkpoint_every: int = Field(200, ge=1, description="steps between resume points")
     processes: int = Field(1, ge=1, description="devices; more than 1 goes through torchrun")
+    engine: Literal["local", "ray"] = Field(
+        "local", description="where the processes run: on this machine, or through Ray Train"
+    )
 
     @model_validator(mode="after")
     def _custom_template_is_whole(self) -> TuningSection:
@@ -373,6 +452,7 @@ class Experiment(Section):
     comparison: ComparisonSection = Field(ComparisonSection())
     tracking: TrackingSection = Field(TrackingSection())
     storage: StorageSection = Field(StorageSection())
+    ray: RaySection = Field(RaySection(), description="for engine: ray")
     schedule: ScheduleSection = Field(ScheduleSection())
 
     @model_validator(mode="after")
@@ -385,6 +465,11 @@ class Experiment(Section):
                 raise ValueError(
                     f"selection.arms: model {arm.model!r} of arm {arm.kind} is not one of {names}"
                 )
+        unknown = sorted(set(self.ray.models) - set(names))
+        if unknown:
+            raise ValueError(
+                f"ray.models: {unknown[0]!r} is not a scoring model, those are {names}"
+            )
         titles = [benchmark.name for benchmark in self.benchmarks]
         if len(set(titles)) != len(titles):
             raise ValueError(f"benchmarks: each name may occur once, found {titles}")

@@ -128,7 +128,9 @@ def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
         )
 
 
-def load_model(reference: ModelReference, *, training: bool = False) -> LoadedModel:
+def load_model(
+    reference: ModelReference, *, training: bool = False, device_map: str | None = None
+) -> LoadedModel:
     """Load the reference's model, its adapter merged in, and its tokenizer.
 
     Parameters
@@ -138,12 +140,16 @@ def load_model(reference: ModelReference, *, training: bool = False) -> LoadedMo
     training:
         Leave the model in training mode; otherwise it is in evaluation mode and its
         weights ask for no gradient.
+    device_map:
+        Spread the layers over all devices of the reference's kind, as accelerate's
+        ``device_map`` of that name does; None puts the model onto one device.
 
     Raises
     ------
     UserError
         When the folder or hub name does not exist, holds no safetensors, holds weights that
-        do not match its configuration, or is no causal language model.
+        do not match its configuration, is no causal language model, or does not fit onto the
+        devices.
     """
     import torch
 
@@ -152,11 +158,14 @@ def load_model(reference: ModelReference, *, training: bool = False) -> LoadedMo
     _refuse_pickles(reference)
     tokenizer = load_tokenizer(reference)
     with _explained(reference, "model"), quiet():
-        model = _load_weights(reference, getattr(torch, dtype))
+        model = _load_weights(reference, getattr(torch, dtype), device_map)
     parameters = sum(weight.numel() for weight in model.parameters())
     if reference.adapter is not None:
         model = _merge_adapter(model, reference.adapter)
-    model = model.to(device)
+    if device_map is None:
+        model = model.to(device)
+    else:
+        _refuse_offload(reference, model, device)
     model.train(training)
     model.requires_grad_(training)
     return LoadedModel(model, tokenizer, parameters, dtype, device, _commit(reference))
@@ -174,7 +183,20 @@ def load_config(reference: ModelReference) -> Any:  # noqa: ANN401 - one class p
         )
 
 
-def _load_weights(reference: ModelReference, dtype: torch.dtype) -> PreTrainedModel:
+def _refuse_offload(reference: ModelReference, model: Any, device: str) -> None:  # noqa: ANN401
+    """Refuse a model of which layers were put onto the CPU or the disk: it would crawl."""
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    if device != "cpu" and places & {"cpu", "disk"}:
+        raise UserError(
+            f"{reference.path} does not fit onto the GPUs that it was given: some of its layers "
+            f"went to {', '.join(sorted(places & {'cpu', 'disk'}))}",
+            hint="give it more of them (ray.gpus_per_actor), or a smaller dtype",
+        )
+
+
+def _load_weights(
+    reference: ModelReference, dtype: torch.dtype, device_map: str | None = None
+) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     model, info = AutoModelForCausalLM.from_pretrained(
@@ -184,6 +206,7 @@ def _load_weights(reference: ModelReference, dtype: torch.dtype) -> PreTrainedMo
         use_safetensors=True,
         trust_remote_code=reference.trust_remote_code,
         output_loading_info=True,
+        **({} if device_map is None else {"device_map": device_map}),
     )
     # transformers fills missing weights with random numbers and only warns
     lacking = sorted({*map(str, info["missing_keys"]), *map(str, info["mismatched_keys"])})

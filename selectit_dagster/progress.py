@@ -45,6 +45,9 @@ class Reporter:
         Called with (figures, step) for stepped metrics; None for none.
     quiet_for:
         Seconds before the first line: short steps stay silent.
+    stretch:
+        Share of the time so far that lies between two lines at least. Lines that are stored
+        for good then grow with the logarithm of a step's length, not with the length.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Reporter:
         metrics: Callable[[dict[str, float], int], None] | None = None,
         interval: float = 5.0,
         quiet_for: float = 2.0,
+        stretch: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.what = what
@@ -63,6 +67,7 @@ class Reporter:
         self.emit = emit or _to_stderr
         self.metrics = metrics
         self.interval = interval
+        self.stretch = stretch
         self.clock = clock
         self.started = clock()
         self.first_done: int | None = None
@@ -78,7 +83,7 @@ class Reporter:
         last = done >= total and self.shown
         if now < self.next_at and not last:
             return
-        self.next_at = now + self.interval
+        self.next_at = now + max(self.interval, self.stretch * (now - self.started))
         self.shown = True
         self.emit(self.line(done, total, now, figures))
         if self.metrics is not None:

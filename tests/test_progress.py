@@ -44,6 +44,13 @@ def test_what_a_resumed_step_finds_done_does_not_count_for_its_rate():
     assert "1.0/s" in line
 
 
+def test_stored_lines_grow_with_the_logarithm_of_a_steps_length():
+    week, hour = 7 * 24 * 3600, 3600
+    counts = [len(run([(t, 0) for t in range(0, n, 5)], stretch=0.03)) for n in (hour, week)]
+    assert 100 < counts[0] < 150
+    assert 250 < counts[1] < 350
+
+
 def test_metrics_follow_the_lines():
     seen = []
     run([(0, 0), (5, 20)], metrics=lambda figures, step: seen.append((figures, step)))

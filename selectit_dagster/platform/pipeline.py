@@ -255,7 +255,9 @@ class Pipeline:
         model = next(m for m in self.experiment.scoring_models if m.name == name)
         _, size = self.experiment.selection.size
         share = size if self.experiment.selection.size[0] == "share" else 0.2
-        request = engine.ScoringRequest(self.home.curated, model, self.experiment.rating, share)
+        request = engine.ScoringRequest(
+            self.home.curated, model, self.experiment.rating, share, self.experiment.ray
+        )
         folder = self.home.scores(name)
         return self._stored(
             Stage(
@@ -455,7 +457,9 @@ class Pipeline:
 
         tuning = self.tuning
         seed = overrides.seed if overrides is not None and overrides.seed is not None else unit.seed
-        request = engine.TuningRequest(self.home.selected(unit.arm), tuning, seed)
+        request = engine.TuningRequest(
+            self.home.selected(unit.arm), tuning, seed, self.experiment.ray
+        )
         folder = self.home.checkpoint(unit.arm, unit.seed)
         return self._stored(
             Stage(

@@ -22,6 +22,8 @@ from selectit_dagster.platform.tracking import TrackedRun, numbers
 
 _TEXT_COLUMNS = ("record_id", "instruction", "input", "response")
 _MAX_LINES = 10
+# of a training log in MLflow; the whole of it is an artefact of the run
+_STEPS_SHOWN = 500
 _MAX_TABLE = 1000  # questions that MLflow's page shows; the file beside it holds them all
 
 
@@ -82,6 +84,19 @@ def _first_lines(path: Path, count: int = _MAX_LINES) -> list[dict[str, Any]]:
                 break
             rows.append(json.loads(line))
     return rows
+
+
+def spread_lines(path: Path, most: int) -> list[dict[str, Any]]:
+    """Return at most ``most`` objects of a JSON Lines file, evenly over it, first and last too."""
+    if not path.exists():
+        return []
+    with path.open("rb") as handle:
+        count = sum(1 for _ in handle)
+    if count <= most:
+        return _first_lines(path, count)
+    wanted = {round(index * (count - 1) / (most - 1)) for index in range(most)}
+    with path.open(encoding="utf-8", errors="replace") as handle:
+        return [json.loads(line) for number, line in enumerate(handle) if number in wanted]
 
 
 def _with_table(shown: Metadata, name: str, rows: list[dict[str, Any]]) -> None:
@@ -317,7 +332,7 @@ def track_checkpoint(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
     arm = str(stage.settings["arm"])
     folder = stage.folder.parents[2] / "selected" / arm
     _input(run, folder, f"selective_alpaca-{arm}", "training")
-    run.series(_first_lines(stage.folder / "log.jsonl", 100_000), "step")
+    run.series(spread_lines(stage.folder / "log.jsonl", _STEPS_SHOWN), "step")
     for name in ("trained_tokens.json", "skipped.jsonl", "log.jsonl"):
         if (stage.folder / name).exists():
             run.artifact(stage.folder / name)

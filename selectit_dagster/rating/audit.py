@@ -9,7 +9,7 @@ rank correlation and the overlap of the selected sets are stored with the scores
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -76,7 +76,7 @@ class Audit:
             raise UserError("rating.adaptive needs num_prompts of at least 2")
         sample = write_sample(request, folder.path / FOLDER / "records")
         exact_rating = rating.model_copy(update={"layout": "paper", "adaptive": False})
-        exact = type(request)(sample, request.model, exact_rating, request.selection_share)
+        exact = replace(request, records=sample, rating=exact_rating)
         manifest = score(exact, folder.path / FOLDER / "exact", progress, backend)
         stored = read_scores(folder.path / FOLDER / "exact", rating.num_prompts)
         good = stored.record_status == OK

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -123,6 +123,15 @@ class Backend(Protocol):
 
     def peak_memory_bytes(self) -> int:
         """Return the most memory that the model and its batches took so far."""
+        ...  # pragma: no cover - protocol
+
+
+@runtime_checkable
+class Closing(Protocol):
+    """A backend that holds something for the calibration and lets go of it afterwards."""
+
+    def close(self) -> None:
+        """Let go."""
         ...  # pragma: no cover - protocol
 
 

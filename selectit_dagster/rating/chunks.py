@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -77,6 +78,35 @@ def read_chunks(path: Path, size: int) -> Iterator[RecordChunk]:
             yield _chunk(index, carried)
 
 
+@dataclass
+class ChunkReader:
+    """Reads single chunks of a Parquet file, the same that :func:`read_chunks` yields.
+
+    Holds the row groups read last, so that chunks in about the file's order are cheap.
+    """
+
+    path: Path
+    size: int
+    _groups: tuple[int, ...] = ()
+    _table: Any = None
+
+    def read(self, index: int) -> RecordChunk:
+        """Return the chunk with that number."""
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(self.path) as file:
+            counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            ends = np.cumsum(counts)
+            begin, end = index * self.size, min((index + 1) * self.size, int(ends[-1]))
+            first, last = np.searchsorted(ends, [begin, end - 1], side="right").tolist()
+            groups = tuple(range(first, last + 1))
+            if groups != self._groups:
+                self._groups = groups
+                self._table = file.read_row_groups(list(groups), columns=list(COLUMNS))
+        offset = begin - int(ends[first] - counts[first])
+        return _chunk(index, self._table.slice(offset, end - begin).to_pylist())
+
+
 def _chunk(index: int, rows: list[dict[str, str]]) -> RecordChunk:
     texts = [(rated_instruction(r["instruction"], r["input"]), r["response"]) for r in rows]
     return RecordChunk(index, [row["record_id"] for row in rows], texts)
@@ -109,6 +139,29 @@ class ChunkWork:
         """Rows that are still to be rated."""
         return int((self.ratings.status == PENDING).sum())
 
+    def enter_tokenised(self, tokenised: Tokenised) -> None:
+        """Enter the batches, the notes, and the rows that cannot be rated."""
+        self.batches, self.notes = tokenised.batches, tokenised.notes
+        for at, status in tokenised.refused.items():
+            self.ratings.status[at] = status
+            self.ratings.reasons[at] = tokenised.notes[at]
+
+    def resume(self, path: Path) -> None:
+        """Enter the journal's rows and leave out the batches that it holds whole."""
+        content = read_journal(path)
+        if content is None:
+            return
+        for row in content.rows:
+            known = row.record < len(self.ratings.keys)
+            known = known and row.prompt < self.ratings.status.shape[1]
+            if known and self.ratings.keys[row.record] == row.key:
+                self.enter(row)
+                self.resumed += 1
+        status = self.ratings.status
+        self.batches = [
+            batch for batch in self.batches if any(status[at] == PENDING for at in batch.targets)
+        ]
+
     def take(self, planned: PlannedBatch, rated: RatedBatch) -> None:
         """Enter the ratings of a batch and append them to the journal."""
         rows = []
@@ -136,6 +189,19 @@ class ChunkWork:
 
 
 @dataclass(frozen=True)
+class Tokenised:
+    """Rows of a chunk as batches, what is to be noted of some, and rows that cannot be rated.
+
+    ``notes`` says by (record, prompt) how a response was cut or why a row is not rated;
+    ``refused`` holds the latter's status.
+    """
+
+    batches: list[PlannedBatch]
+    notes: dict[tuple[int, int], str]
+    refused: dict[tuple[int, int], int]
+
+
+@dataclass(frozen=True)
 class ChunkMaker:
     """Makes a chunk ready for rating: everything that needs no model."""
 
@@ -148,38 +214,30 @@ class ChunkMaker:
 
     def prepare(self, chunk: RecordChunk, journal: Path | None) -> ChunkWork:
         """Return the chunk's work: what is reused or resumed is filled in, the rest planned."""
+        work = self.open(chunk)
+        wanted = [(i, k) for i, k in np.argwhere(work.ratings.status == PENDING).tolist()]
+        work.enter_tokenised(self.tokenise(chunk.texts, wanted))
+        if journal is not None:
+            work.resume(journal)
+        return work
+
+    def open(self, chunk: RecordChunk) -> ChunkWork:
+        """Return the chunk's work with what is reused filled in, and no batches yet."""
         keys = [text_key(text) for text in chunk.texts]
         ratings = Ratings.empty(chunk.record_ids, keys, len(self.digests), self.num_ratings)
-        reused = self.source.fill(ratings, self.digests)
-        wanted = [(i, k) for i, k in np.argwhere(ratings.status == PENDING).tolist()]
-        made = self.rows.make(chunk.texts, wanted)
-        notes = {(row.record, row.prompt): row.reason for row in made if row.reason is not None}
-        for row in made:
-            if row.tokens is None:
-                ratings.status[row.record, row.prompt] = row.status
-                ratings.reasons[row.record, row.prompt] = notes[row.record, row.prompt]
-        work = ChunkWork(chunk.index, ratings, notes, self.plan(made), reused)
-        if journal is not None:
-            self._resume(work, journal)
-        return work
+        return ChunkWork(chunk.index, ratings, {}, [], self.source.fill(ratings, self.digests))
+
+    def tokenise(self, texts: list[tuple[str, str]], wanted: list[tuple[int, int]]) -> Tokenised:
+        """Return the batches of the rows ``wanted`` as (record, prompt) of ``texts``."""
+        made = self.rows.make(texts, wanted)
+        return Tokenised(
+            self.plan(made),
+            {(row.record, row.prompt): row.reason for row in made if row.reason is not None},
+            {(row.record, row.prompt): row.status for row in made if row.tokens is None},
+        )
 
     def plan(self, rows: list[TokenRow]) -> list[PlannedBatch]:
         """Return the batches of token rows."""
         if self.rows.layout == "record-first":
             return plan_by_record(rows, self.budget)
         return plan_by_prompt(rows, self.prefixes, self.budget)
-
-    def _resume(self, work: ChunkWork, path: Path) -> None:
-        """Enter the journal's rows and leave out the batches that it holds whole."""
-        content = read_journal(path)
-        if content is None:
-            return
-        for row in content.rows:
-            known = row.record < len(work.ratings.keys) and row.prompt < len(self.digests)
-            if known and work.ratings.keys[row.record] == row.key:
-                work.enter(row)
-                work.resumed += 1
-        status = work.ratings.status
-        work.batches = [
-            batch for batch in work.batches if any(status[at] == PENDING for at in batch.targets)
-        ]

@@ -228,10 +228,15 @@ class RowSource:
                 hashes.append(short_keys(found[0]))
         files = [np.full(len(part), number, np.int32) for number, part in enumerate(hashes)]
         if not paths:
-            return cls([], np.empty(0, np.uint64), np.empty(0, np.int32))
+            return cls.none()
         together, numbers = np.concatenate(hashes), np.concatenate(files)
         order = np.argsort(together, kind="stable")
         return cls(paths, together[order], numbers[order])
+
+    @classmethod
+    def none(cls) -> RowSource:
+        """Return a source without rows."""
+        return cls([], np.empty(0, np.uint64), np.empty(0, np.int32))
 
     def fill(self, ratings: Ratings, prompts: Sequence[str]) -> int:
         """Copy what is stored of ``ratings``' pending rows into it; return how many."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.progress import Progress
-from selectit_dagster.rating.backend import Backend, local_backend
+from selectit_dagster.rating.backend import Backend, Closing, local_backend
 from selectit_dagster.rating.batches import PlannedBatch
 from selectit_dagster.rating.careful import CarefulRater, RatedBatch
 from selectit_dagster.rating.chunks import (
@@ -73,37 +73,76 @@ def open_run(
     UserError
         When the records, prompts, tokenizer or model cannot be used.
     """
-    from selectit_dagster.models import load_config, load_model, load_tokenizer
     from selectit_dagster.rating.calibrate import batch_tokens
 
     records = count_records(request.records_file)
     if not records:
         raise UserError(f"{request.records_file} holds no records", hint="check the dataset")
     rating = request.rating
-    encoder = Encoder(load_tokenizer(request.model), chat_template=rating.chat_template)
-    config = load_config(request.model)
-    limit, warnings = max_length(rating.max_length, config, encoder)
-    rows = RowMaker(
-        encoder,
-        request.prompts(),
-        rating.layout,
-        limit,
-        rating.too_long == "truncate-response",
-        vocabulary_size(config),
-    )
-    rating_ids = find_rating_tokens(encoder, rows.contexts(), rating.num_ratings)
+    rows, warnings = row_maker(request)
+    rating_ids = find_rating_tokens(rows.encoder, rows.contexts(), rating.num_ratings)
     if rating.prompts is None and rating.num_ratings != _RATED_RATINGS:
         warnings.append(
             f"the built-in rating prompts ask for 1 to {_RATED_RATINGS}, but num_ratings is "
             f"{rating.num_ratings}: give prompts of your own"
         )
     if backend is None:
-        backend = local_backend(load_model(request.model), rating_ids)
+        backend = backend_of(request, rating_ids)
     budget = batch_tokens(request, rows, backend, records)
+    if isinstance(backend, Closing):
+        backend.close()
     chunk = int(np.clip(budget // 8, *_CHUNK_RECORDS))
     plan = {"device": backend.facts.device, "batch_tokens": budget, "chunk_records": chunk}
     plan = folder.open(plan, on_mismatch)
     return Setup(request, rows, rating_ids, backend, records, plan, warnings)
+
+
+def row_maker(request: ScoringRequest) -> tuple[RowMaker, list[str]]:
+    """Return what makes the request's token rows, and warnings; loads no weights."""
+    from selectit_dagster.models import load_config, load_tokenizer
+
+    rating = request.rating
+    encoder = Encoder(load_tokenizer(request.model), chat_template=rating.chat_template)
+    config = load_config(request.model)
+    limit, warnings = max_length(rating.max_length, config, encoder)
+    truncate = rating.too_long == "truncate-response"
+    vocabulary = vocabulary_size(config)
+    prompts = request.prompts()
+    return RowMaker(encoder, prompts, rating.layout, limit, truncate, vocabulary), warnings
+
+
+def chunk_maker(
+    request: ScoringRequest, rows: RowMaker, plan: dict[str, Any], source: RowSource
+) -> ChunkMaker:
+    """Return what plans the request's chunks."""
+    return ChunkMaker(
+        rows,
+        rows.shared_prefixes() if rows.layout == "paper" else (),
+        [prompt.digest for prompt in rows.prompts],
+        request.rating.num_ratings,
+        plan["batch_tokens"],
+        source,
+    )
+
+
+def backend_of(request: ScoringRequest, rating_ids: tuple[int, ...]) -> Backend:
+    """Return what runs the request's model: this process, or a cluster."""
+    if request.rating.engine == "ray":
+        from selectit_dagster.rating.ray_engine import RayBackend
+
+        return RayBackend.of(request, rating_ids)
+    from selectit_dagster.models import load_model
+
+    return local_backend(load_model(request.model), rating_ids)
+
+
+def run_of(setup: Setup, folder: ScoreFolder, progress: Progress, rule: StoppingRule | None) -> Run:
+    """Return the run that the request's engine makes."""
+    if setup.request.rating.engine == "ray":
+        from selectit_dagster.rating.ray_engine import RayRun
+
+        return RayRun(setup, folder, progress, rule)
+    return Run(setup, folder, progress, rule)
 
 
 def max_length(
@@ -155,14 +194,7 @@ class Run:
         self.counts = {"scored": 0, "reused": 0, "resumed": 0}
         audited = self.folder.path / ".audit" / "exact"
         self.source: RowSource = self.folder.sources(*([audited] if self.rule else []))
-        self.maker = ChunkMaker(
-            setup.rows,
-            setup.rows.shared_prefixes() if setup.rows.layout == "paper" else (),
-            self.digests,
-            setup.request.rating.num_ratings,
-            setup.plan["batch_tokens"],
-            self.source,
-        )
+        self.maker = chunk_maker(setup.request, setup.rows, setup.plan, self.source)
 
     # --- the run ------------------------------------------------------------------------------
 
@@ -206,9 +238,7 @@ class Run:
         finished, _ = wait(flying, return_when=FIRST_COMPLETED)
         for future in finished:
             work, batch = flying.pop(future)
-            if work.journal is None:
-                path = self.folder.path / journal_name(work.index)
-                work.journal = Journal(path, self.folder.engine, self.digests)
+            self._journal(work)
             work.take(batch, future.result())
             self.counts["scored"] += len(batch.targets)
             self.tokens += batch.tokens.tokens
@@ -216,6 +246,11 @@ class Run:
             self._advance(len(batch.targets))
             if self.rule is None and not work.pending:
                 self._save(work)
+
+    def _journal(self, work: ChunkWork) -> None:
+        if work.journal is None:
+            path = self.folder.path / journal_name(work.index)
+            work.journal = Journal(path, self.folder.engine, self.digests)
 
     def _prepared(self, ahead: ThreadPoolExecutor) -> Iterator[ChunkWork]:
         """Yield the chunks that have no part yet; the next one is made ready meanwhile."""

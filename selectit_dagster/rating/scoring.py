@@ -8,8 +8,9 @@ further prompt or an earlier setting reuse what is there.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from selectit_dagster.artefacts import (
     write_manifest,
 )
 from selectit_dagster.errors import UserError
-from selectit_dagster.experiment import RatingSection, ScoringModel
+from selectit_dagster.experiment import RatingSection, RaySection, ScoringModel
 from selectit_dagster.files import folder_lock, sha256_file, write_bytes
 from selectit_dagster.progress import Progress, Silent
 from selectit_dagster.rating.backend import Backend
@@ -50,12 +51,15 @@ class ScoringRequest:
         file's last line is read).
     selection_share:
         The share that will be selected; only ``adaptive`` uses it.
+    ray:
+        The cluster; only ``rating.engine: ray`` uses it.
     """
 
     records: Path
     model: ScoringModel
     rating: RatingSection
     selection_share: float = 0.2
+    ray: RaySection = field(default_factory=RaySection)
 
     @property
     def records_file(self) -> Path:
@@ -75,7 +79,7 @@ def scoring_fingerprint(request: ScoringRequest) -> Fingerprint:
     UserError
         When the records, the prompts or the model are not there.
     """
-    from selectit_dagster.models import model_identity, resolve_device, resolve_dtype
+    from selectit_dagster.models import model_identity
 
     rating, model = request.rating, request.model
     identity = model_identity(model)
@@ -85,13 +89,24 @@ def scoring_fingerprint(request: ScoringRequest) -> Fingerprint:
         "prompts": [prompt.digest for prompt in request.prompts()],
         "adaptive": _adaptive_settings(request) if rating.adaptive else None,
         **{f"model.{name}": value for name, value in identity.items()},
-        "dtype": resolve_dtype(model.dtype, resolve_device(model.device)),
+        "dtype": _dtype(request),
         "num_ratings": rating.num_ratings,
         "layout": rating.layout,
         "chat_template": rating.chat_template,
         "max_length": rating.max_length,
         "too_long": rating.too_long,
     }
+
+
+def _dtype(request: ScoringRequest) -> str:
+    """Return the dtype in which the model rates, wherever it runs."""
+    from selectit_dagster.models import resolve_device, resolve_dtype
+
+    if request.rating.engine == "ray":
+        from selectit_dagster.rating.ray_engine import model_on_ray
+
+        return str(model_on_ray(request).dtype)
+    return resolve_dtype(request.model.dtype, resolve_device(request.model.device))
 
 
 def _records_digest(request: ScoringRequest) -> str:
@@ -158,9 +173,19 @@ def score(
     with folder_lock(out, f"scoring with {request.model.name}"):
         if is_current(out, fingerprint):
             return _stored(out)
-        return _score(
-            request, ScoreFolder(out, fingerprint), progress or Silent(), backend, on_mismatch
-        )
+        with _engine(request):
+            return _score(
+                request, ScoreFolder(out, fingerprint), progress or Silent(), backend, on_mismatch
+            )
+
+
+def _engine(request: ScoringRequest) -> contextlib.AbstractContextManager[object]:
+    """Hold what the engine needs for the whole stage: a connection to its cluster, or nothing."""
+    if request.rating.engine == "ray":
+        from selectit_dagster.ray_cluster import connected
+
+        return connected(request.ray)
+    return contextlib.nullcontext()
 
 
 def _stored(out: Path) -> Manifest:
@@ -178,13 +203,13 @@ def _score(
     on_mismatch: OnMismatch,
 ) -> Manifest:
     from selectit_dagster.rating.audit import Audit
-    from selectit_dagster.rating.run import Run, open_run
+    from selectit_dagster.rating.run import open_run, run_of
     from selectit_dagster.rating.summary import Summary
 
     started = time.monotonic()
     setup = open_run(request, folder, backend, on_mismatch)
     audit = Audit.of(request, folder, setup.backend, score, progress)
-    run = Run(setup, folder, progress, audit.rule)
+    run = run_of(setup, folder, progress, audit.rule)
     run.rate_all()
     summary = Summary.of(folder.path)
     details = {

@@ -87,7 +87,7 @@ class TransformersBackend:
             device=self.device,
             revision=loaded.revision,
             workers=self.workers,
-            batch_tokens=_cpu_batch_tokens(loaded.model) if on_cpu else _GPU_BATCH_TOKENS,
+            batch_tokens=usual_batch_tokens(loaded.model.config, self.device),
             weights_bytes=sum(w.numel() * w.element_size() for w in loaded.model.parameters()),
         )
         self._notes = BackendNotes()
@@ -233,11 +233,14 @@ class TransformersBackend:
         if logits.shape[1] == 1:
             return logits[:, 0].float()
         # a model that multiplies by its output layer's weight past the layer itself
-        return logits[torch.arange(len(last), device=logits.device), last].float()
+        rows = torch.arange(len(last), device=logits.device)
+        return logits[rows, last.to(logits.device)].float()
 
     def _rated(self, logits: torch.Tensor) -> LogProbabilities:
         """Return log-probabilities of the rating tokens from (rows, vocabulary) logits."""
-        chosen = logits[:, self.rating_ids] - logits.logsumexp(dim=-1, keepdim=True)
+        chosen = logits[:, self.rating_ids.to(logits.device)] - logits.logsumexp(
+            dim=-1, keepdim=True
+        )
         return chosen.cpu().numpy()
 
     def _prefix_states(self, prefix: Tokens) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -281,7 +284,8 @@ class TransformersBackend:
             if last is None:
                 return original(hidden)
             rows = torch.arange(len(last), device=hidden.device)
-            return product(hidden[rows, last])[:, None]
+            # a model that is spread over devices ends on another one than it begins
+            return product(hidden[rows, last.to(hidden.device)])[:, None]
 
         head.forward = forward
 
@@ -314,10 +318,12 @@ class TransformersBackend:
             torch.cuda.empty_cache()
 
 
-def _cpu_batch_tokens(model: Any) -> int:  # noqa: ANN401 - any model of transformers
-    """Return the token positions of a batch that suit a CPU, from the model's width."""
+def usual_batch_tokens(config: Any, device: str) -> int:  # noqa: ANN401 - one class per model
+    """Return the token positions of a batch that suit a device and a model's width unmeasured."""
+    if device != "cpu":
+        return _GPU_BATCH_TOKENS
     fewest, most = _CPU_BATCH_TOKENS
-    width = getattr(model.config.get_text_config(), "hidden_size", None) or _CPU_BATCH_VALUES
+    width = getattr(config.get_text_config(), "hidden_size", None) or _CPU_BATCH_VALUES
     return int(np.clip(_CPU_BATCH_VALUES // width, fewest, most))
 
 

@@ -79,9 +79,13 @@ def check_machine(tuning: TuningSection) -> str:
         When the batch does not divide over the processes, there are fewer GPUs than
         processes, or the method needs what is not here.
     """
+    import os
+
     import torch
 
     device = training_device(tuning)
+    # in a process of a run over several machines: how many of its processes are on this one
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", tuning.processes))
     if tuning.method == "qlora":
         require_four_bit(device)
     if tuning.batch_size % tuning.processes:
@@ -90,7 +94,7 @@ def check_machine(tuning: TuningSection) -> str:
             "processes",
             hint="make batch_size a multiple of processes",
         )
-    if device.startswith("cuda") and tuning.processes > torch.cuda.device_count():
+    if device.startswith("cuda") and here > torch.cuda.device_count():
         raise UserError(
             f"tuning.processes is {tuning.processes}, and this machine has "
             f"{torch.cuda.device_count()} GPUs",

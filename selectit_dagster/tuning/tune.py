@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from selectit_dagster.artefacts import (
     require_manifest,
     write_manifest,
 )
+from selectit_dagster.experiment import RaySection
 from selectit_dagster.files import folder_lock, read_json, sha256_json, write_bytes, write_json
 from selectit_dagster.models import model_identity
 from selectit_dagster.progress import Progress, Silent
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 KIND = "checkpoint"
 LOSS_PLOT = "loss.png"
 # settings that change how a run goes, not what it makes
-_NO_CONTENT = {"base_model", "seeds", "checkpoint_every"}
+_NO_CONTENT = {"base_model", "seeds", "checkpoint_every", "engine"}
 # what of a run under way can go on elsewhere: the resume points, then the logs they cut back
 RESUME_POINTS = UnfinishedWork((".resume/**/*", "log.jsonl"))
 _SILENT = Silent()
@@ -41,12 +42,14 @@ _VERSIONS = ("torch", "transformers", "peft", "accelerate", "tokenizers")
 class TuningRequest:
     """What one checkpoint is made from.
 
-    ``dataset`` is the folder of a selected dataset (``dataset.parquet`` and its manifest).
+    ``dataset`` is the folder of a selected dataset (``dataset.parquet`` and its manifest);
+    ``ray`` the cluster, where ``tuning.engine`` is ``ray``.
     """
 
     dataset: Path
     tuning: TuningSection
     seed: int
+    ray: RaySection = field(default_factory=RaySection)
 
 
 def tuning_fingerprint(request: TuningRequest) -> Fingerprint:
@@ -86,15 +89,22 @@ def tune(request: TuningRequest, out: Path, progress: Progress = _SILENT) -> Man
     fingerprint = tuning_fingerprint(request)
     if is_current(out, fingerprint):
         return require_manifest(out, made_by="tuning")
-    from selectit_dagster.tuning.plan import check_machine
+    if request.tuning.engine == "local":
+        from selectit_dagster.tuning.plan import check_machine
 
-    check_machine(request.tuning)
+        check_machine(request.tuning)
     started = time.perf_counter()
     with folder_lock(out, "tuning"):
         if is_current(out, fingerprint):
             return require_manifest(out, made_by="tuning")
         _keep_only_resumable(out, fingerprint)
-        if request.tuning.processes > 1:
+        if request.tuning.engine == "ray":
+            from selectit_dagster.tuning.ray_train import train_on_ray
+
+            facts = train_on_ray(
+                request.dataset, request.tuning, request.seed, out, progress, request.ray
+            )
+        elif request.tuning.processes > 1:
             from selectit_dagster.tuning.launch import train_distributed
 
             facts = train_distributed(request.dataset, request.tuning, request.seed, out, progress)

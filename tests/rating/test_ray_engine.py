@@ -1,0 +1,165 @@
+"""Scoring on a real Ray cluster of several nodes on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from scoring_world import HashedBackend, request_for, some_records, write_records
+
+from selectit_dagster.errors import UserError
+from selectit_dagster.experiment import RaySection
+from selectit_dagster.files import sha256_file
+from selectit_dagster.rating import run, scoring
+from selectit_dagster.rating.ray_engine import RayBackend
+from selectit_dagster.rating.scoring import ScoringRequest, score
+
+pytest.importorskip("ray", reason='needs the extra "ray"')
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(run, "_CHUNK_RECORDS", (16, 16))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(scoring, "draw", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head that computes nothing and two nodes of one CPU; this process is on the head."""
+    here = str(Path(__file__).parent)
+    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "RAY_USAGE_STATS_ENABLED")}
+    os.environ["PYTHONPATH"] = os.pathsep.join([here, *filter(None, sys.path)])
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+    from ray.cluster_utils import Cluster
+
+    small = {"object_store_memory": 80 << 20, "include_dashboard": False}
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+    for _ in range(2):
+        nodes.add_node(num_cpus=1, object_store_memory=80 << 20)
+    ray.init(address=nodes.address, log_to_driver=False, logging_level="error")
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    rows = some_records(60)
+    rows[3]["response"] = "the quick brown fox " * 300
+    return write_records(tmp_path / "records", rows)
+
+
+def on_ray(request: ScoringRequest, **section: Any) -> ScoringRequest:
+    rating = request.rating.model_copy(update={"engine": "ray"})
+    return replace(request, rating=rating, ray=RaySection(ahead_mb=16, **section))
+
+
+def hashed(request: ScoringRequest, **settings: Any) -> RayBackend:
+    return RayBackend.of(request, (1, 2, 3, 4, 5), partial(HashedBackend, **settings))
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: sha256_file(path) for path in folder.glob("part-*")}
+
+
+@pytest.mark.parametrize("layout", ["paper", "record-first"])
+def test_score_files_are_those_of_the_local_engine_byte_for_byte(
+    cluster: Any, records: Path, tiny_model_folder: Path, tmp_path: Path, layout: str
+) -> None:
+    settings = {"layout": layout, "audit_share": 0.9}
+    request = request_for(records, tiny_model_folder, **settings)
+    local = score(request, tmp_path / "local")
+    found = score(on_ray(request), tmp_path / "ray")
+    assert hashes(tmp_path / "ray") == hashes(tmp_path / "local")
+    assert found.fingerprint == local.fingerprint
+    assert found.digest == local.digest
+    assert found.counts == local.counts
+    same = ("parameters", "dtype", "device", "way", "batch_tokens", "tokens", "token_positions")
+    assert {k: found.details[k] for k in same} == {k: local.details[k] for k in same}
+    assert found.details["ray"]["groups_twice"] == 0
+
+
+def test_what_one_engine_left_unfinished_the_other_finishes(
+    cluster: Any, records: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    request = request_for(records, tiny_model_folder)
+    whole = score(request, tmp_path / "whole", backend=HashedBackend())
+
+    class StopError(Exception):
+        pass
+
+    class StopAfter:
+        def __init__(self, rows: int) -> None:
+            self.rows = rows
+
+        def update(self, done: int, total: int, **_: float) -> None:
+            if done >= self.rows:
+                raise StopError
+
+    out = tmp_path / "out"
+    with pytest.raises(StopError):
+        score(request, out, StopAfter(40), HashedBackend())
+    with pytest.raises(StopError):
+        score(on_ray(request), out, StopAfter(150), hashed(on_ray(request)))
+    assert list(out.glob("journal-*"))
+    found = score(on_ray(request), out, backend=hashed(on_ray(request)))
+    assert found.digest == whole.digest
+    assert found.counts["resumed"] >= 150
+    assert found.counts["resumed"] + found.counts["scored"] in (295, 300)
+    assert not list(out.glob("journal-*"))
+
+
+def test_a_node_killed_in_mid_scoring_loses_nothing(
+    cluster: Any, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    records = write_records(tmp_path / "records", some_records(100))
+    request = request_for(records, tiny_model_folder)
+    whole = score(request, tmp_path / "whole", backend=HashedBackend())
+    extra = cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+    log = tmp_path / "log"
+    log.touch()
+
+    def kill() -> None:
+        deadline = time.monotonic() + 60
+        while len(log.read_text().splitlines()) < 40 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        cluster.remove_node(extra, allow_graceful=False)
+
+    killer = Thread(target=kill)
+    killer.start()
+    backend = hashed(on_ray(request), delay=0.05, log=log)
+    found = score(on_ray(request), tmp_path / "ray", backend=backend)
+    killer.join()
+    assert found.details["ray"]["nodes_lost"] == 1
+    assert found.digest == whole.digest
+    assert found.counts["scored"] == 500
+    rated = sum(int(line) for line in log.read_text().splitlines())
+    # the work in flight on the lost node was done twice, and nothing beside it
+    assert 500 <= rated < 600
+
+
+def test_another_model_on_a_node_is_refused_before_anything_is_rated(
+    cluster: Any, records: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    request = on_ray(request_for(records, tiny_model_folder))
+    backend = RayBackend.of(request, (1, 2, 3, 4, 5))
+    backend.spec = replace(backend.spec, identity={**backend.spec.identity, "weights": "0"})
+    with pytest.raises(UserError, match=r"another model than .*weights differs"):
+        score(request, tmp_path / "ray", backend=backend)
+    assert not list((tmp_path / "ray").glob("part-*"))
+    json.loads((tmp_path / "ray" / "state.json").read_text())

@@ -1,0 +1,187 @@
+"""What the Ray engine sends, and to how many actors: no cluster is needed for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scoring_world import request_for, some_records, write_records
+
+from selectit_dagster.errors import UserError
+from selectit_dagster.experiment import ActorShape, RaySection, load_experiment
+from selectit_dagster.rating import ray_workers
+from selectit_dagster.rating.backend import TokenBatch
+from selectit_dagster.rating.batches import PlannedBatch
+from selectit_dagster.rating.careful import RatedBatch
+from selectit_dagster.rating.chunks import ChunkReader, read_chunks
+from selectit_dagster.rating.folder import RowSource
+from selectit_dagster.rating.ray_engine import model_on_ray
+from selectit_dagster.rating.ray_workers import grouped, pack_mask, unpack_mask
+from selectit_dagster.rating.run import chunk_maker, row_maker
+from selectit_dagster.rating.scoring import scoring_fingerprint
+from selectit_dagster.rating.wire import (
+    pack_batches,
+    pack_ratings,
+    unpack_batches,
+    unpack_ratings,
+)
+from selectit_dagster.ray_cluster import pool_for, require_ray
+
+
+def planned(records: Path, model: Path, **rating: object) -> list[PlannedBatch]:
+    request = request_for(records, model, **rating)
+    rows, _ = row_maker(request)
+    maker = chunk_maker(request, rows, {"batch_tokens": 256}, RowSource.none())
+    chunk = next(iter(read_chunks(request.records_file, 40)))
+    wanted = [(i, k) for i in range(40) for k in range(request.rating.num_prompts)]
+    return maker.tokenise(chunk.texts, wanted).batches
+
+
+def same(one: TokenBatch, other: TokenBatch) -> bool:
+    return one.prefix_of == other.prefix_of and all(
+        np.array_equal(a, b)
+        for a, b in zip(
+            (*one.prefixes, *one.suffixes), (*other.prefixes, *other.suffixes), strict=True
+        )
+    )
+
+
+@pytest.mark.parametrize("layout", ["paper", "record-first"])
+def test_batches_arrive_as_they_were_planned(
+    layout: str, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    records = write_records(tmp_path, some_records(40))
+    batches = planned(records, tiny_model_folder, layout=layout)
+    assert len(batches) > 10
+    arrived = unpack_batches(pack_batches(batches))
+    assert [b.targets for b in arrived] == [b.targets for b in batches]
+    assert all(same(a.tokens, b.tokens) for a, b in zip(arrived, batches, strict=True))
+    assert unpack_batches(pack_batches([])) == []
+
+
+def test_ratings_come_back_to_the_last_bit_with_their_reasons() -> None:
+    rng = np.random.default_rng(0)
+    rated = [
+        RatedBatch(
+            rng.random((n, 5), dtype=np.float32), rng.random(n, dtype=np.float32), {n - 1: f"r{n}"}
+        )
+        for n in (3, 1, 4)
+    ]
+    rated[1].probabilities[0] = np.nan
+    content, reasons = pack_ratings(rated)
+    whole = unpack_ratings(content, reasons, 5)
+    for name in ("probabilities", "rating_mass"):
+        sent = np.concatenate([getattr(r, name) for r in rated])
+        assert sent.tobytes() == np.ascontiguousarray(getattr(whole, name)).tobytes()
+    assert whole.reasons == {2: "r3", 3: "r1", 7: "r4"}
+
+
+def test_masks_arrive_and_an_empty_one_costs_nothing() -> None:
+    mask = np.random.default_rng(1).random((7, 5)) < 0.5
+    assert np.array_equal(unpack_mask(pack_mask(mask), mask.shape), mask)
+    assert pack_mask(np.zeros((7, 5), bool)) is None
+    assert not unpack_mask(None, (7, 5)).any()
+
+
+def test_a_chunk_goes_out_in_pieces_of_like_size_in_its_order(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    batches = planned(write_records(tmp_path, some_records(40)), tiny_model_folder)
+    groups = grouped(batches)
+    assert [b for group in groups for b in group] == batches
+    sizes = [sum(b.tokens.positions for b in group) for group in groups]
+    assert 8 < len(groups) <= ray_workers._GROUPS
+    assert max(sizes) < 3 * min(sizes[:-1])
+    assert grouped([]) == [[]]
+
+
+def test_single_chunks_are_those_of_the_whole_file(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "records.parquet"
+    pq.write_table(pa.Table.from_pylist(some_records(100)), path, row_group_size=7)
+    chunks = list(read_chunks(path, 16))
+    reader = ChunkReader(path, 16)
+    for index in (6, 0, 3, 3, 5, 1, 2, 4):
+        assert reader.read(index) == chunks[index]
+
+
+def node(cpus: int, gpus: float = 0) -> dict[str, object]:
+    return {"id": f"{cpus}-{gpus}", "cpus": cpus, "gpus": gpus}
+
+
+@pytest.mark.parametrize(
+    ("shape", "nodes", "size", "most", "cpus"),
+    [
+        ({}, [node(2), node(4)], 3, 3, 2),
+        ({}, [node(0), node(8)], 1, 1, 8),
+        ({"gpus_per_actor": 1}, [node(64, 8), node(64, 8), node(16)], 16, 16, 1),
+        ({"gpus_per_actor": 4}, [node(64, 8), node(64, 8)], 4, 4, 1),
+        ({"gpus_per_actor": 0.5}, [node(64, 1)], 2, 2, 1),
+        ({"gpus_per_actor": 1, "actors_per_node": 2}, [node(64, 8)] * 3, 6, 6, 32),
+        ({"gpus_per_actor": 1, "actors": 5}, [node(64, 8)], 5, 5, 1),
+        ({"gpus_per_actor": 8, "actors": 4}, [node(64, 8)], 1, 4, 1),
+        ({"actors_per_node": 4}, [node(8)], 4, 4, 2),
+    ],
+)
+def test_as_many_actors_as_the_nodes_hold(
+    shape: dict[str, float], nodes: list[dict[str, object]], size: int, most: int, cpus: int
+) -> None:
+    pool = pool_for(ActorShape(**shape), nodes)
+    assert (pool.size, pool.most, pool.cpus) == (size, most, cpus)
+
+
+def test_a_cluster_without_room_is_refused_with_what_it_has() -> None:
+    with pytest.raises(UserError, match=r"2 GPUs and 1 CPUs .* 8 CPUs and 1 GPUs"):
+        pool_for(ActorShape(gpus_per_actor=2), [node(8, 1)])
+    # one that grows is waited for
+    assert pool_for(ActorShape(gpus_per_actor=2, actors=3), [node(8, 1)]).most == 3
+
+
+def test_the_fingerprint_is_that_of_the_local_engine(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    records = write_records(tmp_path, some_records(5))
+    local = request_for(records, tiny_model_folder)
+    assert scoring_fingerprint(request_for(records, tiny_model_folder, engine="ray")) == (
+        scoring_fingerprint(local)
+    )
+
+
+def test_dtype_and_device_are_those_of_the_actors_not_of_this_machine(tmp_path: Path) -> None:
+    request = request_for(tmp_path, tmp_path, engine="ray")
+    auto = request.model.model_copy(update={"dtype": "auto", "device": "auto"})
+    for gpus, expected in ((0, ("float32", "cpu")), (2, ("bfloat16", "cuda"))):
+        other = type(request)(
+            tmp_path,
+            auto,
+            request.rating,
+            ray=RaySection(models={"tiny": {"gpus_per_actor": gpus}}),
+        )
+        assert (model_on_ray(other).dtype, model_on_ray(other).device) == expected
+
+
+def test_without_the_extra_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="Ray is not installed") as refused:
+        require_ray()
+    assert "selectit-dagster[ray]" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rating: {engine: ray, adaptive: true}", "adaptive asks one prompt after the other"),
+        ("ray: {gpus_per_actor: 1.5}", "above 1 must be a whole number"),
+        ("ray: {models: {none: {gpus_per_actor: 1}}}", "'none' is not a scoring model"),
+        ("ray: {gpu_per_actor: 1}", "did you mean gpus_per_actor"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "e.yaml"
+    base = "name: x\ndataset: {path: d.json}\nscoring_models: [{name: a, path: ./m}]\n"
+    path.write_text(base + text)
+    with pytest.raises(UserError, match=message):
+        load_experiment(path)

@@ -1,0 +1,68 @@
+"""Tuning through Ray Train: the same training, placed by a cluster."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from selectit_dagster.errors import UserError
+from selectit_dagster.experiment import RaySection
+from selectit_dagster.tuning.log import read_log
+from selectit_dagster.tuning.tune import TuningRequest, tune, tuning_fingerprint
+
+
+def test_where_the_processes_run_is_no_part_of_the_fingerprint(selected, settings) -> None:
+    local = tuning_fingerprint(TuningRequest(selected, settings(), 1))
+    assert tuning_fingerprint(TuningRequest(selected, settings(engine="ray"), 1)) == local
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"processes": 3}, "does not divide over 3"), ({"method": "qlora"}, "qlora needs GPUs")],
+)
+def test_what_cannot_be_is_refused_before_a_cluster_is_asked(
+    selected, settings, tmp_path: Path, changes, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        tune(TuningRequest(selected, settings(engine="ray", **changes), 1), tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Two nodes of one CPU on this machine, beside a head that computes nothing."""
+    pytest.importorskip("ray", reason='needs the extra "ray"')
+    import ray
+    from ray.cluster_utils import Cluster
+
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    small = {"object_store_memory": 80 << 20, "include_dashboard": False}
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+    for _ in range(2):
+        nodes.add_node(num_cpus=1, object_store_memory=80 << 20)
+    ray.init(address=nodes.address, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+    nodes.shutdown()
+    os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ray_trains_what_the_local_processes_train(
+    cluster, selected, settings, tmp_path: Path, processes: int
+) -> None:
+    shape = {"max_steps": 3, "dropout": 0, "processes": processes}
+    local = tune(TuningRequest(selected, settings(**shape), 1), tmp_path / "local")
+    request = TuningRequest(selected, settings(**shape, engine="ray"), 1, RaySection(retries=0))
+    found = tune(request, tmp_path / "ray")
+    assert found.fingerprint == local.fingerprint
+    assert found.counts == local.counts
+    assert found.digest == local.digest
+    losses = [[s["loss"] for s in read_log(tmp_path / n / "log.jsonl")] for n in ("local", "ray")]
+    assert losses[0] == losses[1]
+    assert not (tmp_path / "ray" / ".resume").exists()
