@@ -34,6 +34,9 @@ class RankingConfig(dg.Config):
         pattern="^(none|sentence-r|model-r)$",
         description="`none`, `sentence-r` or `model-r`",
     )
+    thetas: dict[str, float] | None = Field(
+        None, description="fusion weight by model name; empty: as in the file"
+    )
 
     def overrides(self) -> Overrides:
         """Return the values that were given."""
@@ -42,6 +45,7 @@ class RankingConfig(dg.Config):
             num_prompts=self.num_prompts,
             variant=self.variant,
             ablation=self.ablation,
+            thetas=tuple(self.thetas.items()) if self.thetas else None,
         )
 
 
@@ -80,7 +84,7 @@ def build(experiment: Experiment) -> dg.AssetsDefinition:
 
         Token level, sentence level (the disagreement between prompts, weighted by α) and
         model level (weighted by parameter counts) of SelectIT. Nothing is scored again:
-        try another α, number of prompts or variant from the launchpad in seconds.
+        try another α, number of prompts, variant or weights from the launchpad in seconds.
         """
         line = pipeline.pipeline()
         return run_stage(

@@ -20,9 +20,10 @@ class SelectionConfig(dg.Config):
     """What a launchpad run may change."""
 
     share: float | None = Field(
-        None, gt=0, le=1, description="share of the ranked records; empty: as in the file"
+        None, gt=0, le=1, description="share of the curated records; empty: as in the file"
     )
     count: int | None = Field(None, ge=1, description="number of records instead of a share")
+    threshold: float | None = Field(None, description="lowest score instead of a share")
 
 
 def partitions(pipeline: Pipeline) -> dg.StaticPartitionsDefinition:
@@ -62,7 +63,7 @@ def build(pipeline: Pipeline) -> dg.AssetsDefinition:
         were read, `dataset.parquet`, a dataset card and a manifest; `load_dataset` reads it.
         """
         line = pipeline.pipeline()
-        overrides = Overrides(share=config.share, count=config.count)
+        overrides = Overrides(**config.model_dump())
         return run_stage(
             context,
             line.selected(context.partition_key, overrides),

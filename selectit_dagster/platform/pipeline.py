@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.artefacts import Fingerprint, Manifest, is_current, read_manifest
-from selectit_dagster.experiment import Arm, Experiment, RatingSection, TuningSection
+from selectit_dagster.errors import UserError
+from selectit_dagster.experiment import Arm, Experiment, TuningSection, check_experiment
 from selectit_dagster.files import staged_folder
 from selectit_dagster.home import Home
 from selectit_dagster.progress import Progress, Silent
@@ -70,14 +71,19 @@ class Stage:
 
 @dataclass(frozen=True)
 class Overrides:
-    """What a launchpad run may change without touching the experiment file."""
+    """What a launchpad run may change without touching the experiment file.
+
+    ``thetas`` are (model name, fusion weight); of ``share``, ``count`` and ``threshold`` one.
+    """
 
     alpha: float | None = None
     num_prompts: int | None = None
     variant: str | None = None
     ablation: str | None = None
+    thetas: tuple[tuple[str, float], ...] | None = None
     share: float | None = None
     count: int | None = None
+    threshold: float | None = None
 
     def given(self) -> dict[str, Any]:
         """Return the overrides that were set."""
@@ -170,7 +176,10 @@ class Pipeline:
         from selectit_dagster.data import curation as engine
 
         questions = self.questions().folder if self.experiment.benchmarks else None
-        request = engine.CurationRequest(self.home.raw, self.experiment.curation, questions)
+        models = self.experiment.scoring_models
+        request = engine.CurationRequest(
+            self.home.raw, self.experiment.curation, questions, tokenizer=models[0]
+        )
         return Stage(
             asset="curated_dataset",
             folder=self.home.curated,
@@ -204,14 +213,11 @@ class Pipeline:
     def _score_folders(self) -> tuple[tuple[str, Path], ...]:
         return tuple((m.name, self.home.scores(m.name)) for m in self.experiment.scoring_models)
 
-    def _thetas(self) -> tuple[tuple[str, float], ...]:
-        models = self.experiment.scoring_models
-        return tuple((m.name, m.theta) for m in models if m.theta is not None)
-
     def _ranking_request(self, overrides: Overrides | None) -> RankingRequest:
         from selectit_dagster.selection.ranking import RankingRequest
 
-        rating = apply_overrides(self.experiment.rating, overrides)
+        experiment = apply_overrides(self.experiment, overrides)
+        rating, models = experiment.rating, experiment.scoring_models
         return RankingRequest(
             records=self.home.curated,
             scores=self._score_folders(),
@@ -220,7 +226,7 @@ class Pipeline:
             alpha=rating.alpha,
             variant=rating.variant,
             ablation=rating.ablation,
-            thetas=self._thetas(),
+            thetas=tuple((m.name, m.theta) for m in models if m.theta is not None),
         )
 
     def ranking(self, overrides: Overrides | None = None, *, folder: Path | None = None) -> Stage:
@@ -236,7 +242,10 @@ class Pipeline:
             fingerprint=lambda: engine.ranking_fingerprint(request),
             run=lambda progress: engine.rank(request, out, progress),
             unit="records",
-            settings={"rating": {name: getattr(request, name) for name in fields}},
+            settings={
+                "rating": {name: getattr(request, name) for name in fields},
+                "thetas": dict(request.thetas),
+            },
         )
 
     def sensitivity(self) -> Stage:
@@ -272,7 +281,7 @@ class Pipeline:
         from selectit_dagster.selection import select as engine
 
         spec, seed = self.arms[arm]
-        rule, size = _size(self.experiment, overrides)
+        rule, size = apply_overrides(self.experiment, overrides).selection.size
         request = engine.SelectionRequest(
             arm=arm,
             kind=spec.kind,
@@ -478,20 +487,32 @@ def group_of(arm: str) -> str:
     return "random" if arm.startswith("random-") else arm
 
 
-def apply_overrides(rating: RatingSection, overrides: Overrides | None) -> RatingSection:
-    """Return the rating section with the launchpad's values in place."""
-    if overrides is None:
-        return rating
-    known = {k: v for k, v in overrides.given().items() if k in RatingSection.model_fields}
-    return RatingSection.model_validate({**rating.model_dump(), **known})
+def apply_overrides(experiment: Experiment, overrides: Overrides | None) -> Experiment:
+    """Return the experiment with the overrides in place.
 
-
-def _size(experiment: Experiment, overrides: Overrides | None) -> tuple[str, float]:
-    if overrides is not None and overrides.count is not None:
-        return "count", overrides.count
-    if overrides is not None and overrides.share is not None:
-        return "share", overrides.share
-    return experiment.selection.size
+    Raises
+    ------
+    UserError
+        When a value is out of its range or a weight is for no model.
+    """
+    given = overrides.given() if overrides is not None else {}
+    if not given:
+        return experiment
+    value = experiment.model_dump()
+    thetas = dict(given.pop("thetas", ()))
+    names = [model["name"] for model in value["scoring_models"]]
+    if unknown := sorted(set(thetas) - set(names)):
+        raise UserError(
+            f"a fusion weight is given for {unknown[0]!r}, which is no scoring model",
+            hint=f"the scoring models are {', '.join(names)}",
+        )
+    for model in value["scoring_models"]:
+        model["theta"] = thetas.get(model["name"], model["theta"])
+    sizes = {name: given.pop(name, None) for name in ("share", "count", "threshold")}
+    if any(size is not None for size in sizes.values()):
+        value["selection"].update(sizes)
+    value["rating"].update(given)
+    return check_experiment(value, source="the changed settings")
 
 
 def done(stage: Stage) -> Manifest:

@@ -60,23 +60,36 @@ def _details(manifest: Manifest, *leave_out: str) -> dg.JsonMetadataValue:
 
 def raw_dataset(stage: Stage, manifest: Manifest) -> Metadata:
     """Show rejected records and the data profile."""
-    from selectit_dagster.data import plots
-
     shown = _figures(stage)
     _with_table(shown, "rejected", _first_lines(stage.folder / "rejected.jsonl"))
-    profile = manifest.details.get("profile")
-    if profile and manifest.counts["kept"]:
-        shown["plot_lengths"] = picture(plots.lengths_plot(profile), "lengths")
-        shown["plot_scripts"] = picture(plots.scripts_plot(profile), "scripts")
+    _with_table(shown, "columns", manifest.details.get("columns", []))
+    _with_profile(shown, manifest)
     shown["profile"] = _details(manifest)
     return shown
+
+
+def _with_profile(shown: Metadata, manifest: Manifest) -> None:
+    """Add the data profile as tables and plots."""
+    from selectit_dagster.data import plots
+    from selectit_dagster.data.profile import length_table, share_table
+
+    profile = manifest.details.get("profile")
+    if profile and manifest.counts["kept"]:
+        _with_table(shown, "lengths", length_table(profile))
+        _with_table(shown, "languages_inputs_turns", share_table(profile))
+        shown["plot_lengths"] = picture(plots.lengths_plot(profile), "lengths")
+        shown["plot_shares"] = picture(plots.shares_plot(profile), "languages, inputs, turns")
 
 
 def curated_dataset(stage: Stage, manifest: Manifest) -> Metadata:
     """Show dropped records, the curation's facts and where the columns come from."""
     shown = _figures(stage)
-    _with_table(shown, "dropped", _first_lines(stage.folder / "dropped.jsonl"))
     from selectit_dagster.data import plots
+
+    _with_table(shown, "steps", manifest.details["steps"])
+    _with_table(shown, "examples", _examples(manifest.details["examples"]))
+    _with_table(shown, "dropped", _first_lines(stage.folder / "dropped.jsonl"))
+    _with_profile(shown, manifest)
 
     shown["plot_curation"] = picture(
         plots.curation_plot(manifest.counts, manifest.details), "curation"
@@ -86,6 +99,11 @@ def curated_dataset(stage: Stage, manifest: Manifest) -> Metadata:
         dg.AssetKey("raw_dataset"), {name: name for name in (*_TEXT_COLUMNS, "position", "raw")}
     )
     return shown
+
+
+def _examples(by_step: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the examples of all steps and flags as rows."""
+    return [{"step": step, **row} for step, rows in sorted(by_step.items()) for row in rows]
 
 
 def uncertainty_scores(stage: Stage, manifest: Manifest) -> Metadata:
