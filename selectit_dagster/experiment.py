@@ -43,7 +43,7 @@ Name = Annotated[str, Field(pattern=_NAME)]
 class Section(BaseModel):
     """Base of all sections: unknown keys are refused and values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ColumnMapping(Section):
@@ -557,8 +557,19 @@ def load_experiment(path: Path) -> Experiment:
 
 def parse_experiment(value: dict[str, Any], *, source: str, folder: Path) -> Experiment:
     """Check plain data as an experiment; ``source`` names it in messages."""
+    return resolve_paths(check_experiment(value, source=source), folder)
+
+
+def check_experiment(value: dict[str, Any], *, source: str) -> Experiment:
+    """Check plain data as an experiment whose paths stay as they are.
+
+    Raises
+    ------
+    UserError
+        With a line for each thing to mend.
+    """
     try:
-        experiment = Experiment.model_validate(value)
+        return Experiment.model_validate(value)
     except (ValidationError, RecursionError) as error:
         if isinstance(error, RecursionError):
             raise UserError(f"{source}: nested too deeply") from error
@@ -568,7 +579,6 @@ def parse_experiment(value: dict[str, Any], *, source: str, folder: Path) -> Exp
             + "\n".join(f"  {line}" for line in lines),
             hint="`selectit run --help` shows a complete example with every key",
         ) from error
-    return resolve_paths(experiment, folder)
 
 
 def _shown(value: Any) -> str:  # noqa: ANN401 - whatever the user wrote

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from selectit_dagster.artefacts import Manifest, require_manifest
+from selectit_dagster.columnar import Workspace
 from selectit_dagster.errors import ArtefactError, UserError
-from selectit_dagster.selection.columnar import Workspace
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 COLUMNS = ["record_id", "prompt_index", "probabilities", "status", "reason"]
 # a record has the worst status of its prompts
 STATUSES = ("ok", "too_long", "failed")
-_ROWS = 1 << 17
+_ROWS = 1 << 15
 
 
 class NotGroupedError(Exception):
