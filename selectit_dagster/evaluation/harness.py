@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from lm_eval import utils
@@ -163,11 +164,7 @@ class EngineLM(TemplateLM):
             return done
         batches = self.engine.plan(rows, self.batch_tokens, new_tokens=new_tokens)
         for number, batch in enumerate(batches):
-            key = f"{self._calls}/{number}"
-            values = self.journal.get(key)
-            if values is None:
-                values = work(batch)
-                self.journal.put(key, values)
+            values = self.journal.keep(f"{self._calls}/{number}", partial(work, batch))
             done.update(zip(batch.indices, values, strict=True))
             self.report(number + 1, len(batches))
         return done

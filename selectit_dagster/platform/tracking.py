@@ -178,6 +178,22 @@ class TrackedRun:
             lambda: self.tracker.client.log_artifact(self.run_id, str(path), folder),
         )
 
+    def tables(self, tables: dict[str, dict[str, list[Any]]]) -> None:
+        """Store tables, columns by name, so that MLflow's page shows them as tables.
+
+        Keys are paths in the run's artefacts that end in ``.json``. Written as a whole, so
+        that a repeated try leaves no row twice (MLflow's own call would append).
+        """
+        self._do("store tables", self._log_tables, tables)
+
+    def _log_tables(self, tables: dict[str, dict[str, list[Any]]]) -> None:
+        for path, columns in tables.items():
+            rows = [list(row) for row in zip(*columns.values(), strict=True)]
+            value = {"columns": list(columns), "data": rows}
+            self.tracker.client.log_text(self.run_id, json.dumps(value), path)
+        shown = [{"path": path, "type": "table"} for path in tables]
+        self.tracker.client.set_tag(self.run_id, "mlflow.loggedArtifacts", json.dumps(shown))
+
     def dataset(self, name: str, digest: str, source: Path | str, rows: int, context: str) -> None:
         """Log a dataset input with a digest over its full content (36 characters of it)."""
         self._do("log dataset", self._log_dataset, name, digest, str(source), rows, context)
@@ -213,6 +229,26 @@ class TrackedRun:
             tags=tags,
         )
         client.log_model_artifacts(model.model_id, str(folder))
+        client.finalize_logged_model(model.model_id, "READY")
+
+    def full_model(self, manifest: Path, *, name: str, tags: dict[str, str]) -> None:
+        """Store a fully tuned model as a logged model that names its folder.
+
+        Its weights are as large as the base model's and stay where they are; the manifest,
+        which has their digests, is what is stored.
+        """
+        self._do("log the model", self._log_full_model, manifest, name, tags)
+
+    def _log_full_model(self, manifest: Path, name: str, tags: dict[str, str]) -> None:
+        client = self.tracker.client
+        model = client.create_logged_model(
+            self.tracker.experiment_id,
+            name=name,
+            source_run_id=self.run_id,
+            model_type="full-model",
+            tags={**tags, "artefact": str(manifest.parent)},
+        )
+        client.log_model_artifact(model.model_id, str(manifest))
         client.finalize_logged_model(model.model_id, "READY")
 
     def champion(self, registered: str, name: str) -> None:

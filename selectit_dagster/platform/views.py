@@ -21,6 +21,8 @@ from selectit_dagster.platform.tracking import TrackedRun, numbers
 
 _TEXT_COLUMNS = ("record_id", "instruction", "input", "response")
 _MAX_LINES = 10
+_TABLE_ROWS = 2_000
+_TABLE_TEXT = 1_500
 
 
 def nothing_more(stage: Stage, manifest: Manifest) -> Metadata:
@@ -272,23 +274,57 @@ def track_checkpoint(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
     folder = stage.folder.parents[2] / "selected" / arm
     _input(run, folder, f"selective_alpaca-{arm}", "training")
     run.series(_first_lines(stage.folder / "log.jsonl", 100_000), "step")
-    for name in ("trained_tokens.json", "skipped.jsonl", "log.jsonl"):
+    for name in ("skipped.jsonl", "log.jsonl"):
         if (stage.folder / name).exists():
             run.artifact(stage.folder / name)
+    trained = json.loads((stage.folder / "trained_tokens.json").read_text(encoding="utf-8"))
+    columns = {name: [row[name] for row in trained] for name in (trained[0] if trained else ())}
+    run.tables({"trained_tokens.json": columns})
     track_figures(run, stage, manifest)
-    adapter = stage.folder / "adapter"
+    adapter, name = stage.folder / "adapter", f"{arm}-seed-{stage.settings['seed']}"
+    tags = {"base": json.dumps(manifest.details.get("base", {}), default=str)[:2000]}
     if adapter.is_dir():
-        base = json.dumps(manifest.details.get("base", {}), default=str)[:2000]
-        run.adapter(adapter, name=f"{arm}-seed-{stage.settings['seed']}", tags={"base": base})
+        run.adapter(adapter, name=name, tags=tags)
+    else:
+        run.full_model(stage.folder / "manifest.json", name=name, tags=tags)
 
 
 def track_evaluation(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
-    """Log each benchmark's score as a column of its own, and the answers as artefacts."""
+    """Log each benchmark's score as a column of its own, and the answers.
+
+    The Parquet files hold everything; MLflow's page shows tables of all questions, in which
+    long prompts are cut to their end.
+    """
     for name, entry in manifest.details.get("scores", {}).items():
         lower, upper = (entry.get("interval") or [entry["score"]] * 2)[:2]
         run.metrics({name: entry["score"], f"{name}.lower": lower, f"{name}.upper": upper})
+    tables: dict[str, dict[str, list[Any]]] = {}
     for path in sorted(stage.folder.glob("*.parquet")):
         run.artifact(path, "answers")
+        tables.update(_answer_tables(path))
+    run.tables(tables)
+
+
+def _answer_tables(path: Path) -> dict[str, dict[str, list[Any]]]:
+    """Return a benchmark's answers as tables that a browser can hold, by artefact path."""
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(path).to_pylist()
+    parts = range(0, len(rows), _TABLE_ROWS)
+    tables = {}
+    for number, start in enumerate(parts, start=1):
+        some = rows[start : start + _TABLE_ROWS]
+        columns = {name: [_shortened(row[name]) for row in some] for name in some[0]}
+        part = f"-{number:03d}" if len(parts) > 1 else ""
+        tables[f"answers/{path.stem}{part}.json"] = columns
+    return tables
+
+
+def _shortened(value: Any) -> Any:  # noqa: ANN401 - a cell
+    """Return a text's end where it is long: the question stands behind the worked examples."""
+    if isinstance(value, str) and len(value) > _TABLE_TEXT:
+        return "… " + value[-_TABLE_TEXT:]
+    return value
 
 
 def track_comparison(line: Pipeline) -> Callable[[TrackedRun, Stage, Manifest], None]:

@@ -77,13 +77,19 @@ def check_machine(tuning: TuningSection) -> str:
     ------
     UserError
         When the batch does not divide over the processes, there are fewer GPUs than
-        processes, or the method needs what is not here.
+        processes, or the method or the precision needs what is not here.
     """
     import torch
 
     device = training_device(tuning)
     if tuning.method == "qlora":
         require_four_bit(device)
+    if tuning.precision == "float16" and not device.startswith("cuda"):
+        raise UserError(
+            f"tuning.precision float16 scales its loss, which needs a CUDA device; this run is on "
+            f"{device}",
+            hint="use precision: auto, bfloat16 or float32",
+        )
     if tuning.batch_size % tuning.processes:
         raise UserError(
             f"tuning.batch_size {tuning.batch_size} does not divide over {tuning.processes} "

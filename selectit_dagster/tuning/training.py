@@ -68,6 +68,7 @@ def train(
             "dtype": plan.precision,
             "micro_batch_size": plan.micro_batch_size,
             "accumulation": plan.accumulation,
+            "recomputed": tuning.gradient_checkpointing,
             "max_length": plan.max_length,
             "resumed_at_step": resumed,
             "determinism": _determinism(plan.device),
