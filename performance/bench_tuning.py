@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import site
 import statistics
 import subprocess
 import sys
@@ -23,12 +22,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from performance.peers import ROOT, peer_python
 from selectit_dagster.artefacts import library_versions, write_manifest
 from selectit_dagster.experiment import ModelReference, TuningSection
 from selectit_dagster.files import read_json, write_json, write_parquet
 from selectit_dagster.models import quiet
 
-ROOT = Path(__file__).resolve().parents[1]
 MINIATURE = ROOT / "selectit_dagster" / "miniature"
 TRL = "trl==1.16.0"
 STEPS, BATCH, SEED = 50, 16, 1
@@ -97,6 +96,7 @@ def settings(model: str) -> TuningSection:
 
 def timed_training() -> dict[str, float]:
     """Time every ``Trainer.train`` of this process; return where the figures will be."""
+    import torch
     from transformers import Trainer
 
     figures: dict[str, float] = {}
@@ -107,6 +107,7 @@ def timed_training() -> dict[str, float]:
         result = train(self, *given, **named)
         figures["seconds"] = time.perf_counter() - wall
         figures["cpu_seconds"] = time.process_time() - cpu
+        figures["threads"] = torch.get_num_threads()
         return result
 
     Trainer.train = timed  # type: ignore[method-assign]
@@ -196,29 +197,15 @@ def run_trl(model: str, data: str) -> dict[str, Any]:
     return {"losses": losses, "tokens": tokens, **figures}
 
 
-def trl_python() -> Path:
-    """Return the interpreter of an environment with trl, made when it is not there yet."""
-    folder = ROOT / "build" / "trl-env"
-    python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-        packages = next((folder / "lib").glob("python*/site-packages"))
-        (packages / "borrowed.pth").write_text(f"{site.getsitepackages()[0]}\n", encoding="utf-8")
-        install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps"]
-        subprocess.run([*install, "--quiet", TRL], check=True)
-        (folder / "ready").touch()
-    return python
-
-
 def child(side: str, trial: dict[str, str], result: Path) -> dict[str, Any]:
     """Run one side in a process of its own and return its figures."""
-    python = str(trl_python()) if side == "trl" else sys.executable
+    python = str(peer_python("trl", [TRL])) if side == "trl" else sys.executable
     command = [python, "-m", "performance.bench_tuning", "--side", side]
     command += ["--model", trial["model"], "--data", trial["data"], "--out", str(result)]
     # one thread each: on a busy machine threads wait for one another and say nothing of us
     environment = {
-        "OMP_NUM_THREADS": "1",
         **os.environ,
+        "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
     }
@@ -238,6 +225,7 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
             "tokens": entries[0]["tokens"],
             "seconds": [round(entry["seconds"], 3) for entry in entries],
             "cpu_seconds": [round(entry["cpu_seconds"], 3) for entry in entries],
+            "threads": sorted({entry["threads"] for entry in entries}),
             "tokens_per_second": round(statistics.median(rates), 1),
             "first_loss": entries[0]["losses"][0],
             "last_loss": entries[0]["losses"][-1],
@@ -251,6 +239,8 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         / statistics.median(found["ours"]["cpu_seconds"]),
         3,
     )
+    if found["ours"]["threads"] != found["trl"]["threads"]:
+        raise RuntimeError(f"the sides used unlike numbers of threads: {found}")
     pairs = zip(runs["ours"][0]["losses"], runs["trl"][0]["losses"], strict=True)
     found["largest_loss_difference"] = max(abs(ours - theirs) for ours, theirs in pairs)
     return found
@@ -299,7 +289,6 @@ def main() -> None:
             "machine": {
                 "processor": platform.machine(),
                 "cores": os.cpu_count(),
-                "threads": int(os.environ.get("OMP_NUM_THREADS", "1")),
                 "load_average": round(os.getloadavg()[0], 1),
             },
             "versions": {

@@ -153,7 +153,7 @@ def _generate(
 
     def work(batch: Batch) -> list[Any]:
         made = generate_batch(engine, rows, batch, decoding, seed=seed)
-        return [[one.text, one.tokens, one.finish] for one in made]
+        return [[one.text, len(one.ids), one.finish] for one in made]
 
     done = _batches(batches, work, journal, report, len(rows), decoding.samples)
     texts = [

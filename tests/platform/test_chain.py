@@ -203,6 +203,11 @@ def test_questions_and_trained_tokens_can_be_browsed_in_mlflow(world, tmp_path):
     stored = pq.read_table(line_of(path, home).home.evaluation("base", None) / "next.parquet")
     assert answers["columns"] == stored.column_names
     assert [row[0] for row in answers["data"]] == stored["question_id"].to_pylist()
+    tuned = client.search_runs([experiment], "tags.asset = 'lora_checkpoints'", max_results=1)[0]
+    for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes"):
+        history = client.get_metric_history(tuned.info.run_id, name)
+        steps = int(tuned.data.metrics["count.steps"])
+        assert [point.step for point in history] == list(range(1, steps + 1)), name
     trained = shown("lora_checkpoints", "trained_tokens.json")
     assert trained["columns"] == ["record_id", "prompt", "trained", "trained_tokens"]
     assert len(trained["data"]) == 5
