@@ -269,7 +269,11 @@ class TuningSection(Section):
         "auto", description="auto: bfloat16 on a GPU that has it, else float32"
     )
     gradient_checkpointing: bool = Field(False, description="trade time for memory")
-    checkpoint_every: int = Field(200, ge=1, description="steps between resume points")
+    checkpoint_every: int | None = Field(
+        None,
+        ge=1,
+        description="steps between resume points; default: a fifth of the run, at most 200",
+    )
     processes: int = Field(1, ge=1, description="devices; more than 1 goes through torchrun")
 
     @model_validator(mode="after")

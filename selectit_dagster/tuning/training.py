@@ -140,7 +140,7 @@ def training_arguments(plan: Plan, tuning: TuningSection, seed: int, folder: Pat
         ddp_backend="gloo" if plan.device == "cpu" and tuning.processes > 1 else None,
         ddp_find_unused_parameters=False if tuning.processes > 1 else None,
         save_strategy="steps",
-        save_steps=tuning.checkpoint_every,
+        save_steps=plan.checkpoint_every,
         save_total_limit=2,
         logging_steps=1,
         logging_nan_inf_filter=False,

@@ -15,6 +15,7 @@ import pytest
 from selectit_dagster.artefacts import verify
 from selectit_dagster.errors import UserError
 from selectit_dagster.tuning.log import read_log
+from selectit_dagster.tuning.plan import resume_interval
 from selectit_dagster.tuning.tune import TuningRequest, tune, tuning_fingerprint
 from tests.tuning.conftest import sums, write_selected
 
@@ -167,6 +168,21 @@ def test_a_run_killed_and_resumed_ends_with_the_same_bytes(
     assert [line["loss"] for line in read_log(out / "log.jsonl")] == [
         line["loss"] for line in read_log(checkpoint[0] / "log.jsonl")
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "examples", "interval"),
+    [
+        ({"epochs": 2, "batch_size": 8}, 44, 3),
+        ({"epochs": 3, "batch_size": 128}, 52_000, 200),
+        ({"max_steps": 4}, 44, 1),
+    ],
+)
+def test_resume_points_lie_a_fifth_of_the_run_apart_and_at_most_200_steps(
+    settings, changes, examples, interval
+):
+    section = settings(checkpoint_every=None, **changes)
+    assert resume_interval(section, examples) == interval
 
 
 def test_another_seed_gives_other_weights_and_replaces_what_was_there(
