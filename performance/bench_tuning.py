@@ -32,7 +32,7 @@ from selectit_dagster.models import quiet
 
 MINIATURE = ROOT / "selectit_dagster" / "miniature"
 TRL = "trl==1.16.0"
-STEPS, BATCH, SEED = 50, 16, 1
+STEPS, BATCH, SEED = 50, 8, 1
 
 
 def make_inputs(folder: Path) -> dict[str, dict[str, str]]:
