@@ -11,7 +11,8 @@ random Llama (8 layers of 384, vocabulary of 32,000) and, in one process, asks i
 * 100 short instructions in the Alpaca template: the whole benchmark here.
 
 The answers of both sides are compared. The harness is no dependency: it is installed into a
-throw-away environment that sees this one's packages; where that fails, its rows are left out.
+environment under ``build/`` that borrows this one's packages; where that fails, its rows are
+left out.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from performance.peers import peer_python
 from selectit_dagster.artefacts import library_versions
 from selectit_dagster.evaluation.benchmarks import make_task
 from selectit_dagster.evaluation.benchmarks.base import Task
@@ -238,18 +239,13 @@ def trials(out: Path) -> None:
     write_json(out, rows)
 
 
-def harness_python(folder: Path) -> str:
+def harness_python() -> str:
     """Return an interpreter that has the harness over this environment's packages."""
-    venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
-    own = next(p for p in folder.glob("lib/python*/site-packages"))
-    theirs = next(p for p in Path(sys.prefix).glob("lib/python*/site-packages"))
-    (own / "shared.pth").write_text(f"{theirs}\n")
-    install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", *HARNESS.split()]
-    if subprocess.run(install, check=False, capture_output=True).returncode != 0:
+    try:
+        return str(peer_python("lm-eval", HARNESS.split()))
+    except subprocess.CalledProcessError:
         print("lm-evaluation-harness cannot be installed here", file=sys.stderr)
         return sys.executable
-    return str(python)
 
 
 def main() -> None:
@@ -263,8 +259,13 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         rows_file = Path(name) / "rows.json"
-        python = harness_python(Path(name) / "harness")
-        command = [python, "-m", "performance.bench_evaluation", "--inner", str(rows_file)]
+        command = [
+            harness_python(),
+            "-m",
+            "performance.bench_evaluation",
+            "--inner",
+            str(rows_file),
+        ]
         subprocess.run(command, check=True, cwd=Path(__file__).parent.parent)
         rows = read_json(rows_file)
     base = {row["trial"]: row for row in rows if row["way"] == "this engine"}
@@ -277,7 +278,12 @@ def main() -> None:
             f"{row['trial']:24} {row['way']:26} {row['seconds']:8.2f} s "
             f"{row['cpu_seconds']:8.2f} CPU-s  x{row['times_slower']:.2f}{same}"
         )
-    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "system": platform.system()}
+    machine = {
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "load_average": round(os.getloadavg()[0], 1),
+    }
     versions = library_versions("torch", "transformers", "evaluate", "datasets")
     write_json(arguments.out, {"rows": rows, "machine": machine, "versions": versions})
 

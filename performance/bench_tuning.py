@@ -1,37 +1,38 @@
 """Training speed and losses beside trl's ``SFTTrainer``: same model, data, order, settings.
 
 ``python -m performance.bench_tuning --out performance/results/tuning.json`` trains LoRA
-adapters for 50 steps on two models, with this project and with trl, turn about, each run in
-a process of its own. trl is no dependency: it goes into an environment under ``build/`` that
-borrows everything else from the one that runs this script. Timed is ``Trainer.train`` alone,
-which both sides call; trl is given our order of batches, no padding to multiples, and
-neither gradient checkpointing nor bfloat16, which it would otherwise turn on.
+adapters for 50 steps on two models, with this project and with trl, turn about in one process
+on one thread, this project first (so that it bears what the first run costs). trl is no
+dependency: it goes into an environment under ``build/`` that borrows everything else from the
+one that runs this script. Timed is ``Trainer.train`` alone, which both sides call; trl is
+given our order of batches, no padding to multiples, and neither gradient checkpointing nor
+bfloat16, which it would otherwise turn on.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
-import site
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from performance.peers import ROOT, peer_python
 from selectit_dagster.artefacts import library_versions, write_manifest
 from selectit_dagster.experiment import ModelReference, TuningSection
 from selectit_dagster.files import read_json, write_json, write_parquet
 from selectit_dagster.models import quiet
 
-ROOT = Path(__file__).resolve().parents[1]
 MINIATURE = ROOT / "selectit_dagster" / "miniature"
 TRL = "trl==1.16.0"
-STEPS, BATCH, SEED = 50, 16, 1
+STEPS, BATCH, SEED = 50, 8, 1
 
 
 def make_inputs(folder: Path) -> dict[str, dict[str, str]]:
@@ -95,8 +96,10 @@ def settings(model: str) -> TuningSection:
     )
 
 
-def timed_training() -> dict[str, float]:
-    """Time every ``Trainer.train`` of this process; return where the figures will be."""
+@contextlib.contextmanager
+def timed_training() -> Iterator[dict[str, float]]:
+    """Time ``Trainer.train`` inside the block; yield where the figures will be."""
+    import torch
     from transformers import Trainer
 
     figures: dict[str, float] = {}
@@ -107,10 +110,14 @@ def timed_training() -> dict[str, float]:
         result = train(self, *given, **named)
         figures["seconds"] = time.perf_counter() - wall
         figures["cpu_seconds"] = time.process_time() - cpu
+        figures["threads"] = torch.get_num_threads()
         return result
 
     Trainer.train = timed  # type: ignore[method-assign]
-    return figures
+    try:
+        yield figures
+    finally:
+        Trainer.train = train  # type: ignore[method-assign]
 
 
 def run_ours(model: str, data: str) -> dict[str, Any]:
@@ -118,8 +125,7 @@ def run_ours(model: str, data: str) -> dict[str, Any]:
     from selectit_dagster.tuning.log import read_log
     from selectit_dagster.tuning.tune import TuningRequest, tune
 
-    figures = timed_training()
-    with tempfile.TemporaryDirectory() as out:
+    with tempfile.TemporaryDirectory() as out, timed_training() as figures:
         manifest = tune(TuningRequest(Path(data), settings(model), SEED), Path(out))
         losses = [step["loss"] for step in read_log(Path(out) / "log.jsonl")]
     return {"losses": losses, "tokens": manifest.counts["tokens"], **figures}
@@ -137,7 +143,6 @@ def run_trl(model: str, data: str) -> dict[str, Any]:
     from selectit_dagster.tuning.examples import read_records
     from selectit_dagster.tuning.templates import render_prompt
 
-    figures = timed_training()
     section = settings(model)
     rows = [
         {
@@ -152,7 +157,7 @@ def run_trl(model: str, data: str) -> dict[str, Any]:
             lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
             return LengthGroupedOrder(lengths, BATCH, SEED, lambda: 0)
 
-    with tempfile.TemporaryDirectory() as out:
+    with tempfile.TemporaryDirectory() as out, timed_training() as figures:
         config = SFTConfig(
             output_dir=out,
             max_steps=STEPS,
@@ -196,37 +201,33 @@ def run_trl(model: str, data: str) -> dict[str, Any]:
     return {"losses": losses, "tokens": tokens, **figures}
 
 
-def trl_python() -> Path:
-    """Return the interpreter of an environment with trl, made when it is not there yet."""
-    folder = ROOT / "build" / "trl-env"
-    python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-        packages = next((folder / "lib").glob("python*/site-packages"))
-        (packages / "borrowed.pth").write_text(f"{site.getsitepackages()[0]}\n", encoding="utf-8")
-        install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps"]
-        subprocess.run([*install, "--quiet", TRL], check=True)
-        (folder / "ready").touch()
-    return python
+def alternate(trial: dict[str, str], repeats: int) -> dict[str, list[dict[str, Any]]]:
+    """Train with both sides, turn about, and return each side's runs."""
+    sides = {"ours": run_ours, "trl": run_trl}
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for _ in range(repeats):
+        for side, run in sides.items():
+            runs[side].append({**run(**trial), "load": round(os.getloadavg()[0], 1)})
+    return runs
 
 
-def child(side: str, trial: dict[str, str], result: Path) -> dict[str, Any]:
-    """Run one side in a process of its own and return its figures."""
-    python = str(trl_python()) if side == "trl" else sys.executable
-    command = [python, "-m", "performance.bench_tuning", "--side", side]
+def child(trial: dict[str, str], repeats: int, result: Path) -> dict[str, Any]:
+    """Run one trial in trl's environment, in a process of its own, and return the runs."""
+    command = [str(peer_python("trl", [TRL])), "-m", "performance.bench_tuning"]
     command += ["--model", trial["model"], "--data", trial["data"], "--out", str(result)]
-    # one thread each: on a busy machine threads wait for one another and say nothing of us
+    command += ["--repeats", str(repeats)]
+    # one thread: on a busy machine threads wait for one another and say nothing of us
     environment = {
-        "OMP_NUM_THREADS": "1",
         **os.environ,
+        "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
     }
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
     if run.returncode:
-        raise RuntimeError(f"{side} failed:\n{run.stderr.decode()[-3000:]}")
-    figures: dict[str, Any] = read_json(result)
-    return figures
+        raise RuntimeError(f"the trial failed:\n{run.stderr.decode()[-3000:]}")
+    runs: dict[str, Any] = read_json(result)
+    return runs
 
 
 def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -238,6 +239,8 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
             "tokens": entries[0]["tokens"],
             "seconds": [round(entry["seconds"], 3) for entry in entries],
             "cpu_seconds": [round(entry["cpu_seconds"], 3) for entry in entries],
+            "load_average": [entry["load"] for entry in entries],
+            "threads": sorted({entry["threads"] for entry in entries}),
             "tokens_per_second": round(statistics.median(rates), 1),
             "first_loss": entries[0]["losses"][0],
             "last_loss": entries[0]["losses"][-1],
@@ -251,6 +254,8 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         / statistics.median(found["ours"]["cpu_seconds"]),
         3,
     )
+    if found["ours"]["threads"] != found["trl"]["threads"]:
+        raise RuntimeError(f"the sides used unlike numbers of threads: {found}")
     pairs = zip(runs["ours"][0]["losses"], runs["trl"][0]["losses"], strict=True)
     found["largest_loss_difference"] = max(abs(ours - theirs) for ours, theirs in pairs)
     return found
@@ -261,21 +266,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "performance/results/tuning.json")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--side", choices=("ours", "trl"), help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     parser.add_argument("--data", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.side:
-        run = run_ours if given.side == "ours" else run_trl
-        write_json(given.out, run(given.model, given.data))
+    if given.model:
+        trial = {"model": given.model, "data": given.data}
+        write_json(given.out, alternate(trial, given.repeats))
         return
     results = {}
     with quiet(), tempfile.TemporaryDirectory() as folder:
         for name, trial in make_inputs(Path(folder)).items():
-            runs: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": []}
-            for _ in range(given.repeats):
-                for side, entries in runs.items():
-                    entries.append(child(side, trial, Path(folder) / "result.json"))
+            runs = child(trial, given.repeats, Path(folder) / "result.json")
             results[name] = summary(runs)
     print(
         "| model | tokens | ours tokens/s | trl tokens/s | ratio | CPU ratio "
@@ -299,8 +300,6 @@ def main() -> None:
             "machine": {
                 "processor": platform.machine(),
                 "cores": os.cpu_count(),
-                "threads": int(os.environ.get("OMP_NUM_THREADS", "1")),
-                "load_average": round(os.getloadavg()[0], 1),
             },
             "versions": {
                 **library_versions("torch", "transformers", "peft", "accelerate"),

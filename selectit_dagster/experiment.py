@@ -354,7 +354,11 @@ class TuningSection(Section):
         "auto", description="auto: bfloat16 on a GPU that has it, else float32"
     )
     gradient_checkpointing: bool = Field(False, description="trade time for memory")
-    checkpoint_every: int = Field(200, ge=1, description="steps between resume points")
+    checkpoint_every: int | None = Field(
+        None,
+        ge=1,
+        description="steps between resume points; default: a fifth of the run, at most 200",
+    )
     processes: int = Field(1, ge=1, description="devices; more than 1 goes through torchrun")
     engine: Literal["local", "ray"] = Field(
         "local", description="where the processes run: on this machine, or through Ray Train"
@@ -380,6 +384,11 @@ class Benchmark(Section):
     protocol: Literal["paper", "strict"] = Field("paper", description="scoring rules")
     limit: int | None = Field(None, ge=1, description="number of questions; default: protocol's")
     shots: int | None = Field(None, ge=0, description="worked examples; default: the protocol's")
+    shots_path: Line | None = Field(
+        None,
+        description="task: gsm8k; JSON Lines of worked examples, or lm-eval for the published "
+        "eight that the lm-eval extra brings",
+    )
     max_new_tokens: int | None = Field(None, ge=1, description="longest answer in tokens")
     batch_tokens: int = Field(8192, ge=64, description="token positions per batch")
     seed: int = Field(1, description="seed of sampling")
@@ -489,7 +498,7 @@ def resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
     def walk(node: Any) -> None:  # noqa: ANN401 - nested plain data
         if isinstance(node, dict):
             for key, entry in node.items():
-                if key in {"path", "adapter", "prompts"} and isinstance(entry, str):
+                if key in {"path", "adapter", "prompts", "shots_path"} and isinstance(entry, str):
                     node[key] = _local_or_hub(entry, folder)
                 else:
                     walk(entry)

@@ -86,6 +86,7 @@ def compare_scores(
                 "questions": benchmark.count,
                 "groups": benchmark.groups,
                 "right_wrong": benchmark.binary,
+                "unlike_the_paper": list(benchmark.remarks),
             }
             for benchmark in benchmarks
         },

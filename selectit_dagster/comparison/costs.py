@@ -1,4 +1,10 @@
-"""What scoring and tuning took, beside what they brought."""
+"""What scoring and tuning took, beside what they brought.
+
+Time alone says little of energy, so every row also has the hours of devices and the
+arithmetic. A forward pass takes about two operations per parameter and token; a backward pass
+as much for the activations and as much again for the weights, which LoRA leaves out;
+recomputing the activations is one more forward pass (Kaplan et al. 2020, section 2.1).
+"""
 
 from __future__ import annotations
 
@@ -8,29 +14,41 @@ from typing import Any
 
 from selectit_dagster.progress import duration
 
+_PASSES = {"full": 6, "lora": 4, "qlora": 4}
+
 
 def cost_rows(costs: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one row per scoring model and per arm, its runs added up.
+    """Return one row per scoring model and tuned arm, and one that adds each arm's up.
 
     Parameters
     ----------
     costs:
-        ``scoring``: {model: run}, ``tuning``: {arm: [run, ...]}; a run has ``seconds`` and
-        ``device`` and may have ``tokens`` and ``processes``.
+        ``scoring``: {model: run}, ``tuning``: {arm: [run, ...]}, ``choosing``: {arm:
+        {``seconds``, ``models``}}, the scoring models that an arm's choice rests on. A run
+        has ``seconds`` and ``device`` and may have ``tokens``, ``processes`` (or ``workers``)
+        and, for the arithmetic, ``parameters``, ``method`` and ``recomputed``.
 
     Returns
     -------
     rows
-        ``what``, ``name``, ``runs``, ``seconds``, ``tokens``, ``device_hours``, ``device``
-        (``GPU`` or ``CPU``): hours of devices, which is what energy goes with.
+        ``what`` (``scoring``, ``tuning`` or ``in all``), ``name``, ``runs``, ``seconds``,
+        ``tokens``, ``device_hours`` of ``device`` (``GPU`` or ``CPU``), and ``operations``
+        (floating-point operations; 0 where the model's size is not known).
     """
-    rows = [_row("scoring", name, [run]) for name, run in costs.get("scoring", {}).items()]
-    return rows + [_row("tuning", arm, runs) for arm, runs in costs.get("tuning", {}).items()]
+    scoring = {name: _row("scoring", name, [run]) for name, run in costs.get("scoring", {}).items()}
+    tuning = {arm: _row("tuning", arm, runs) for arm, runs in costs.get("tuning", {}).items()}
+    totals = []
+    for arm, row in tuning.items():
+        choosing = costs.get("choosing", {}).get(arm)
+        if choosing is not None:
+            behind = [scoring[name] for name in choosing["models"] if name in scoring]
+            totals.append(_total(arm, [*behind, row], float(choosing["seconds"])))
+    return [*scoring.values(), *tuning.values(), *totals]
 
 
 def _row(what: str, name: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     seconds = sum(float(run["seconds"]) for run in runs)
-    hours = sum(float(run["seconds"]) * int(run.get("processes", 1)) for run in runs) / 3600
+    hours = sum(float(run["seconds"]) * _devices(run) for run in runs) / 3600
     devices = {str(run.get("device", "")).split(":")[0] for run in runs}
     return {
         "what": what,
@@ -40,6 +58,38 @@ def _row(what: str, name: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]
         "tokens": int(sum(int(run.get("tokens") or 0) for run in runs)),
         "device_hours": hours,
         "device": "GPU" if devices & {"cuda", "mps"} else "CPU",
+        "operations": float(sum(_operations(run) for run in runs)),
+    }
+
+
+def _devices(run: dict[str, Any]) -> int:
+    # several workers on a CPU share its cores, so they are one device
+    if str(run.get("device", "")).startswith("cuda"):
+        return int(run.get("processes") or run.get("workers") or 1)
+    return 1
+
+
+def _operations(run: dict[str, Any]) -> float:
+    parameters = float(run.get("base_parameters") or run.get("parameters") or 0)
+    passes = _PASSES[run["method"]] if "method" in run else 2
+    if run.get("recomputed"):
+        passes += 2
+    # what was computed: padding counts, a shared prefix only once
+    tokens = float(run.get("token_positions") or run.get("tokens") or 0)
+    return passes * parameters * tokens
+
+
+def _total(arm: str, parts: Sequence[dict[str, Any]], choosing: float) -> dict[str, Any]:
+    total = {name: sum(part[name] for part in parts) for name in ("tokens", "operations")}
+    devices = sorted({part["device"] for part in parts})
+    return {
+        "what": "in all",
+        "name": arm,
+        "runs": parts[-1]["runs"],
+        "seconds": round(sum(part["seconds"] for part in parts) + choosing, 3),
+        **total,
+        "device_hours": sum(part["device_hours"] for part in parts) + choosing / 3600,
+        "device": " and ".join(devices),
     }
 
 
@@ -51,17 +101,32 @@ def cost_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
         "",
         "## Costs",
         "",
-        "| stage | of | runs | time | tokens | device-hours |",
-        "|---|---|---|---|---|---|",
+        "| stage | of | runs | time | tokens | device-hours | arithmetic |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         tokens = f"{row['tokens']:,}" if row["tokens"] else ""
         lines.append(
             f"| {row['what']} | {row['name']} | {row['runs']} | {duration(row['seconds'])} "
-            f"| {tokens} | {row['device_hours']:.3g} {row['device']}-hours |"
+            f"| {tokens} | {row['device_hours']:.3g} {row['device']}-hours "
+            f"| {_operations_text(row['operations'])} |"
         )
+    lines += [
+        "",
+        "Arithmetic: floating-point operations, estimated from parameters and tokens. Energy "
+        "goes with it and with the device-hours: hours times the device's watts.",
+    ]
     sentence = saving(rows)
     return [*lines, "", sentence] if sentence else lines
+
+
+def _operations_text(value: float) -> str:
+    if not value:
+        return ""
+    for name, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9)):
+        if value >= size or name == "G":
+            return f"{value / size:.3g} {name}FLOP"
+    return ""  # pragma: no cover - the loop ends with the smallest unit
 
 
 def saving(rows: Sequence[dict[str, Any]]) -> str:

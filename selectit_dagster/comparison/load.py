@@ -13,6 +13,7 @@ from selectit_dagster.artefacts import require_manifest
 from selectit_dagster.comparison.statistics import Floats, Questions
 from selectit_dagster.errors import ArtefactError
 
+OWN_SHOTS = "the project's own"
 UNTUNED = "base"
 AVERAGE = "average"
 
@@ -31,7 +32,8 @@ class BenchmarkScores:
     """All runs' scores on one benchmark.
 
     ``scores[arm]`` is (runs, Q) float64, the runs in the order in which they were given;
-    the Q questions are the same, in the same order, for all.
+    the Q questions are the same, in the same order, for all. ``remarks`` say in what the
+    benchmark was not asked as in the paper.
     """
 
     name: str
@@ -39,6 +41,7 @@ class BenchmarkScores:
     questions: Questions
     scores: dict[str, Floats]
     groups: int
+    remarks: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -72,10 +75,35 @@ def load_benchmarks(runs: Sequence[Run]) -> list[BenchmarkScores]:
                 hint="evaluate every arm on the same benchmarks",
             )
     scored = [name for name in names if all(t[name].get("score") is not None for t in tables)]
-    return [_aligned(name, runs, tables[0][name]) for name in scored]
+    asked = dict(facts[0].get("benchmarks", {}))
+    return [
+        _aligned(name, runs, tables[0][name], unlike_the_paper(name, asked.get(name, {})))
+        for name in scored
+    ]
 
 
-def _aligned(name: str, runs: Sequence[Run], facts: dict[str, Any]) -> BenchmarkScores:
+def unlike_the_paper(name: str, facts: dict[str, Any]) -> tuple[str, ...]:
+    """Return in what a benchmark's facts show it to be asked otherwise than in the paper."""
+    remarks = []
+    if facts.get("protocol", "paper") != "paper":
+        remarks.append(f"{name}: {facts['protocol']} protocol")
+    if facts.get("worked_examples") == OWN_SHOTS:
+        remarks.append(f"{name}: worked examples written for this project")
+    if facts.get("task") == "tydiqa":
+        remarks.append(f"{name}: instructions worded for this project")
+    if facts.get("questions_with_fewer_shots"):
+        remarks.append(
+            f"{name}: {facts['questions_with_fewer_shots']} of {facts['questions']} questions "
+            "with fewer worked examples, which did not fit"
+        )
+    if facts.get("too_long"):
+        remarks.append(f"{name}: {len(facts['too_long'])} questions did not fit and are left out")
+    return tuple(remarks)
+
+
+def _aligned(
+    name: str, runs: Sequence[Run], facts: dict[str, Any], remarks: tuple[str, ...]
+) -> BenchmarkScores:
     reference, groups, _ = _read(runs[0].folder / f"{name}.parquet")
     scores: dict[str, list[Floats]] = {}
     for run in runs:
@@ -97,6 +125,7 @@ def _aligned(name: str, runs: Sequence[Run], facts: dict[str, Any]) -> Benchmark
         questions=Questions.macro(groups.tolist()) if macro else Questions.mean(len(reference)),
         scores=stacked,
         groups=len(np.unique(groups)) if macro else 1,
+        remarks=remarks,
     )
 
 

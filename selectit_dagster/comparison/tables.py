@@ -85,7 +85,7 @@ def paper_table(details: dict[str, Any]) -> str:
     if is_published_model(details["base_model"]):
         lines += _published_rows(names, several)
     text = f"Δ: difference from {details['baseline']} in the last column before it.\n"
-    return "\n".join(lines) + f"\n\n{text}" + _published_note(details["base_model"])
+    return "\n".join(lines) + f"\n\n{text}" + _published_note(details)
 
 
 def is_published_model(name: str) -> bool:
@@ -112,10 +112,15 @@ def _mean(values: Sequence[float], wanted: Sequence[str], several: bool) -> list
     return [f"{values[-1]:.1f}" if set(wanted) == paper else ""]
 
 
-def _published_note(name: str) -> str:
-    if is_published_model(name):
-        return "Published rows: SelectIT, NeurIPS 2024, LLaMA-2-7B, means of three seeds.\n"
-    return ""
+def _published_note(details: dict[str, Any]) -> str:
+    if not is_published_model(details["base_model"]):
+        return ""
+    lines = ["Published rows: SelectIT, NeurIPS 2024, LLaMA-2-7B, means of three seeds."]
+    remarks = [r for entry in details["benchmarks"].values() for r in entry["unlike_the_paper"]]
+    if remarks:
+        lines += ["", "Not asked as in the paper, so compare with care:", ""]
+        lines += [f"- {remark}" for remark in remarks]
+    return "\n".join(lines) + "\n"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -40,7 +40,8 @@ PARTIAL = ".partial"
 # what of an evaluation under way can go on elsewhere
 ANSWERS = UnfinishedWork((f"{PARTIAL}/*", "*.parquet", "*.model_outputs.json"))
 # settings that change how fast an answer comes and not what it is
-_IDLE_SETTINGS = {"name", "path", "batch_tokens"}
+# (data and worked examples are known by their content instead)
+_IDLE_SETTINGS = {"name", "path", "shots_path", "batch_tokens"}
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def _tasks(request: EvaluationRequest) -> dict[str, Task]:
     for benchmark in request.benchmarks:
         task = make_task(benchmark, Template(request.template, request.custom_template))
         task.check()
+        task.check_shots()
         refuse_double_ids(benchmark.name, [q.question_id for q in task.questions()])
         tasks[benchmark.name] = task
     return tasks

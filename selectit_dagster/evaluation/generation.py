@@ -50,10 +50,10 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Generated:
-    """One answer: its text, how many tokens it took, and why it ended (eos, stop, length)."""
+    """One answer: its text, its token ids, and why it ended (eos, stop, length)."""
 
     text: str
-    tokens: int
+    ids: tuple[int, ...]
     finish: str
 
 
@@ -100,7 +100,7 @@ class _Rows:
         out = []
         for row, said, finish in zip(self.rows, self.new, self.finish, strict=True):
             text = cut_at(self.engine.decode_new(row.ids, said), self.decoding.stop)
-            out.append(Generated(text, len(said), finish))
+            out.append(Generated(text, tuple(said), finish))
         return out
 
 

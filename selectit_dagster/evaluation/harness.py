@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from lm_eval import utils
 from lm_eval.api.model import TemplateLM
 
 from selectit_dagster.evaluation.engine import Engine
-from selectit_dagster.evaluation.generation import Decoding, generate_batch
+from selectit_dagster.evaluation.generation import Decoding, cut_at, generate_batch
 from selectit_dagster.evaluation.journal import Journal
 from selectit_dagster.evaluation.likelihood import continuation_batch, token_batch
 from selectit_dagster.evaluation.rows import Batch, Row
@@ -163,11 +164,7 @@ class EngineLM(TemplateLM):
             return done
         batches = self.engine.plan(rows, self.batch_tokens, new_tokens=new_tokens)
         for number, batch in enumerate(batches):
-            key = f"{self._calls}/{number}"
-            values = self.journal.get(key)
-            if values is None:
-                values = work(batch)
-                self.journal.put(key, values)
+            values = self.journal.keep(f"{self._calls}/{number}", partial(work, batch))
             done.update(zip(batch.indices, values, strict=True))
             self.report(number + 1, len(batches))
         return done
@@ -204,7 +201,9 @@ class EngineLM(TemplateLM):
                 batch: Batch, rows: Sequence[Row] = rows, decoding: Decoding = decoding
             ) -> list[str]:
                 made = generate_batch(self.engine, rows, batch, decoding, seed=self.seed)
-                return [one.text for one in made]
+                # decoded alone, as the harness does: some tokenizers then drop a first blank
+                texts = [self.engine.decode_new((), one.ids) for one in made]
+                return [cut_at(text, decoding.stop) for text in texts]
 
             found = self._batched(rows, work, decoding.max_new_tokens)
             texts.update({index: found[place] for place, index in enumerate(members)})

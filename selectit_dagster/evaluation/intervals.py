@@ -17,7 +17,8 @@ _BLOCK = 4_000_000
 class Score:
     """A score in [0, 1], its 95 % interval, and how many questions it stands on.
 
-    ``groups`` has the mean of each group; for a macro average the score is their mean.
+    ``groups`` has the mean of each group; where ``aggregate`` is ``macro`` the score is their
+    mean, otherwise it is the mean over questions.
     """
 
     score: float
@@ -26,6 +27,7 @@ class Score:
     metric: str
     method: str
     groups: dict[str, float]
+    aggregate: str = "mean"
 
     def as_json(self) -> dict[str, Any]:
         """Return the form stored in ``scores.json``."""
@@ -35,6 +37,7 @@ class Score:
             "n": self.n,
             "metric": self.metric,
             "interval_method": self.method,
+            "aggregate": self.aggregate,
             "groups": self.groups,
         }
 
@@ -61,7 +64,8 @@ def summarise(
         # equal values give an interval of width 0, up to rounding
         interval = (min(low, score), max(high, score))
         method = "bootstrap within groups" if macro else "bootstrap"
-    return Score(score, interval, len(array), metric, method, means)
+    aggregate = "macro" if macro else "mean"
+    return Score(score, interval, len(array), metric, method, means, aggregate)
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:

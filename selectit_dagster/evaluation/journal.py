@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,14 @@ class Journal:
         """Store ``value`` under ``key``, on the disk when this returns."""
         self._write({"key": key, "value": value})
         self._done[key] = value
+
+    def keep(self, key: str, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - any JSON value
+        """Return what is stored under ``key``, or make it and store it."""
+        value = self.get(key)
+        if value is None:
+            value = make()
+            self.put(key, value)
+        return value
 
     def close(self) -> None:
         """Close the file; it stays for a later resume."""

@@ -26,7 +26,8 @@ _THOUSANDS = re.compile(r"(\d),(\d)")
 _PAPER_NUMBER = re.compile(r"[-+]?\d*\.\d+|\d+")
 _RUN_ON = re.compile(r"\n+\s*(?:Question|Q)\s*:")
 _STATED_NUMBER = re.compile(
-    r"(?:####|answer is:?|answer:)\s*[*$€£]*\s*(-?\s?[$€£]?\d[\d,]*(?:\.\d+)?|-?\.\d+)",
+    r"(?:####|answer is:?|answer:|\\boxed\{)\s*[*$€£\\(\[]*\s*"
+    r"(-?\s?[$€£]?\d[\d,]*(?:\.\d+)?|-?\.\d+)",
     re.IGNORECASE,
 )
 _PAPER_STATED = re.compile(r"the answer is (.*?)\.")

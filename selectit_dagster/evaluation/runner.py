@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def run_task(task: Task, engine: Engine, journal: Journal, *, seed: int, report:
         outputs, facts = _choose(task, asked, engine, journal, report)
     else:
         outputs, facts = _generate(task, asked, engine, journal, seed, report)
-    scored = task.score([a.question for a in asked], outputs)
+    scored = task.score([a.question for a in asked], outputs, journal.keep)
     rows = [_row(a, s, "ok") for a, s in zip(asked, scored, strict=True)]
     rows += [
         _row(Asked(q, Prompt("", ""), (), 0), Scored("", "", None), "too_long") for q in too_long
@@ -152,7 +153,7 @@ def _generate(
 
     def work(batch: Batch) -> list[Any]:
         made = generate_batch(engine, rows, batch, decoding, seed=seed)
-        return [[one.text, one.tokens, one.finish] for one in made]
+        return [[one.text, len(one.ids), one.finish] for one in made]
 
     done = _batches(batches, work, journal, report, len(rows), decoding.samples)
     texts = [
@@ -248,10 +249,7 @@ def _batches(
     """Compute every batch that the journal does not have; return each row's value."""
     done: dict[int, Any] = {}
     for number, batch in enumerate(batches):
-        values = journal.get(str(number))
-        if values is None:
-            values = work(batch)
-            journal.put(str(number), values)
+        values = journal.keep(str(number), partial(work, batch))
         done.update(zip(batch.indices, values, strict=True))
         report(len(done) // rows_per_question, rows // rows_per_question)
     return done

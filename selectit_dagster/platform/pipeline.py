@@ -535,42 +535,27 @@ class Pipeline:
     def _untuned(self) -> Path:
         return self.home.evaluation("base", None)
 
-    def costs(self) -> dict[str, Any]:
-        """Return seconds and tokens of scoring and of each arm's tuning, as stored."""
-        scoring = {}
-        for name, folder in self._score_folders():
-            manifest = read_manifest(folder)
-            if manifest is not None:
-                scoring[name] = {"seconds": manifest.details.get("seconds", manifest.seconds)}
-                scoring[name]["device"] = manifest.details.get("device", "")
-        tuning: dict[str, list[dict[str, Any]]] = {}
-        for unit in self.units.values():
-            manifest = read_manifest(self.home.checkpoint(unit.arm, unit.seed))
-            if manifest is not None:
-                entry = {
-                    "seed": unit.seed,
-                    "seconds": manifest.details.get("seconds", manifest.seconds),
-                    "tokens": manifest.counts.get("tokens", 0),
-                    "device": manifest.details.get("device", ""),
-                }
-                tuning.setdefault(group_of(unit.arm), []).append(entry)
-        return {"scoring": scoring, "tuning": tuning}
-
     def comparison(self) -> Stage:
         """Build the stage that compares the arms."""
         from selectit_dagster.comparison import compare as engine
+        from selectit_dagster.platform.costs import stored_costs
 
-        evaluations = [("base", self.tuning.seeds[0], self._untuned)]
+        evaluations: list[tuple[str, int | None, Path]] = [("base", None, self._untuned)]
         evaluations += [
             (group_of(unit.arm), unit.seed, self.home.evaluation(unit.arm, unit.seed))
             for unit in self.units.values()
         ]
         section = self.experiment.comparison
+        rule, size = self.experiment.selection.size
 
         def request() -> engine.ComparisonRequest:
             # the costs are in manifests that may have to be fetched first
             return engine.ComparisonRequest(
-                evaluations=tuple(evaluations), section=section, costs=self.costs()
+                evaluations=tuple(evaluations),
+                section=section,
+                costs=stored_costs(self),
+                share=float(size) if rule == "share" else None,
+                base_model=self.tuning.base_model.path,
             )
 
         return self._stored(
@@ -584,6 +569,8 @@ class Pipeline:
             ),
             *(folder for _, _, folder in evaluations),
             *self._score_places(),
+            self.home.ranking,
+            *(self.home.selected(arm) for arm in self.arms),
             *(self.home.checkpoint(unit.arm, unit.seed) for unit in self.units.values()),
         )
 

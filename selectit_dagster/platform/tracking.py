@@ -188,14 +188,21 @@ class TrackedRun:
             write_bytes(path, png)
             self.artifact(path, "plots")
 
-    def table(self, rows: list[dict[str, Any]], name: str) -> None:
-        """Store rows as a table that MLflow's page shows and searches."""
-        if rows:
-            columns = {key: [row.get(key) for row in rows] for key in rows[0]}
-            self._do(f"store {name}", self._log_table, columns, name)
+    def tables(self, tables: dict[str, dict[str, list[Any]]]) -> None:
+        """Store tables, columns by name, so that MLflow's page shows them as tables.
 
-    def _log_table(self, columns: dict[str, list[Any]], name: str) -> None:
-        self.tracker.client.log_table(self.run_id, columns, f"{name}.json")
+        Keys are paths in the run's artefacts that end in ``.json``. Written as a whole, so
+        that a repeated try leaves no row twice (MLflow's own call would append).
+        """
+        self._do("store tables", self._log_tables, tables)
+
+    def _log_tables(self, tables: dict[str, dict[str, list[Any]]]) -> None:
+        for path, columns in tables.items():
+            rows = [list(row) for row in zip(*columns.values(), strict=True)]
+            value = {"columns": list(columns), "data": rows}
+            self.tracker.client.log_text(self.run_id, json.dumps(value), path)
+        shown = [{"path": path, "type": "table"} for path in tables]
+        self.tracker.client.set_tag(self.run_id, "mlflow.loggedArtifacts", json.dumps(shown))
 
     def dataset(self, name: str, digest: str, source: Path | str, rows: int, context: str) -> None:
         """Log a dataset input with a digest over its full content (36 characters of it)."""
@@ -232,6 +239,26 @@ class TrackedRun:
             tags=tags,
         )
         client.log_model_artifacts(model.model_id, str(folder))
+        client.finalize_logged_model(model.model_id, "READY")
+
+    def full_model(self, manifest: Path, *, name: str, tags: dict[str, str]) -> None:
+        """Store a fully tuned model as a logged model that names its folder.
+
+        Its weights are as large as the base model's and stay where they are; the manifest,
+        which has their digests, is what is stored.
+        """
+        self._do("log the model", self._log_full_model, manifest, name, tags)
+
+    def _log_full_model(self, manifest: Path, name: str, tags: dict[str, str]) -> None:
+        client = self.tracker.client
+        model = client.create_logged_model(
+            self.tracker.experiment_id,
+            name=name,
+            source_run_id=self.run_id,
+            model_type="full-model",
+            tags={**tags, "artefact": str(manifest.parent)},
+        )
+        client.log_model_artifact(model.model_id, str(manifest))
         client.finalize_logged_model(model.model_id, "READY")
 
     def champion(self, registered: str, name: str) -> None:

@@ -24,7 +24,9 @@ _TEXT_COLUMNS = ("record_id", "instruction", "input", "response")
 _MAX_LINES = 10
 # of a training log in MLflow; the whole of it is an artefact of the run
 _STEPS_SHOWN = 500
-_MAX_TABLE = 1000  # questions that MLflow's page shows; the file beside it holds them all
+# of a table in MLflow, and of a cell in it
+_TABLE_ROWS = 2_000
+_TABLE_TEXT = 1_500
 
 
 def nothing_more(stage: Stage, manifest: Manifest) -> Metadata:
@@ -330,9 +332,15 @@ def track_dataset(context: str) -> Track:
         if stage.partition == "selectit" and (change := last_change(stage.folder)) is not None:
             run.metrics({f"change.{name}": change[name] for name in ("kept", "entered", "left")})
             run.tags({"change": change["text"]})
-            run.table(moved(change), "entered_and_left")
+            rows = moved(change)
+            run.tables({"entered_and_left.json": _columns(rows)} if rows else {})
 
     return track
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Return rows as columns by name, those of the first row."""
+    return {name: [row.get(name) for row in rows] for name in (rows[0] if rows else ())}
 
 
 def _input(run: TrackedRun, folder: Path, name: str, context: str) -> None:
@@ -356,20 +364,26 @@ def track_checkpoint(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
     folder = stage.folder.parents[2] / "selected" / arm
     _input(run, folder, f"selective_alpaca-{arm}", "training")
     run.series(spread_lines(stage.folder / "log.jsonl", _STEPS_SHOWN), "step")
-    for name in ("trained_tokens.json", "skipped.jsonl", "log.jsonl"):
+    for name in ("skipped.jsonl", "log.jsonl"):
         if (stage.folder / name).exists():
             run.artifact(stage.folder / name)
+    trained = json.loads((stage.folder / "trained_tokens.json").read_text(encoding="utf-8"))
+    run.tables({"trained_tokens.json": _columns(trained)})
     track_figures(run, stage, manifest)
-    adapter = stage.folder / "adapter"
+    adapter, name = stage.folder / "adapter", f"{arm}-seed-{stage.settings['seed']}"
+    tags = {"base": json.dumps(manifest.details.get("base", {}), default=str)[:2000]}
     if adapter.is_dir():
-        base = json.dumps(manifest.details.get("base", {}), default=str)[:2000]
-        run.adapter(adapter, name=f"{arm}-seed-{stage.settings['seed']}", tags={"base": base})
+        run.adapter(adapter, name=name, tags=tags)
+    else:
+        run.full_model(stage.folder / "manifest.json", name=name, tags=tags)
 
 
 def track_evaluation(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
-    """Log each benchmark's score as a column of its own, and every question's answer."""
-    from selectit_dagster.platform.metadata import preview
+    """Log each benchmark's score as a column of its own, and the answers.
 
+    The Parquet files hold everything; MLflow's page shows tables of all questions, in which
+    long prompts are cut to their end.
+    """
     questions = stage.folder.parents[2] / "questions"
     _input(run, questions, "benchmark_questions", "evaluation")
     scores = manifest.details.get("scores", {})
@@ -379,9 +393,11 @@ def track_evaluation(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
     for name, entry in scores.items():
         lower, upper = (entry.get("interval") or [entry["score"]] * 2)[:2]
         run.metrics({name: entry["score"], f"{name}.lower": lower, f"{name}.upper": upper})
+    tables: dict[str, dict[str, list[Any]]] = {}
     for path in sorted(stage.folder.glob("*.parquet")):
         run.artifact(path, "answers")
-        run.table(preview(path, rows=_MAX_TABLE), f"answers_{path.stem}")
+        tables.update(_answer_tables(path))
+    run.tables(tables)
     for path in sorted(stage.folder.glob("*.png")):
         run.artifact(path, "plots")
 
@@ -391,6 +407,28 @@ def _arms_view(run: TrackedRun, benchmarks: list[str]) -> str | None:
     evaluations = "tags.group != '' and tags.current = 'yes'"
     columns = [f"metrics.{n}{end}" for n in benchmarks for end in ("", ".lower", ".upper")]
     return run.tracker.save_view("arms", evaluations, columns, "group") if run.run_id else None
+
+
+def _answer_tables(path: Path) -> dict[str, dict[str, list[Any]]]:
+    """Return a benchmark's answers as tables that a browser can hold, by artefact path."""
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(path).to_pylist()
+    parts = range(0, len(rows), _TABLE_ROWS)
+    tables = {}
+    for number, start in enumerate(parts, start=1):
+        some = rows[start : start + _TABLE_ROWS]
+        columns = {name: [_shortened(row[name]) for row in some] for name in some[0]}
+        part = f"-{number:03d}" if len(parts) > 1 else ""
+        tables[f"answers/{path.stem}{part}.json"] = columns
+    return tables
+
+
+def _shortened(value: Any) -> Any:  # noqa: ANN401 - a cell
+    """Return a text's end where it is long: the question stands behind the worked examples."""
+    if isinstance(value, str) and len(value) > _TABLE_TEXT:
+        return "… " + value[-_TABLE_TEXT:]
+    return value
 
 
 def track_comparison(line: Pipeline) -> Callable[[TrackedRun, Stage, Manifest], None]:

@@ -42,10 +42,12 @@ def load_base(tuning: TuningSection, device: str) -> LoadedModel:
 def require_four_bit(device: str) -> None:
     """Refuse QLoRA where it cannot work, before anything is loaded.
 
+    It works on CUDA devices and, slowly, on a CPU.
+
     Raises
     ------
     UserError
-        When there is no CUDA device, or bitsandbytes is not installed.
+        When bitsandbytes is not installed, or has no 4-bit weights for the device.
     """
     from importlib.util import find_spec
 
@@ -54,9 +56,9 @@ def require_four_bit(device: str) -> None:
             "tuning.method qlora needs bitsandbytes, which is not installed",
             hint='pip install "selectit-dagster[qlora]", or use method: lora',
         )
-    if not device.startswith("cuda"):
+    if not device.startswith(("cuda", "cpu")):
         raise UserError(
-            f"tuning.method qlora needs a CUDA device, this run is on {device}",
+            f"tuning.method qlora needs a CUDA device or a CPU, this run is on {device}",
             hint="use method: lora, which works on every device",
         )
 
@@ -69,7 +71,6 @@ def _load_four_bit(reference: ModelReference, device: str) -> LoadedModel:
 
     from selectit_dagster import models
 
-    require_four_bit(device)
     tokenizer = models.load_tokenizer(reference)
     model = AutoModelForCausalLM.from_pretrained(
         reference.path,
@@ -137,16 +138,20 @@ def linear_names(model: PreTrainedModel) -> set[str]:
 
 def trainable_facts(model: PreTrainedModel) -> dict[str, Any]:
     """Return how many parameters are trained, of how many, and in which modules."""
-    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    facts: dict[str, Any] = {
+    if not hasattr(model, "peft_config"):
+        return {
+            "trainable_parameters": sum(w.numel() for w in model.parameters() if w.requires_grad),
+            "parameters": sum(w.numel() for w in model.parameters()),
+        }
+    # counts 4-bit weights by what they stand for, not by the bytes that hold them
+    trained, parameters = model.get_nb_trainable_parameters()
+    names = model.base_model.targeted_module_names
+    return {
         "trainable_parameters": trained,
-        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "parameters": parameters,
+        "adapted_modules": len(names),
+        "target_modules": sorted({name.rsplit(".", 1)[-1] for name in names}),
     }
-    if hasattr(model, "peft_config"):
-        names = model.base_model.targeted_module_names
-        facts["adapted_modules"] = len(names)
-        facts["target_modules"] = sorted({name.rsplit(".", 1)[-1] for name in names})
-    return facts
 
 
 def save_trained(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:  # noqa: ANN401

@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import ArtefactError, UserError
-from selectit_dagster.tuning.templates import adds_special, render_prompt, without_end
+from selectit_dagster.tuning.templates import (
+    adds_special,
+    render_prompt,
+    render_response,
+    without_end,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -147,17 +152,24 @@ def _encoded(
         )
         for record in records
     ]
-    wholes = [prompt + record["response"] for prompt, record in zip(prompts, records, strict=True)]
+    responses = [
+        render_response(template.name, prompt, record, tokenizer)
+        for prompt, record in zip(prompts, records, strict=True)
+    ]
+    wholes = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
     special = adds_special(template.name)
     # over-long texts are skipped by name below; the tokenizer's own warning would mislead
     asked = tokenizer(prompts, add_special_tokens=special, verbose=False)["input_ids"]
     written = tokenizer(wholes, add_special_tokens=special, verbose=False)["input_ids"]
     examples = []
-    for record, prompt_ids, whole_ids in zip(records, asked, written, strict=True):
+    for record, response, prompt_ids, whole_ids in zip(
+        records, responses, asked, written, strict=True
+    ):
         prompt_ids = without_end(tokenizer, prompt_ids)
-        response_ids = _response_ids(
-            prompt_ids, without_end(tokenizer, whole_ids), record["response"], tokenizer
-        )
+        response_ids: list[int] = []
+        if record["response"].strip():
+            whole_ids = without_end(tokenizer, whole_ids)
+            response_ids = _response_ids(prompt_ids, whole_ids, response, tokenizer)
         ids = [*prompt_ids, *response_ids, int(tokenizer.eos_token_id or 0)]
         examples.append(Example(record["record_id"], ids, len(prompt_ids)))
     return examples
@@ -175,8 +187,6 @@ def _response_ids(
     blank line), the response is encoded after a lone newline instead: at inference the
     prompt's ids are fixed, so they must stay a prefix.
     """
-    if not response.strip():
-        return []
     if whole_ids[: len(prompt_ids)] == prompt_ids:
         return whole_ids[len(prompt_ids) :]
     anchor = tokenizer("\n", add_special_tokens=False)["input_ids"]

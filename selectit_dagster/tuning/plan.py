@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from selectit_dagster.experiment import TuningSection
 
 _MEMORY_SHARE = 0.25
+_MOST_STEPS_AT_RISK = 200
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Plan:
     accumulation: int
     device: str
     precision: str
+    checkpoint_every: int
 
 
 def make_plan(dataset: Path, tuning: TuningSection) -> Plan:
@@ -67,7 +70,15 @@ def make_plan(dataset: Path, tuning: TuningSection) -> Plan:
         share // micro,
         device,
         precision_of(tuning, device),
+        tuning.checkpoint_every or resume_interval(tuning, len(examples)),
     )
+
+
+def resume_interval(tuning: TuningSection, examples: int) -> int:
+    """Return the steps between resume points: a fifth of the run, at most 200."""
+    whole = math.ceil(tuning.epochs * math.ceil(examples / tuning.batch_size))
+    steps = tuning.max_steps or whole
+    return min(_MOST_STEPS_AT_RISK, math.ceil(steps / 5))
 
 
 def check_machine(tuning: TuningSection) -> str:
@@ -77,7 +88,7 @@ def check_machine(tuning: TuningSection) -> str:
     ------
     UserError
         When the batch does not divide over the processes, there are fewer GPUs than
-        processes, or the method needs what is not here.
+        processes, or the method or the precision needs what is not here.
     """
     import os
 
@@ -88,6 +99,12 @@ def check_machine(tuning: TuningSection) -> str:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", tuning.processes))
     if tuning.method == "qlora":
         require_four_bit(device)
+    if tuning.precision == "float16" and not device.startswith("cuda"):
+        raise UserError(
+            f"tuning.precision float16 scales its loss, which needs a CUDA device; this run is on "
+            f"{device}",
+            hint="use precision: auto, bfloat16 or float32",
+        )
     if tuning.batch_size % tuning.processes:
         raise UserError(
             f"tuning.batch_size {tuning.batch_size} does not divide over {tuning.processes} "

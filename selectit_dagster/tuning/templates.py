@@ -8,7 +8,7 @@ of the token ids that were trained.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import UserError
 
@@ -68,6 +68,26 @@ def render_prompt(
     return _filled(custom, _joined(instruction, input), "")
 
 
+def render_response(
+    template: str,
+    prompt: str,
+    record: dict[str, str],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> str:
+    """Return what follows ``prompt`` when the record's response is given.
+
+    A chat template may put a blank before the response and an end-of-turn token after it;
+    what it writes is what is trained. It is the bare response where the template's
+    conversation does not begin with its own generation prompt.
+    """
+    if template != "chat":
+        return record["response"]
+    asked = _joined(record["instruction"], record["input"])
+    whole = _applied(tokenizer, asked, record["response"])
+    # the line end after the turn would never be asked for
+    return whole[len(prompt) :].rstrip() if whole.startswith(prompt) else record["response"]
+
+
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, template: str) -> list[int]:
     """Return the prompt's token ids as the model is asked and was trained.
 
@@ -103,8 +123,25 @@ def _chat(tokenizer: PreTrainedTokenizerBase | None, content: str) -> str:
         raise UserError(
             f"{name} has no chat template", hint="use template: alpaca, or template: custom"
         )
-    return str(
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    return _applied(tokenizer, content)
+
+
+def _applied(tokenizer: Any, content: str, response: str | None = None) -> str:  # noqa: ANN401
+    """Return the conversation in the tokenizer's template, up to or with the response."""
+    from jinja2 import TemplateError
+
+    turns = [{"role": "user", "content": content}]
+    if response is not None:
+        turns.append({"role": "assistant", "content": response})
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=response is None
+            )
         )
-    )
+    except TemplateError as error:
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path} does not take one question and one "
+            f"answer: {error}",
+            hint="use template: alpaca, or template: custom",
+        ) from error

@@ -10,9 +10,11 @@ import pytest
 from selectit_dagster.artefacts import verify
 from selectit_dagster.comparison.analysis import compare_scores
 from selectit_dagster.comparison.compare import ComparisonRequest, compare
-from selectit_dagster.comparison.load import Run, load_benchmarks
+from selectit_dagster.comparison.costs import cost_lines, cost_rows
+from selectit_dagster.comparison.load import Run, load_benchmarks, unlike_the_paper
 from selectit_dagster.errors import ArtefactError, UserError
-from selectit_dagster.experiment import ComparisonSection
+from selectit_dagster.evaluation.benchmarks.gsm8k import Gsm8kTask
+from selectit_dagster.experiment import Benchmark, ComparisonSection
 from tests.comparison.conftest import write_evaluation
 
 SECTION = ComparisonSection(resamples=2000)
@@ -78,11 +80,50 @@ def test_everything_is_written_once_and_repeats(world, tmp_path):
     assert compare(request, tmp_path / "again").digest == manifest.digest
     assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == manifest.details
     table = (tmp_path / "out" / "table.md").read_text()
-    assert "| tuning | selectit | 3 | 30 s | 15,000 | 0.00833 CPU-hours |" in table
+    assert "| tuning | selectit | 3 | 30 s | 15,000 | 0.00833 CPU-hours |  |" in table
     assert "instead of 1 min 10 s, so the scoring pays for itself after 2 runs" in table
     picture = (tmp_path / "out" / "forest.png").read_bytes()
     assert picture[:4] == b"\x89PNG"
     assert len(picture) < 70_000
+
+
+def test_costs_add_up_per_arm_with_the_arithmetic_behind_them():
+    run = {"seconds": 10.0, "tokens": 5000, "device": "cuda:0", "base_parameters": 1000}
+    rows = cost_rows(
+        {
+            "scoring": {
+                "small": {
+                    "seconds": 90.0,
+                    "device": "cpu",
+                    "tokens": 900,
+                    "token_positions": 1000,
+                    "parameters": 10,
+                },
+                "large": {"seconds": 30.0, "device": "cpu"},
+            },
+            "choosing": {
+                "selectit": {"seconds": 1.0, "models": ["small", "large"]},
+                "token-level": {"seconds": 1.0, "models": ["small"]},
+                "random": {"seconds": 0.5, "models": []},
+            },
+            "tuning": {
+                "selectit": [{**run, "method": "lora", "processes": 2}] * 3,
+                "token-level": [{**run, "method": "full"}],
+                "random": [{**run, "method": "lora", "recomputed": True}],
+            },
+        }
+    )
+    found = {(row["what"], row["name"]): row for row in rows}
+    assert found["scoring", "small"]["operations"] == 2 * 10 * 1000
+    assert found["tuning", "selectit"]["operations"] == 3 * 4 * 1000 * 5000
+    assert found["tuning", "selectit"]["device_hours"] == pytest.approx(3 * 10 * 2 / 3600)
+    assert found["tuning", "token-level"]["operations"] == 6 * 1000 * 5000
+    assert found["tuning", "random"]["operations"] == 6 * 1000 * 5000
+    assert found["in all", "selectit"]["seconds"] == 90 + 30 + 1 + 30
+    assert found["in all", "token-level"]["seconds"] == 90 + 1 + 10
+    assert found["in all", "random"]["seconds"] == 10.5
+    assert found["in all", "selectit"]["device"] == "CPU and GPU"
+    assert "| in all | random | 1 | 10 s |" in "\n".join(cost_lines(rows))
 
 
 def test_the_champion_is_the_best_run_of_the_best_tuned_arm(world, tmp_path):
@@ -182,3 +223,20 @@ def test_published_rows_stand_beside_ours_only_for_the_papers_model(tmp_path, mo
     table = (tmp_path / "out" / "paper_table.md").read_text()
     assert "| selectit | 50.0 | 50.0 | 50.0 | +50.0 |" in table
     assert ("| SelectIT (published) | 47.4 | 16.8 |  |  |" in table) == published
+
+
+def test_what_was_not_asked_as_in_the_paper_is_named():
+    asked = {"task": "gsm8k", "protocol": "paper", "questions": 9, "too_long": []}
+    assert unlike_the_paper("GSM", asked) == ()
+    own = Gsm8kTask(Benchmark(name="g", task="gsm8k")).facts()
+    own = {**asked, **own, "questions_with_fewer_shots": 2}
+    assert unlike_the_paper("GSM", own) == (
+        "GSM: worked examples written for this project",
+        "GSM: 2 of 9 questions with fewer worked examples, which did not fit",
+    )
+    strict = {"task": "tydiqa", "protocol": "strict", "questions": 9, "too_long": ["a"]}
+    assert [remark.split(": ")[1] for remark in unlike_the_paper("T", strict)] == [
+        "strict protocol",
+        "instructions worded for this project",
+        "1 questions did not fit and are left out",
+    ]

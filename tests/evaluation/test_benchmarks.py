@@ -83,6 +83,55 @@ def test_gsm8k_takes_the_users_worked_examples(gsm8k_folder, engine):
     assert task.facts() == {"worked_examples": "given"}
 
 
+def test_gsm8k_takes_worked_examples_from_a_named_file(gsm8k_folder, tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"question": "1+1?", "answer": "It is 2."}\n')
+    task = task_of("gsm8k", gsm8k_folder, shots_path=str(file))
+    assert task.worked_examples() == ["Question: 1+1?\nAnswer: It is 2."]
+    (gsm8k_folder / "shots.jsonl").write_text(file.read_text())
+    assert task_of("gsm8k", gsm8k_folder).data_identity() == task.data_identity()
+
+
+def test_gsm8k_reads_the_published_examples_from_an_installed_harness(
+    gsm8k_folder, tmp_path, monkeypatch
+):
+    import importlib.util
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    task = task_of("gsm8k", gsm8k_folder, shots_path="lm-eval", shots=1)
+    with pytest.raises(UserError, match="is not installed"):
+        task.check_shots()
+    place = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: place)
+    with pytest.raises(UserError, match="does not hold the worked examples"):
+        task.check_shots()
+    (tmp_path / "tasks/gsm8k").mkdir(parents=True)
+    samples = 'fewshot_config: {samples: [{question: "1+1?", target: It is 2.}]}'
+    (tmp_path / "tasks/gsm8k/gsm8k-cot.yaml").write_text(samples)
+    task.check_shots()
+    assert task.worked_examples() == ["Question: 1+1?\nAnswer: It is 2."]
+    assert task.facts() == {"worked_examples": "Wei et al. (2022), from lm-eval"}
+
+
+def test_more_worked_examples_than_there_are_are_refused(
+    mmlu_folder, bbh_folder, gsm8k_folder, tydiqa_folder, humaneval_file, exact_file
+):
+    places = {
+        ("mmlu", 5): mmlu_folder,
+        ("bbh", 3): bbh_folder,
+        ("gsm8k", 8): gsm8k_folder,
+        ("tydiqa", 2): tydiqa_folder,
+        ("humaneval", 0): humaneval_file,
+        ("exact-match", 0): exact_file,
+    }
+    for (name, most), place in places.items():
+        task_of(name, place, shots=most).check_shots()
+        task_of(name, place).check_shots()
+        with pytest.raises(UserError, match=f"shots is {most + 2}, and task {name} has"):
+            task_of(name, place, shots=most + 2).check_shots()
+
+
 def test_tydiqa_borrows_a_shot_and_never_asks_it(tydiqa_folder, engine):
     task = task_of("tydiqa", tydiqa_folder)
     assert Counter(q.group for q in task.all_questions()) == {"english": 3, "finnish": 3}

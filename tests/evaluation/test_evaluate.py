@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -100,6 +104,55 @@ def test_a_killed_evaluation_resumes_to_the_unbroken_result(
     journal.write_bytes(b"".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2])
     again = evaluate(request(tiny_reference, exact), out)
     assert again.digest == whole.digest
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from selectit_dagster.evaluation.evaluate import EvaluationRequest, evaluate
+from selectit_dagster.experiment import Benchmark, ModelReference
+
+class Killer:
+    def update(self, done, total, **figures):
+        if done >= 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+benchmark = Benchmark.model_validate_json(sys.argv[2])
+request = EvaluationRequest(ModelReference(path=sys.argv[1]), None, (benchmark,), "alpaca", None, 1)
+evaluate(request, Path(sys.argv[3]), Killer())
+"""
+
+
+def test_an_evaluation_that_died_by_kill_9_resumes_to_the_unbroken_result(
+    tiny_reference, exact, tmp_path, monkeypatch
+):
+    out = tmp_path / "killed"
+    arguments = [tiny_reference.path, exact.model_dump_json(), str(out)]
+    run = subprocess.run(
+        [sys.executable, "-c", KILLED, *arguments],
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+        capture_output=True,
+        check=False,
+    )
+    assert run.returncode == -signal.SIGKILL, run.stderr.decode()[-2000:]
+    done = len((out / ".partial" / "words.jsonl").read_text().splitlines()) - 1
+    assert done > 0
+    from selectit_dagster.evaluation import runner
+
+    made = []
+    plain = runner.generate_batch
+    monkeypatch.setattr(
+        runner,
+        "generate_batch",
+        lambda *given, **named: (made.append(1), plain(*given, **named))[1],
+    )
+    whole = evaluate(request(tiny_reference, exact), tmp_path / "whole")
+    batches = len(made)
+    made.clear()
+    again = evaluate(request(tiny_reference, exact), out)
+    assert len(made) == batches - done
+    assert again.digest == whole.digest
+    assert rows(out, "words") == rows(tmp_path / "whole", "words")
 
 
 def test_a_new_benchmark_leaves_the_others_results_alone(
@@ -205,6 +258,38 @@ def test_sampled_decoding_is_reproducible_and_resumable(
         != rows(tmp_path / "whole", "code")[0]["output"]
     )
     assert other.details["benchmarks"]["code"]["sandbox"]
+
+
+def test_programs_that_have_run_are_not_run_again(
+    tiny_reference, humaneval_file, tmp_path, monkeypatch
+):
+    from selectit_dagster.evaluation import sandbox
+    from selectit_dagster.evaluation.benchmarks import humaneval
+
+    monkeypatch.setattr(humaneval, "_AT_A_TIME", 1)
+    monkeypatch.setattr(sandbox, "require_sandbox", lambda anyway: None)
+    ran = []
+
+    def run_programs(programs, anyway):
+        if len(ran) == 1:
+            ran.append("the machine dies")
+            raise KilledError
+        ran.append(programs)
+        return [sandbox.Verdict(True, "passed", sandbox.LAYERS)]
+
+    monkeypatch.setattr(sandbox, "run_programs", run_programs)
+    benchmark = Benchmark(
+        name="code",
+        task="humaneval",
+        path=str(humaneval_file),
+        protocol="strict",
+        max_new_tokens=4,
+    )
+    with pytest.raises(KilledError):
+        evaluate(request(tiny_reference, benchmark), tmp_path / "out")
+    manifest = evaluate(request(tiny_reference, benchmark), tmp_path / "out")
+    assert len(ran) == 3
+    assert manifest.details["scores"]["code"]["score"] == 1.0
 
 
 def test_all_benchmarks_run_side_by_side(

@@ -15,7 +15,7 @@ from conftest import write_jsonl
 
 from selectit_dagster.evaluation.evaluate import EvaluationRequest, evaluate
 from selectit_dagster.evaluation.questions import QuestionsRequest, collect_questions
-from selectit_dagster.experiment import Benchmark
+from selectit_dagster.experiment import Benchmark, ModelReference
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness, an extra, is not installed")
 pytestmark = pytest.mark.slow
@@ -63,15 +63,24 @@ def task_folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(params=["tiny", "stories"])
+def reference(request, tiny_reference) -> ModelReference:
+    """The tests' own model, and a real one whose tokenizer drops a first blank."""
+    if request.param == "tiny":
+        return tiny_reference
+    folder = request.getfixturevalue("shared_data") / "models/stories260K"
+    return ModelReference(path=str(folder), device="cpu")
+
+
 @pytest.mark.parametrize("name", TASKS)
-def test_a_task_agrees_with_the_harness_own_model(name, task_folder, tiny_reference, tmp_path):
+def test_a_task_agrees_with_the_harness_own_model(name, task_folder, reference, tmp_path):
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
     from selectit_dagster.models import load_model
 
-    loaded = load_model(tiny_reference)
+    loaded = load_model(reference)
     theirs = simple_evaluate(
         model=HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=4),
         tasks=[name],
@@ -79,7 +88,7 @@ def test_a_task_agrees_with_the_harness_own_model(name, task_folder, tiny_refere
         bootstrap_iters=0,
     )
     benchmark = Benchmark(name="b", task="lm-eval", path=str(task_folder), lm_eval_task=name)
-    request = EvaluationRequest(tiny_reference, None, (benchmark,), "alpaca", None, 1)
+    request = EvaluationRequest(reference, None, (benchmark,), "alpaca", None, 1)
     manifest = evaluate(request, tmp_path / "out")
     rows = pq.read_table(tmp_path / "out" / "b.parquet").to_pylist()
     samples = theirs["samples"][name]

@@ -153,6 +153,66 @@ def test_every_asset_has_an_mlflow_run_below_a_parent(world):
     assert "next" in evaluation.data.metrics
 
 
+def test_the_champion_in_mlflow_loads_back_to_the_checkpoints_logits(world, tmp_path):
+    path, home, _ = world
+    import torch
+    from mlflow import MlflowClient
+    from mlflow.artifacts import download_artifacts
+    from peft import PeftModel
+
+    from selectit_dagster.models import load_model
+
+    line = line_of(path, home)
+    uri = f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"
+    client = MlflowClient(uri, uri)
+    version = client.get_model_version_by_alias("tiny", "champion")
+    model = client.get_logged_model(version.source.removeprefix("models:/"))
+    champion = json.loads((line.home.comparison / "comparison.json").read_text())["champion"]
+    unit = next(u for u in line.units.values() if u.arm.startswith(champion["arm"]))
+    assert model.name == f"{unit.arm}-seed-{champion['seed']}"
+    adapter = download_artifacts(model.artifact_location, dst_path=str(tmp_path))
+    base = line.tuning.base_model
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    stored = line.home.checkpoint(unit.arm, champion["seed"]) / "adapter"
+    with torch.no_grad():
+        logits = [
+            PeftModel.from_pretrained(load_model(base).model, folder).eval()(ids).logits
+            for folder in (adapter, stored)
+        ]
+        plain = load_model(base).model(ids).logits
+    assert torch.equal(*logits)
+    assert not torch.equal(logits[0], plain)
+
+
+def test_questions_and_trained_tokens_can_be_browsed_in_mlflow(world, tmp_path):
+    path, home, _ = world
+    import pyarrow.parquet as pq
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{home / 'mlflow' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+
+    def shown(asset: str, file: str) -> dict:
+        found = client.search_runs([experiment], f"tags.asset = '{asset}'", max_results=1)[0]
+        entry = {"path": file, "type": "table"}
+        assert entry in json.loads(found.data.tags["mlflow.loggedArtifacts"])
+        local = client.download_artifacts(found.info.run_id, file, str(tmp_path))
+        return json.loads(Path(local).read_text())
+
+    answers = shown("untuned_evaluation", "answers/next.json")
+    stored = pq.read_table(line_of(path, home).home.evaluation("base", None) / "next.parquet")
+    assert answers["columns"] == stored.column_names
+    assert [row[0] for row in answers["data"]] == stored["question_id"].to_pylist()
+    tuned = client.search_runs([experiment], "tags.asset = 'lora_checkpoints'", max_results=1)[0]
+    for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes"):
+        history = client.get_metric_history(tuned.info.run_id, name)
+        steps = int(tuned.data.metrics["count.steps"])
+        assert [point.step for point in history] == list(range(1, steps + 1)), name
+    trained = shown("lora_checkpoints", "trained_tokens.json")
+    assert trained["columns"] == ["record_id", "prompt", "trained", "trained_tokens"]
+    assert len(trained["data"]) == 5
+
+
 def test_dagster_knows_what_was_made_and_its_checks_passed(world):
     _, home, _ = world
     import dagster as dg

@@ -51,6 +51,42 @@ def test_the_chat_template_is_the_models_own(tokenizer):
         tokenizer.chat_template = None
 
 
+ENDS = [
+    # as written by Qwen (its turn ends with the end token), Llama 2 (a blank before the
+    # response) and Gemma (a turn's end that is not the end token)
+    ("{{ m['content'] }}</s>\n", "4</s>"),
+    ("{{ ' ' + m['content'] + ' ' }}</s>", " 4 </s>"),
+    ("{{ m['content'] | trim }}<pad>\n", "4<pad></s>"),
+    ("{{ m['content'] }}", "4</s>"),
+]
+
+
+@pytest.mark.parametrize(("written", "trained"), ENDS)
+def test_a_chat_template_decides_what_is_trained_around_the_response(tokenizer, written, trained):
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}Q: {{ m['content'] }} A:"
+        "{% else %}" + written + "{% endif %}{% endfor %}"
+    )
+    record = {"record_id": "a", "instruction": "2+2?", "input": "", "response": "4"}
+    try:
+        (example,), _ = build_examples([record], tokenizer, Template("chat"), 200)
+        prompt = encode_prompt(tokenizer, "Q: 2+2? A:", "chat")
+    finally:
+        tokenizer.chat_template = None
+    assert example.input_ids[: example.prompt_length] == prompt
+    assert tokenizer.decode(example.input_ids[example.prompt_length :]) == trained
+    assert example.input_ids.count(tokenizer.eos_token_id) == 1
+
+
+def test_a_chat_template_that_refuses_the_conversation_is_the_users_matter(tokenizer):
+    tokenizer.chat_template = "{{ raise_exception('a system turn must come first') }}"
+    try:
+        with pytest.raises(UserError, match="a system turn must come first"):
+            render_prompt("chat", "Add.", tokenizer=tokenizer)
+    finally:
+        tokenizer.chat_template = None
+
+
 @pytest.mark.parametrize(("template", "custom"), [("chat", None), ("custom", "no field")])
 def test_a_template_that_cannot_be_filled_is_refused(tokenizer, template, custom):
     with pytest.raises(UserError, match=r"no chat template|custom text"):

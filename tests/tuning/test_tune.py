@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from selectit_dagster.artefacts import verify
 from selectit_dagster.errors import UserError
 from selectit_dagster.tuning.log import read_log
+from selectit_dagster.tuning.plan import resume_interval
 from selectit_dagster.tuning.tune import TuningRequest, tune, tuning_fingerprint
 from tests.tuning.conftest import sums, write_selected
 
@@ -134,17 +136,21 @@ tune(TuningRequest(Path(sys.argv[1]), section, 1), Path(sys.argv[3]), Killer())
 """
 
 
-def test_a_run_killed_and_resumed_ends_with_the_same_bytes(
-    checkpoint, selected, settings, tmp_path
-):
-    out = tmp_path / "killed"
-    section = settings()
-    run = subprocess.run(
+def killed_run(selected, section, out) -> subprocess.CompletedProcess:
+    return subprocess.run(
         [sys.executable, "-c", KILLED, str(selected), section.model_dump_json(), str(out)],
         env={**os.environ, "PYTHONPATH": str(Path.cwd()), "PYTHONHASHSEED": "7"},
         capture_output=True,
         check=False,
     )
+
+
+def test_a_run_killed_and_resumed_ends_with_the_same_bytes(
+    checkpoint, selected, settings, tmp_path
+):
+    out = tmp_path / "killed"
+    section = settings()
+    run = killed_run(selected, section, out)
     assert run.returncode == -signal.SIGKILL, run.stderr.decode()[-2000:]
     points = sorted(path.name for path in (out / ".resume").glob("checkpoint-*"))
     assert points == ["checkpoint-4", "checkpoint-8"]
@@ -162,6 +168,21 @@ def test_a_run_killed_and_resumed_ends_with_the_same_bytes(
     assert [line["loss"] for line in read_log(out / "log.jsonl")] == [
         line["loss"] for line in read_log(checkpoint[0] / "log.jsonl")
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "examples", "interval"),
+    [
+        ({"epochs": 2, "batch_size": 8}, 44, 3),
+        ({"epochs": 3, "batch_size": 128}, 52_000, 200),
+        ({"max_steps": 4}, 44, 1),
+    ],
+)
+def test_resume_points_lie_a_fifth_of_the_run_apart_and_at_most_200_steps(
+    settings, changes, examples, interval
+):
+    section = settings(checkpoint_every=None, **changes)
+    assert resume_interval(section, examples) == interval
 
 
 def test_another_seed_gives_other_weights_and_replaces_what_was_there(
@@ -216,9 +237,35 @@ def test_a_loss_that_is_no_number_stops_the_run(selected, settings, tmp_path):
         tune(TuningRequest(selected, section, 1), tmp_path / "out")
 
 
-def test_qlora_is_refused_where_it_cannot_work(selected, settings, tmp_path):
-    with pytest.raises(UserError, match=r"bitsandbytes|CUDA"):
+def never(*arguments):
+    raise AssertionError("a model was loaded")
+
+
+def test_qlora_without_its_extra_is_refused_before_a_model_is_loaded(
+    selected, settings, tmp_path, monkeypatch
+):
+    import importlib.util
+
+    from selectit_dagster.tuning import training
+
+    monkeypatch.setattr(training, "load_base", never)
+    known = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else known(name)
+    )
+    with pytest.raises(UserError, match="needs bitsandbytes") as refusal:
         tune(TuningRequest(selected, settings(method="qlora"), 1), tmp_path / "out")
+    assert "selectit-dagster[qlora]" in refusal.value.hint
+
+
+def test_half_precision_on_a_cpu_is_refused_before_a_model_is_loaded(
+    selected, settings, tmp_path, monkeypatch
+):
+    from selectit_dagster.tuning import training
+
+    monkeypatch.setattr(training, "load_base", never)
+    with pytest.raises(UserError, match="float16 scales its loss"):
+        tune(TuningRequest(selected, settings(precision="float16"), 1), tmp_path / "out")
 
 
 def test_two_processes_train_as_one(selected, settings, tmp_path):
@@ -236,6 +283,59 @@ def test_two_processes_train_as_one(selected, settings, tmp_path):
         [line["loss"] for line in read_log(tmp_path / n / "log.jsonl")] for n in ("one", "two")
     ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_distributed_run_killed_and_resumed_ends_with_the_same_bytes(
+    selected, settings, tmp_path
+):
+    section = settings(processes=2)
+    whole = tune(TuningRequest(selected, section, 1), tmp_path / "whole")
+    run = killed_run(selected, section, tmp_path / "killed")
+    assert run.returncode == -signal.SIGKILL, run.stderr.decode()[-2000:]
+    # the workers go with the process that started them
+    deadline = time.monotonic() + 30
+    while (left := workers_of(tmp_path / "killed")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
+    again = tune(TuningRequest(selected, section, 1), tmp_path / "killed")
+    assert again.details["resumed_at_step"] in (4, 8)
+    assert again.digest == whole.digest
+    assert again.counts == whole.counts
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_ends_the_run_with_what_it_said_and_the_run_resumes(
+    selected, settings, tmp_path
+):
+    section = settings(processes=2)
+    out = tmp_path / "out"
+
+    class KillAWorker:
+        def update(self, done: int, total: int, **figures: float) -> None:
+            if done == 6:
+                os.kill(max(workers_of(out)), signal.SIGKILL)
+
+    with pytest.raises(RuntimeError, match="the training processes ended with status"):
+        tune(TuningRequest(selected, section, 1), out, KillAWorker())
+    again = tune(TuningRequest(selected, section, 1), out)
+    assert again.details["resumed_at_step"] == 4
+    whole = tune(TuningRequest(selected, section, 1), tmp_path / "whole")
+    assert again.digest == whole.digest
+
+
+def workers_of(out: Path) -> list[int]:
+    """Return the ids of the training processes that write to ``out``."""
+    import psutil
+
+    commands = {p.pid: p.info["cmdline"] or [""] for p in psutil.process_iter(["cmdline"])}
+    return [
+        number
+        for number, command in commands.items()
+        if "selectit_dagster.tuning.worker" in command
+        and "torch.distributed.run" not in command
+        and str(out / ".resume") in command[-1]
+    ]
 
 
 def test_a_batch_that_does_not_divide_over_the_processes_is_refused(selected, settings, tmp_path):

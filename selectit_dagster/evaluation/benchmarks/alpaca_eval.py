@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.evaluation import sources
-from selectit_dagster.evaluation.benchmarks.base import Prompt, Question, Scored, Task
+from selectit_dagster.evaluation.benchmarks.base import (
+    Keep,
+    Prompt,
+    Question,
+    Scored,
+    Task,
+    kept_nowhere,
+)
 from selectit_dagster.evaluation.benchmarks.judge import Judge, LocalJudge, Pair
 from selectit_dagster.evaluation.generation import Decoding
 from selectit_dagster.files import sha256_json, write_json
@@ -71,7 +78,10 @@ class AlpacaEvalTask(Task):
         return LocalJudge(engine, self.benchmark.batch_tokens)
 
     def score(
-        self, questions: Sequence[Question], outputs: Sequence[Sequence[str]]
+        self,
+        questions: Sequence[Question],
+        outputs: Sequence[Sequence[str]],
+        keep: Keep = kept_nowhere,
     ) -> list[Scored]:
         """Return the outputs with the judge's preference, or without a score."""
         from selectit_dagster.evaluation.metrics import score_all
@@ -81,7 +91,7 @@ class AlpacaEvalTask(Task):
         if judge is None:
             return [Scored(texts[0], answer, None) for texts, answer in zip(outputs, answers)]  # noqa: B905
         pairs = [Pair(q.text, a, q.reference) for q, a in zip(questions, answers, strict=True)]
-        preferences = judge.prefer(pairs)
+        preferences = judge.prefer(pairs, keep)
         judged = [str(value) for value in preferences if value is not None]
         scores = iter(score_all(self.metric, judged, judged))
         return [

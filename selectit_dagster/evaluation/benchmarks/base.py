@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation import sources
 from selectit_dagster.evaluation.generation import Decoding
 
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
     from selectit_dagster.evaluation.journal import Journal
     from selectit_dagster.evaluation.runner import Result
     from selectit_dagster.experiment import Benchmark
+
+
+Keep = Callable[[str, Callable[[], Any]], Any]
+
+
+def kept_nowhere(key: str, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - any JSON value
+    """Make a value anew; stands where there is no journal."""
+    return make()
 
 
 @dataclass(frozen=True)
@@ -109,8 +118,6 @@ class Task(ABC):
     @property
     def hub_data(self) -> sources.HubData:
         """The hub dataset: the published one, or the one that ``path`` names."""
-        from selectit_dagster.errors import UserError
-
         if self.benchmark.path is not None:
             config = self.hub.config if self.hub else None
             return sources.HubData(self.benchmark.path, config)
@@ -131,6 +138,25 @@ class Task(ABC):
         if self._commit is None:
             self._commit = sources.hub_commit(self.hub_data)
         return self._commit
+
+    def most_shots(self) -> int:
+        """Return how many worked examples there are for every question; 0: it takes none."""
+        return 0
+
+    def check_shots(self) -> None:
+        """Refuse more worked examples than there are.
+
+        Raises
+        ------
+        UserError
+            When the experiment asks for more.
+        """
+        if self.shots > (most := self.most_shots()):
+            raise UserError(
+                f"benchmark {self.benchmark.name}: shots is {self.shots}, and task "
+                f"{self.benchmark.task} has {most or 'no'} worked examples here",
+                hint="lower shots, or leave it out for the protocol's number",
+            )
 
     def data_identity(self) -> dict[str, str]:
         """Return what the questions' content is known by."""
@@ -189,9 +215,16 @@ class Task(ABC):
         return self.metric
 
     def score(
-        self, questions: Sequence[Question], outputs: Sequence[Sequence[str]]
+        self,
+        questions: Sequence[Question],
+        outputs: Sequence[Sequence[str]],
+        keep: Keep = kept_nowhere,
     ) -> list[Scored]:
-        """Score each question's outputs (one text each, but where answers are sampled)."""
+        """Score each question's outputs (one text each, but where answers are sampled).
+
+        ``keep(key, make)`` returns what the journal has under ``key``, or makes and keeps it;
+        for scoring that takes long.
+        """
         from selectit_dagster.evaluation.metrics import score_all
 
         answers = [

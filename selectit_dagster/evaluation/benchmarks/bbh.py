@@ -82,6 +82,10 @@ class BbhTask(Task):
             }
         return self._heads
 
+    def most_shots(self) -> int:
+        """Return the smallest number of worked examples of a task."""
+        return min(len(parts) - 1 for parts in self.worked_examples().values())
+
     def _prompts(self) -> dict[str, str]:
         if self.folder is not None:
             return {path.stem: sources.open_text(path) for path in self._prompt_files()}

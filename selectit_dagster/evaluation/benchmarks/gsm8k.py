@@ -4,16 +4,20 @@ Eight fixed worked examples, then the question; the answer is the last number of
 (paper) or the number that the output states (strict). The paper protocol asks 200 questions
 drawn by the seed, strict asks all 1,319.
 
-The worked examples are this project's own, in ``gsm8k_shots.py``. To use others, put a
-file ``shots.jsonl`` of ``{"question", "answer"}`` into the benchmark's folder: the numbers of
-published results were made with the eight of Wei et al. (2022), appendix G.
+Published results were made with the eight worked examples of Wei et al. (2022), appendix G,
+which are not this project's to give away. ``shots_path: lm-eval`` reads them from an installed
+lm-evaluation-harness, and ``shots_path: FILE``, or a file ``shots.jsonl`` in the benchmark's
+folder, gives any others as JSON Lines of ``{"question", "answer"}``. Otherwise the eight are
+the project's own (``gsm8k_shots.py``). Whose they were is recorded with the result.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation import rules, sources
 from selectit_dagster.evaluation.benchmarks.base import Prompt, Question, Task
 from selectit_dagster.evaluation.benchmarks.gsm8k_shots import SHOTS
@@ -22,6 +26,9 @@ from selectit_dagster.files import sha256_json
 
 if TYPE_CHECKING:
     from selectit_dagster.evaluation.engine import Engine
+
+
+_HARNESS = "lm-eval"
 
 
 class Gsm8kTask(Task):
@@ -35,15 +42,19 @@ class Gsm8kTask(Task):
 
     def files(self) -> list[Path]:
         """Return ``test.jsonl``, and the file of worked examples where the folder has one."""
-        return [self._test(), *self._given_shots()]
+        return [self._test()]
 
     def _test(self) -> Path:
         patterns = ("test.jsonl", "test.jsonl.gz")
         return sources.local_files(self.folder or Path(), patterns, "GSM8K questions")[0]
 
-    def _given_shots(self) -> list[Path]:
+    @property
+    def shots_from(self) -> str:
+        """Whose worked examples are used: a file's, ``lm-eval``'s, or "" for the project's own."""
+        if self.benchmark.shots_path is not None:
+            return self.benchmark.shots_path
         path = (self.folder or Path()) / "shots.jsonl"
-        return [path] if self.folder is not None and path.is_file() else []
+        return str(path) if self.folder is not None and path.is_file() else ""
 
     def data_identity(self) -> dict[str, str]:
         """Return what questions and worked examples are known by."""
@@ -64,12 +75,20 @@ class Gsm8kTask(Task):
     def worked_examples(self) -> list[str]:
         """Return the worked examples as they stand in the prompt."""
         if self._shots is None:
-            pairs = list(SHOTS)
-            for path in self._given_shots():
+            if self.shots_from == _HARNESS:
+                pairs = harness_shots()
+            elif self.shots_from:
+                path = Path(self.shots_from).expanduser()
                 given = enumerate(sources.read_jsonl(path), start=1)
                 pairs = [_pair(shot, f"{path}, line {number}") for number, shot in given]
+            else:
+                pairs = list(SHOTS)
             self._shots = [f"Question: {question}\nAnswer: {answer}" for question, answer in pairs]
         return self._shots
+
+    def most_shots(self) -> int:
+        """Return the number of worked examples."""
+        return len(self.worked_examples())
 
     def prompt(self, question: Question, shots: int, engine: Engine) -> Prompt:
         """Return the heading, ``shots`` worked examples and the question."""
@@ -91,7 +110,36 @@ class Gsm8kTask(Task):
 
     def facts(self) -> dict[str, str]:
         """Record whose worked examples were used."""
-        return {"worked_examples": "given" if self._given_shots() else "the project's own"}
+        if self.shots_from == _HARNESS:
+            return {"worked_examples": "Wei et al. (2022), from lm-eval"}
+        return {"worked_examples": "given" if self.shots_from else "the project's own"}
+
+
+def harness_shots() -> list[tuple[str, str]]:
+    """Return the published eight from an installed lm-evaluation-harness; it is not run.
+
+    Raises
+    ------
+    UserError
+        When the harness is not installed, or does not hold them where it used to.
+    """
+    import yaml
+
+    found = importlib.util.find_spec("lm_eval")
+    if found is None or not found.submodule_search_locations:
+        raise UserError(
+            "shots_path: lm-eval needs lm-evaluation-harness, which is not installed",
+            hint="install the extra: pip install 'selectit-dagster[lm-eval]', or name a file",
+        )
+    path = Path(found.submodule_search_locations[0]) / "tasks" / "gsm8k" / "gsm8k-cot.yaml"
+    try:
+        samples = yaml.safe_load(path.read_text(encoding="utf-8"))["fewshot_config"]["samples"]
+        return [(sample["question"], sample["target"]) for sample in samples]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} does not hold the worked examples as expected: {error}",
+            hint="give them as a file instead: shots_path: shots.jsonl",
+        ) from error
 
 
 def _pair(shot: dict[str, Any], where: str) -> tuple[str, str]:

@@ -14,13 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.evaluation import sandbox, sources
-from selectit_dagster.evaluation.benchmarks.base import Prompt, Question, Scored, Task
+from selectit_dagster.evaluation.benchmarks.base import (
+    Keep,
+    Prompt,
+    Question,
+    Scored,
+    Task,
+    kept_nowhere,
+)
 from selectit_dagster.evaluation.generation import Decoding
 
 if TYPE_CHECKING:
     from selectit_dagster.evaluation.engine import Engine
 
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+_AT_A_TIME = 100
 _FIELDS = ("prompt", "canonical_solution", "test", "entry_point")
 
 
@@ -70,7 +78,10 @@ class HumanEvalTask(Task):
         return Decoding(longest, STOP, temperature=0.8, top_p=0.95, samples=20)
 
     def score(
-        self, questions: Sequence[Question], outputs: Sequence[Sequence[str]]
+        self,
+        questions: Sequence[Question],
+        outputs: Sequence[Sequence[str]],
+        keep: Keep = kept_nowhere,
     ) -> list[Scored]:
         """Run every completion; the output is the JSON list of completions."""
         from selectit_dagster.evaluation.metrics import score_all
@@ -80,16 +91,29 @@ class HumanEvalTask(Task):
             for question, texts in zip(questions, outputs, strict=True)
             for text in texts
         ]
-        anyway = self.benchmark.allow_unsandboxed_code
-        verdicts = iter(sandbox.run_programs(programs, anyway=anyway))
+        verdicts = iter(self._verdicts(programs, keep))
         ran = [[next(verdicts) for _ in texts] for texts in outputs]
-        answers = [json.dumps([verdict.passed for verdict in some]) for some in ran]
+        answers = [json.dumps([passed for passed, _ in some]) for some in ran]
         scores = score_all(self.metric, answers, [str(self.k)] * len(answers))
-        self._reasons = _count(verdict.reason for some in ran for verdict in some)
+        self._reasons = _count(reason for some in ran for _, reason in some)
         return [
             Scored(json.dumps(list(texts), ensure_ascii=False), answer, score)
             for texts, answer, score in zip(outputs, answers, scores, strict=True)
         ]
+
+    def _verdicts(self, programs: Sequence[str], keep: Keep) -> list[tuple[bool, str]]:
+        """Run the programs, some at a time, and return whether each passed and why not."""
+        anyway = self.benchmark.allow_unsandboxed_code
+        verdicts: list[tuple[bool, str]] = []
+        for start in range(0, len(programs), _AT_A_TIME):
+            some = programs[start : start + _AT_A_TIME]
+
+            def run(some: Sequence[str] = some) -> list[Any]:
+                return [[v.passed, v.reason] for v in sandbox.run_programs(some, anyway=anyway)]
+
+            found = keep(f"programs/{start}", run)
+            verdicts += [(bool(passed), str(reason)) for passed, reason in found]
+        return verdicts
 
     def facts(self) -> dict[str, Any]:
         """Record k, the sandbox's layers and how the programs ended."""

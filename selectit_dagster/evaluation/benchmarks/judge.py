@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from selectit_dagster.errors import UserError
+from selectit_dagster.evaluation.benchmarks.base import Keep, kept_nowhere
+from selectit_dagster.evaluation.rows import Batch, Row
 
 if TYPE_CHECKING:
     from selectit_dagster.evaluation.engine import Engine
@@ -38,8 +40,11 @@ class Pair:
 class Judge(Protocol):
     """What AlpacaEval asks of a judge."""
 
-    def prefer(self, pairs: Sequence[Pair]) -> list[float | None]:
-        """Return, per pair, the preference for ``output`` in [0, 1]; None: cannot be judged."""
+    def prefer(self, pairs: Sequence[Pair], keep: Keep) -> list[float | None]:
+        """Return, per pair, the preference for ``output`` in [0, 1]; None: cannot be judged.
+
+        ``keep(key, make)`` makes a JSON value once, also over a killed and resumed evaluation.
+        """
         ...  # pragma: no cover - protocol
 
 
@@ -58,7 +63,7 @@ class LocalJudge:
         self.engine = engine
         self.batch_tokens = batch_tokens
 
-    def prefer(self, pairs: Sequence[Pair]) -> list[float | None]:
+    def prefer(self, pairs: Sequence[Pair], keep: Keep = kept_nowhere) -> list[float | None]:
         """Return the mean probability of the output over both orders.
 
         A pair that does not fit into the judge's context is not judged.
@@ -68,17 +73,16 @@ class LocalJudge:
         UserError
             When the judge's tokenizer has no single tokens for A and B here.
         """
-        first = self._second_place_last(pairs, swapped=False)
-        second = self._second_place_last(pairs, swapped=True)
+        first = self._likes_a(pairs, keep, swapped=False)
+        second = self._likes_a(pairs, keep, swapped=True)
         return [
             None if one is None or two is None else (one + (1.0 - two)) / 2.0
             for one, two in zip(first, second, strict=True)
         ]
 
-    def _second_place_last(self, pairs: Sequence[Pair], *, swapped: bool) -> list[float | None]:
+    def _likes_a(self, pairs: Sequence[Pair], keep: Keep, *, swapped: bool) -> list[float | None]:
         """Return the probability of answer A in one order, None for pairs that do not fit."""
         from selectit_dagster.evaluation.likelihood import find_options, option_batch
-        from selectit_dagster.evaluation.rows import Row
 
         texts = [render(pair, swapped=swapped) for pair in pairs]
         options = find_options(self.engine, texts[0], _LABELS)
@@ -91,10 +95,15 @@ class LocalJudge:
         fitting = [i for i, row in enumerate(ids) if len(row) <= self.engine.context]
         rows = [Row(str(i), ids[i]) for i in fitting]
         result: list[float | None] = [None] * len(pairs)
-        for batch in self.engine.plan(rows, self.batch_tokens):
-            logs = option_batch(self.engine, rows, batch, options.tokens)
-            for place, (a, b) in zip(batch.indices, logs, strict=True):
-                result[fitting[place]] = float(1.0 / (1.0 + np.exp(b - a)))
+        for number, batch in enumerate(self.engine.plan(rows, self.batch_tokens)):
+
+            def ask(batch: Batch = batch) -> list[float]:
+                logs = option_batch(self.engine, rows, batch, options.tokens)
+                return [float(1.0 / (1.0 + np.exp(b - a))) for a, b in logs]
+
+            liked = keep(f"judge/{int(swapped)}/{number}", ask)
+            for place, value in zip(batch.indices, liked, strict=True):
+                result[fitting[place]] = value
         return result
 
 

@@ -55,6 +55,9 @@ class LmEvalTask(Task):
             where = f"in {self.folder}" if self.folder else "to the harness"
             raise UserError(f"lm_eval_task {self.task_name!r} is not known {where}")
 
+    def check_shots(self) -> None:
+        """Leave it to the harness, which knows its tasks' worked examples."""
+
     def _manager(self) -> Any:  # noqa: ANN401 - the harness's TaskManager
         from lm_eval.tasks import TaskManager
 
@@ -129,6 +132,7 @@ class LmEvalTask(Task):
 
 
 def _result(found: dict[str, Any], truncated: dict[str, int]) -> Result:
+    """Turn the harness's findings into rows, score and facts."""
     from selectit_dagster.evaluation.intervals import summarise
     from selectit_dagster.evaluation.runner import Result
 
@@ -137,7 +141,9 @@ def _result(found: dict[str, Any], truncated: dict[str, int]) -> Result:
     for task, samples in found["samples"].items():
         metric, rule = _metric_of(task, samples)
         names.add(metric)
-        rows += [_row(task, sample, metric) for sample in samples if sample["filter"] == rule]
+        shots = int(found.get("n-shot", {}).get(task) or 0)
+        own = (sample for sample in samples if sample["filter"] == rule)
+        rows += [_row(task, sample, metric, shots) for sample in own]
     values, groups = [row["score"] for row in rows], [row["group"] for row in rows]
     score = summarise(values, groups, metric="/".join(sorted(names)), macro=False)
     facts = {
@@ -160,7 +166,7 @@ def _metric_of(task: str, samples: list[dict[str, Any]]) -> tuple[str, str]:
     )
 
 
-def _row(task: str, sample: dict[str, Any], metric: str) -> dict[str, Any]:
+def _row(task: str, sample: dict[str, Any], metric: str, shots: int) -> dict[str, Any]:
     arguments = sample["arguments"]
     first = next(iter(arguments.values())) if isinstance(arguments, dict) else arguments[0]
     prompt = next(iter(first.values())) if isinstance(first, dict) else first[0]
@@ -173,7 +179,7 @@ def _row(task: str, sample: dict[str, Any], metric: str) -> dict[str, Any]:
         "reference": _text(sample["target"]),
         "score": float(sample[metric]),
         "status": "ok",
-        "shots": 0,
+        "shots": shots,
     }
 
 

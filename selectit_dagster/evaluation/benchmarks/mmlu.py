@@ -55,6 +55,11 @@ class MmluTask(Task):
                 self._shots.setdefault(question.group, []).append(question)
         return self._shots
 
+    def most_shots(self) -> int:
+        """Return the smallest number of development questions of a subject."""
+        subjects = {question.group for question in self.questions()}
+        return min(len(self.shot_questions().get(subject, ())) for subject in subjects)
+
     def _questions_of(self, split: str) -> list[Question]:
         if self.folder is None:
             rows = [

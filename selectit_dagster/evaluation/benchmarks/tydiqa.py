@@ -116,6 +116,10 @@ class TydiqaTask(Task):
         reference = json.dumps(answers, ensure_ascii=False)
         return Question(name, language, text, reference, {"context": context, "answers": answers})
 
+    def most_shots(self) -> int:
+        """Return the number asked for, where every language has so many, else the fewest."""
+        return min(len(examples) for examples in self._load().shots.values())
+
     def prompt(self, question: Question, shots: int, engine: Engine) -> Prompt:
         """Return the instruction, the language's worked example and the question."""
         words = _WORDS[question.group]
