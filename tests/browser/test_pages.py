@@ -35,11 +35,13 @@ def _follow(page, link) -> str:
 
 def test_the_asset_graph_shows_the_chain(site, page, picture):
     expanded = ",".join(f"global@global:{group}" for group in _GROUPS)
-    page.set_viewport_size({"width": 2100, "height": 950})  # names are legible
+    page.set_viewport_size({"width": 2700, "height": 1200})  # wide enough for the nodes' details
     page.goto(f"{site.dagster}/asset-groups?expanded={expanded}")
+    page.get_by_text("Hide navigation").click()
+    page.reload()  # the graph fits itself to the window only when it is drawn
     for asset in ("raw_dataset", "curated_dataset", "ranking", "selective_alpaca", "report"):
         page.get_by_text(asset, exact=True).last.wait_for()
-    page.get_by_text("Hide navigation").click()
+    page.get_by_text("2 / 2 Passed").first.wait_for()
     picture(page, "asset-graph")
 
 
@@ -98,7 +100,7 @@ def test_the_arms_are_compared_by_benchmark_columns(site, page, picture):
     _follow(page, page.locator(f'a[href^="{site.mlflow}"][href*="viewStateShareKey=arms"]'))
     for name in ("Group: selectit", "Group: random"):
         page.get_by_text(name).first.wait_for()
-    page.get_by_role("columnheader", name="miniature", exact=True).wait_for()
+    page.get_by_role("columnheader", name="miniature", exact=True).first.wait_for()
     picture(page, "mlflow-arms")
 
 
