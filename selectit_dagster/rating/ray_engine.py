@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from selectit_dagster.experiment import ScoringModel
     from selectit_dagster.rating.scoring import ScoringRequest
 
+LOGGER = logging.getLogger("selectit_dagster")
 _NOTHING = TokenBatch((), (), ())
 _IN_FLIGHT = 2
 
@@ -288,6 +290,15 @@ class RayRun(Run):
             raise TypeError("a run on Ray needs a cluster and a RayBackend")
         section = self.setup.request.ray
         pool = pool_for(section.shape(self.setup.request.model.name), self.cluster.nodes())
+        LOGGER.info(
+            "scoring on Ray: %d nodes, %d actors of %d CPUs and %g GPUs, %d shards, dashboard %s",
+            self.nodes,
+            pool.size,
+            pool.cpus,
+            pool.gpus,
+            len(todo),
+            self.cluster.dashboard or "off",
+        )
         settle_context(section.ahead_mb)
 
         def bounded() -> dict[str, Any]:
@@ -406,8 +417,6 @@ class RayRun(Run):
 
 def settle_context(ahead_mb: int) -> None:
     """Set what Ray Data shows (nothing) and how much of the object store it may fill."""
-    import logging
-
     from ray.data import DataContext, ExecutionOptions, ExecutionResources
 
     context = DataContext.get_current()
