@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from selectit_dagster.artefacts import MANIFEST, Fingerprint, Manifest, differences, read_manifest
-from selectit_dagster.errors import UserError
+from selectit_dagster.errors import TransientError, UserError
 from selectit_dagster.files import read_json, sha256_file, write_bytes, write_json
 from selectit_dagster.home import Home
 from selectit_dagster.progress import Progress, Silent
@@ -107,6 +107,14 @@ class ArtefactStore:
                 )
         # written each time: a place that can only be read is found before anything is made
         self.remote.write(layout.MARKER, json.dumps({"format": layout.FORMAT}).encode() + b"\n")
+
+    def state(self) -> tuple[bool, str]:
+        """Return whether this place can be used, and a line that says so or why not."""
+        try:
+            self.check_place()
+        except (UserError, TransientError) as error:
+            return False, " ".join(str(error).split())
+        return True, f"{self.remote.address()} (can be read and written)"
 
     def head(self, folder: Path) -> Stored | None:
         """Return the manifest that is valid now for a folder."""
