@@ -12,6 +12,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# a developer's own place must not be written by tests
+os.environ.pop("SELECTIT_STORAGE", None)
 
 CORPUS = [
     "Below is an instruction that describes a task. Write a response.",

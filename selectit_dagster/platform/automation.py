@@ -21,6 +21,7 @@ from selectit_dagster.experiment import DatasetSection, is_hub_name
 from selectit_dagster.files import sha256_json
 from selectit_dagster.platform.pipeline import Pipeline
 from selectit_dagster.platform.resources import Access
+from selectit_dagster.progress import Silent
 from selectit_dagster.storage.address import is_address
 
 _OWNER = "team:ml-platform"
@@ -234,6 +235,10 @@ def source_sensor(pipeline: Pipeline, access: Access, job: Any) -> dg.SensorDefi
             return _skip("unchanged")
         if age < _SETTLE:
             return _skip("changed a moment ago; waiting for its end")
+        try:
+            _bring_last_reading(pipeline)
+        except (TransientError, UserError) as error:
+            return _skip(str(error))
         if (reason := _nothing_new(pipeline)) is not None:
             return _skip(reason, state)
         # a file may come back as it once was: only since the last reading is a key unique
@@ -278,6 +283,14 @@ def _hub_state(section: DatasetSection) -> tuple[str, float]:
     return resolve_hub_commit(section.path, section.revision)[:16], _SETTLE
 
 
+def _bring_last_reading(pipeline: Pipeline) -> None:
+    """Fetch what another machine has read of the source, where there is storage."""
+    if pipeline.store is not None:
+        from selectit_dagster.platform.stored import bring
+
+        bring(pipeline.store, pipeline.home.raw, Silent())
+
+
 def _nothing_new(pipeline: Pipeline) -> str | None:
     """Return why a source that looks changed needs no run, or None when it does."""
     raw = pipeline.raw()
@@ -285,5 +298,5 @@ def _nothing_new(pipeline: Pipeline) -> str | None:
         return "never read so far: materialise raw_dataset once"
     try:
         return "touched, but its content is the one that was read" if raw.is_current() else None
-    except UserError:
+    except (UserError, TransientError):
         return None  # the run says what is wrong with it, where everybody sees it

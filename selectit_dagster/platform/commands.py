@@ -159,13 +159,14 @@ def doctor_command(experiment: Path | None, home: Path | None, as_json: bool) ->
       selectit doctor
       selectit doctor my.yaml
     """  # noqa: D301
-    from selectit_dagster.experiment import load_experiment
-    from selectit_dagster.home import open_home
     from selectit_dagster.rating import doctor
 
-    parsed = load_experiment(experiment or EXAMPLE)
-    root = open_home(home, parsed.name).root
+    line = _pipeline(experiment, home)
+    parsed, root = line.experiment, line.home.root
     machine = {**doctor.machine_facts(root), "home": f"{root} (can be written)"}
+    usable = True
+    if line.store is not None:
+        usable, machine["storage"] = line.store.state()
     _show("This machine", machine, as_json)
     models = []
     for model in parsed.scoring_models:
@@ -173,7 +174,7 @@ def doctor_command(experiment: Path | None, home: Path | None, as_json: bool) ->
         _show(f"Model {model.name}", models[-1], as_json)
     if as_json:
         click.echo(json.dumps({"machine": machine, "models": models}, default=str))
-    if not all(found["ok"] for found in models):
+    if not (usable and all(found["ok"] for found in models)):
         sys.exit(2)
 
 

@@ -108,3 +108,19 @@ def parse_manifest(content: bytes, *, source: str) -> Manifest:
             hint="something else wrote to this place: look at it, or choose another one",
         ) from error
     return manifest
+
+
+def parse_unfinished(content: bytes, *, source: str) -> tuple[Fingerprint, list[Item]]:
+    """Return the fingerprint and the files of a list of unfinished work.
+
+    Raises
+    ------
+    ArtefactError
+        When it is not one of ours.
+    """
+    try:
+        value = json.loads(content)
+        files, fingerprint = dict(value["files"]), dict(value["fingerprint"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(f"{source} is not a list of this project") from error
+    return fingerprint, read_items(files, source=source)

@@ -8,7 +8,6 @@ always stays, because a run that writes now names it last.
 from __future__ import annotations
 
 import datetime as dt
-import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -91,10 +90,10 @@ def inventory(store: ArtefactStore) -> Inventory:
             items = layout.read_items(manifest.files, source=store.remote.address(key))
             found.artefacts.append(Artefact(key, stage, manifest.fingerprint, items))
         elif name == layout.UNFINISHED:
-            content = store.remote.read(key) or b'{"files": {}}'
-            files = json.loads(content)["files"]
-            source = store.remote.address(key)
-            found.unfinished[folder] = layout.read_items(files, source=source)
+            content = store.remote.read(key)
+            if content is not None:
+                _, items = layout.parse_unfinished(content, source=store.remote.address(key))
+                found.unfinished[folder] = items
     return found
 
 

@@ -7,38 +7,28 @@ before any of it is seen in the home.
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import hashlib
 import json
 import logging
-import os
 import shutil
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from selectit_dagster.artefacts import MANIFEST, Fingerprint, Manifest, differences, read_manifest
-from selectit_dagster.errors import ArtefactError, TransientError, UserError
-from selectit_dagster.files import folder_lock, read_json, sha256_file, write_bytes, write_json
+from selectit_dagster.errors import TransientError, UserError
+from selectit_dagster.files import read_json, sha256_file, write_bytes, write_json
 from selectit_dagster.home import Home
 from selectit_dagster.progress import Progress, Silent
 from selectit_dagster.storage import layout
+from selectit_dagster.storage.content import STAGING, Content, place, waited_lock
 from selectit_dagster.storage.layout import Item
-from selectit_dagster.storage.remote import Entry, Moved, Remote
+from selectit_dagster.storage.remote import Remote
 
 LOGGER = logging.getLogger("selectit_dagster")
 NOTE = ".stored.json"
-STAGING = ".fetch"
-MEGABYTE = 1_000_000
-_AT_ONCE = 4
-_LOCK_SECONDS = 600.0
-# a stored object that nothing names yet is trusted to stay that long; see maintenance.py
-TRUSTED_FOR = dt.timedelta(hours=12)
 _SILENT = Silent()
 
 
@@ -74,6 +64,11 @@ class ArtefactStore:
     remote: Remote
     home: Home
     _seen: dict[str, str | None] = field(default_factory=dict)
+
+    @property
+    def content(self) -> Content:
+        """Moves files there and back."""
+        return Content(self.remote)
 
     # --- names --------------------------------------------------------------------------------
 
@@ -112,6 +107,14 @@ class ArtefactStore:
                 )
         # written each time: a place that can only be read is found before anything is made
         self.remote.write(layout.MARKER, json.dumps({"format": layout.FORMAT}).encode() + b"\n")
+
+    def state(self) -> tuple[bool, str]:
+        """Return whether this place can be used, and a line that says so or why not."""
+        try:
+            self.check_place()
+        except (UserError, TransientError) as error:
+            return False, " ".join(str(error).split())
+        return True, f"{self.remote.address()} (can be read and written)"
 
     def head(self, folder: Path) -> Stored | None:
         """Return the manifest that is valid now for a folder."""
@@ -188,7 +191,9 @@ class ArtefactStore:
         stored = Stored(layout.parse_manifest(content, source=str(folder / MANIFEST)), content)
         stage = self.stage(folder)
         items = layout.read_items(stored.manifest.files, source=str(folder / MANIFEST))
-        self.upload(folder, items, progress)
+        head = self.head(folder)
+        valid = {entry["sha256"] for entry in head.manifest.files.values()} if head else set()
+        self.content.upload(stage, folder, items, valid, progress)
         self._tell_of_others(folder, stored)
         self.remote.write(layout.made_key(stage, stored.manifest.fingerprint), content)
         self.remote.write(layout.head_key(stage), content)
@@ -210,61 +215,6 @@ class ArtefactStore:
                 self.address(folder),
                 "; ".join(str(one) for one in changed),
             )
-
-    def upload(self, folder: Path, items: Iterable[Item], progress: Progress = _SILENT) -> None:
-        """Write the content of ``items`` where it is missing; see :meth:`publish`."""
-        stage = self.stage(folder)
-        there = self.remote.entries(f"{stage}/{layout.OBJECTS}")
-        live = self._live(folder)
-        missing = [
-            i for i in items if not _trusted(there.get(layout.object_key(stage, i)), i, live)
-        ]
-        self._transfer(missing, lambda item, moved: self._put(folder, item, moved), progress)
-
-    def _live(self, folder: Path) -> set[str]:
-        """Return the hashes that something valid names, so that nobody removes their objects."""
-        head = self.head(folder)
-        return {entry["sha256"] for entry in head.manifest.files.values()} if head else set()
-
-    def _put(self, folder: Path, item: Item, moved: Moved) -> None:
-        path = folder / item.name
-        if not path.exists() or sha256_file(path) != item.sha256:
-            raise ArtefactError(
-                f"{path} is not what its manifest says, so it is not published",
-                hint=f"remove {folder} and run again",
-            )
-        key = layout.object_key(self.stage(folder), item)
-        self.remote.upload(path, key, moved)
-        entry = self.remote.entry(key)
-        if entry is None or entry.size != item.size:
-            raise ArtefactError(
-                f"{self.remote.address(key)} has {entry.size if entry else 'no'} bytes after "
-                f"{item.size} were written",
-                hint="the storage does not keep what it accepts; look at it before going on",
-            )
-
-    def _transfer(
-        self, items: list[Item], move: Callable[[Item, Moved], None], progress: Progress
-    ) -> None:
-        """Move files, a few at once, and report megabytes as they go."""
-        total = max(sum(item.size for item in items), 1)
-        done, turn = 0, threading.Lock()
-
-        def moved(count: int) -> None:
-            nonlocal done
-            with turn:
-                # what is read a second time is not counted beyond the whole
-                done = min(done + count, total)
-                progress.update(done // MEGABYTE, max(total // MEGABYTE, 1))
-
-        with ThreadPoolExecutor(_AT_ONCE, "storage") as pool:
-            futures = [pool.submit(move, item, moved) for item in items]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
 
     # --- fetching -----------------------------------------------------------------------------
 
@@ -294,7 +244,7 @@ class ArtefactStore:
         with waited_lock(folder, "fetching from storage"):
             if self.is_copy(folder) and self._note(folder)["manifest"] == stored.sha256:
                 return  # another process did it while this one waited
-            self.download(folder, items, progress)
+            self.content.download(self.stage(folder), folder, items, progress)
             old = read_manifest(folder)
             if make_room is not None:
                 make_room()
@@ -307,66 +257,6 @@ class ArtefactStore:
             self._write_note(folder, stored, "storage")
             shutil.rmtree(folder / STAGING, ignore_errors=True)
 
-    def download(self, folder: Path, items: list[Item], progress: Progress = _SILENT) -> None:
-        """Bring the content of ``items`` into the folder's staging area, checked."""
-        staging = folder / STAGING
-        try:
-            staging.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write {staging}: {error.strerror or error}") from error
-        wanted = list({item.sha256: item for item in items}.values())
-        self._transfer(wanted, lambda item, moved: self._get(folder, item, moved), progress)
-
-    def _get(self, folder: Path, item: Item, moved: Moved) -> None:
-        """Download one file unless it is in the staging area, or in the folder, already."""
-        target = folder / STAGING / item.sha256
-        if target.exists():
-            return
-        here = folder / item.name
-        temporary = target.with_name(f"{item.sha256}.{os.getpid()}.part")
-        try:
-            if _holds(here, item):
-                shutil.copyfile(here, temporary)
-            else:
-                self._get_checked(folder, item, temporary, moved)
-            with temporary.open("rb+") as handle:
-                os.fsync(handle.fileno())
-            temporary.replace(target)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {target}: {error.strerror or error}",
-                hint="make room, or choose another --home",
-            ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def _get_checked(self, folder: Path, item: Item, temporary: Path, moved: Moved) -> None:
-        """Download one object; once more when what came is not what the manifest says."""
-        key = layout.object_key(self.stage(folder), item)
-        for attempt in (1, 2):
-            try:
-                self.remote.download(key, temporary, moved)
-            except FileNotFoundError as error:
-                raise self._damaged(key, "is missing") from error
-            except TransientError as error:
-                # some libraries compare a checksum of their own, and tell it as any failure
-                if attempt == 2:
-                    raise
-                LOGGER.warning("%s; reading it again", error)
-                continue
-            if _holds(temporary, item):
-                return
-            if attempt == 1:
-                LOGGER.warning("%s came damaged, reading it again", self.remote.address(key))
-        raise self._damaged(key, "is not what its manifest says: it was truncated or altered")
-
-    def _damaged(self, key: str, what: str) -> ArtefactError:
-        return ArtefactError(
-            f"{self.remote.address(key)} {what}",
-            hint="`selectit storage check --repair` mends what this home still has and frees "
-            "the rest to be made again; a lifecycle rule of the bucket may have removed it",
-        )
-
     # --- work under way -----------------------------------------------------------------------
 
     def unfinished(self, folder: Path) -> tuple[Fingerprint, list[Item]] | None:
@@ -375,13 +265,7 @@ class ArtefactStore:
         content = self.remote.read(key)
         if content is None:
             return None
-        source = self.remote.address(key)
-        try:
-            value = json.loads(content)
-            files, fingerprint = dict(value["files"]), value["fingerprint"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArtefactError(f"{source} is not a note of this project") from error
-        items = layout.read_items(files, source=source)
+        fingerprint, items = layout.parse_unfinished(content, source=self.remote.address(key))
         return (fingerprint, items) if items else None
 
     def note_unfinished(self, folder: Path, fingerprint: Fingerprint, items: list[Item]) -> None:
@@ -397,63 +281,5 @@ class ArtefactStore:
 
     def forget_unfinished(self, folder: Path) -> None:
         """Empty the list of a stage's safe files: its artefact is complete."""
-        if self.unfinished(folder) is not None:
+        if self.remote.entry(layout.unfinished_key(self.stage(folder))) is not None:
             self.note_unfinished(folder, {}, [])
-
-
-@contextlib.contextmanager
-def waited_lock(folder: Path, purpose: str) -> Iterator[None]:
-    """Hold a folder's lock, after waiting for a fetch by another process to end.
-
-    Raises
-    ------
-    UserError
-        When somebody holds the folder for longer than ten minutes.
-    """
-    deadline = time.monotonic() + _LOCK_SECONDS
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(folder_lock(folder, purpose))
-                break
-            except UserError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
-        yield
-
-
-def place(folder: Path, items: list[Item], names: Callable[[Item], str] | None = None) -> None:
-    """Put staged files into the folder under their names (or those that ``names`` gives)."""
-    uses: dict[str, int] = {}
-    for item in items:
-        uses[item.sha256] = uses.get(item.sha256, 0) + 1
-    for item in items:
-        target = folder / (names(item) if names else item.name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staged = folder / STAGING / item.sha256
-        uses[item.sha256] -= 1
-        if uses[item.sha256]:  # two names, one content
-            temporary = staged.with_suffix(".copy")
-            shutil.copyfile(staged, temporary)
-            staged = temporary
-        staged.chmod(0o644)
-        staged.replace(target)
-
-
-def _holds(path: Path, item: Item) -> bool:
-    """Tell whether a file is there and is what the manifest says."""
-    return path.is_file() and path.stat().st_size == item.size and sha256_file(path) == item.sha256
-
-
-def _trusted(entry: Entry | None, item: Item, live: set[str]) -> bool:
-    """Tell whether an object is there and will stay: named by something valid, or young.
-
-    An old one that nothing names may be removed at this moment by ``selectit storage gc``; it
-    is written again, which makes it young.
-    """
-    if entry is None or entry.size != item.size:
-        return False
-    if item.sha256 in live or entry.modified is None:
-        return True
-    return dt.datetime.now(dt.UTC) - entry.modified < TRUSTED_FOR

@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from selectit_dagster.artefacts import MANIFEST, Fingerprint, differences
-from selectit_dagster.errors import TransientError, UserError
+from selectit_dagster.errors import ArtefactError, TransientError, UserError
 from selectit_dagster.files import sha256_file
 from selectit_dagster.storage import layout
+from selectit_dagster.storage.content import holds, place, waited_lock
 from selectit_dagster.storage.layout import Item
-from selectit_dagster.storage.store import ArtefactStore, place, waited_lock
+from selectit_dagster.storage.store import ArtefactStore
 
 LOGGER = logging.getLogger("selectit_dagster")
 # files up to that size are read in one go, so that one that grows is sent as it was
@@ -169,27 +170,35 @@ def take_up(
 
     A folder without work of its own gets the files where they were, and the stage resumes from
     them as from its own. Beside work of its own, rows go where the stage takes rows over from
-    (``work.rows``), and where it knows no such place nothing is brought.
+    (``work.rows``), and where it knows no such place nothing is brought. Work that is damaged in
+    storage is told, and done again.
+
+    Raises
+    ------
+    UserError, TransientError
+        When the place cannot be read.
     """
-    found = store.unfinished(folder)
-    if found is None or differences(found[0], fingerprint):
+    try:
+        found = store.unfinished(folder)
+        if found is None or differences(found[0], fingerprint):
+            return 0
+        return _bring(store, folder, found[1], work)
+    except ArtefactError as error:
+        LOGGER.warning("unfinished work cannot be taken up: %s", error.message)
         return 0
-    items = found[1]
+
+
+def _bring(store: ArtefactStore, folder: Path, items: list[Item], work: UnfinishedWork) -> int:
     aside = (folder / MANIFEST).exists() or bool(work.files(folder))
     if aside:
-        items = [item for item in items if work.is_row(item.name) and not _is_here(folder, item)]
+        items = [i for i in items if work.is_row(i.name) and not holds(folder / i.name, i)]
     if not items:
         return 0
     with waited_lock(folder, "fetching from storage"):
-        store.download(folder, items)
+        store.content.download(store.stage(folder), folder, items)
         place(folder, items, (lambda item: _aside_name(work.aside, item)) if aside else None)
     LOGGER.info("%d files of unfinished work came from %s", len(items), store.address(folder))
     return len(items)
-
-
-def _is_here(folder: Path, item: Item) -> bool:
-    path = folder / item.name
-    return path.is_file() and path.stat().st_size == item.size and sha256_file(path) == item.sha256
 
 
 def _aside_name(aside: str, item: Item) -> str:

@@ -11,7 +11,6 @@ from selectit_dagster.data.ingest import IngestRequest, ingest
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import DatasetSection, load_experiment
 from selectit_dagster.home import Home
-from selectit_dagster.platform.automation import _source_state
 from selectit_dagster.platform.pipeline import Pipeline
 from selectit_dagster.platform.quick import select_experiment
 from selectit_dagster.platform.run import preflight
@@ -65,9 +64,9 @@ def test_it_is_downloaded_again_only_when_it_has_changed(tmp_path, monkeypatch):
     line.raw().run(Silent())
     assert line.raw().is_current()
     assert len(loads) == 1
-    before = _source_state(URL)
+    before = token(URL)
     put(ROWS[:5])
-    assert _source_state(URL) != before
+    assert token(URL) != before
     assert not line.raw().is_current()
     assert line.raw().run(Silent()).counts["read"] == 5
     assert len(loads) == 2
@@ -115,3 +114,28 @@ def test_a_dataset_in_a_bucket_is_read_from_there(s3_server, s3_environment, s3_
     Remote(s3_place).write("data.jsonl", json.dumps(ROWS[1]).encode() + b"\n")
     assert token(url) != before
     assert not line.raw().is_current()
+
+
+def test_the_sensor_follows_an_address_also_on_a_machine_that_never_read_it(tmp_path, monkeypatch):
+    import dagster as dg
+
+    from selectit_dagster.definitions import build_defs
+
+    put(ROWS)
+    monkeypatch.setenv("SELECTIT_STORAGE", f"file://{tmp_path}/place")
+    loaded = experiment(tmp_path, URL)
+    Pipeline(loaded, Home(tmp_path / "elsewhere", "x")).raw().run(Silent())
+    definitions = build_defs(experiment_file=tmp_path / "x.yaml", home=tmp_path / "home")
+    repository = definitions.get_repository_def()
+
+    def tick(cursor):
+        with dg.DagsterInstance.ephemeral() as instance:
+            context = dg.build_sensor_context(instance, cursor, repository_def=repository)
+            return repository.get_sensor_def("dataset_changed").evaluate_tick(context)
+
+    first = tick(None)
+    assert "its content is the one that was read" in first.skip_message
+    put(ROWS[:4])
+    changed = tick(first.cursor)
+    assert len(changed.run_requests) == 1
+    assert tick(changed.cursor).run_requests == []

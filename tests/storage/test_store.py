@@ -307,6 +307,15 @@ def test_a_place_of_another_layout_is_refused(new_store):
         store.check_place()
 
 
+def test_the_state_of_a_place_is_one_line(new_store, tmp_path):
+    assert new_store("here").state() == (True, f"file://{tmp_path}/place (can be read and written)")
+    (tmp_path / "file").write_bytes(b"")
+    usable, line = new_store("here", Remote(f"file://{tmp_path}/file/place")).state()
+    assert not usable
+    assert "cannot be used" in line
+    assert "\n" not in line
+
+
 def test_a_copy_of_one_place_is_not_published_to_another(new_store, tmp_path):
     first, second = new_store("here"), new_store("here", Remote(f"file://{tmp_path}/second"))
     make(folder_of(first), OLD, alpha=0.2)

@@ -72,6 +72,18 @@ def test_work_for_something_else_is_not_taken_up(new_store):
     assert names(folder_of(fresh)) == []
 
 
+@pytest.mark.parametrize("damage", ["part-0.parquet", "unfinished.json"])
+def test_damaged_work_is_told_and_done_again(new_store, tmp_path, caplog, damage):
+    lost, fresh = new_store("lost"), new_store("fresh")
+    work(folder_of(lost), part__0_parquet=b"rows", part__1_parquet=b"more")
+    sender(lost).round()
+    next((tmp_path / "place").rglob(damage)).write_bytes(b"[")
+    with caplog.at_level(logging.WARNING):
+        assert take_up(fresh, folder_of(fresh), FINGERPRINT, SCORE_ROWS) == 0
+    assert "cannot be taken up" in caplog.text
+    assert SCORE_ROWS.files(folder_of(fresh)) == []
+
+
 def test_beside_work_of_its_own_rows_go_where_they_are_taken_over_from(new_store):
     lost, other = new_store("lost"), new_store("other")
     work(folder_of(lost), state_json=b"{}", part__0_parquet=b"theirs", part__1_parquet=b"same")
