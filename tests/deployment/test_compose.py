@@ -117,12 +117,9 @@ def test_every_variable_that_the_instance_asks_for_is_set_wherever_dagster_runs(
 
 def _read_by_the_project() -> set[str]:
     found = set()
+    asks = re.compile(r"os\.(?:environ\.get\(|environ\[|getenv\()\s*[\"']([A-Z0-9_]+)")
     for path in [*(ROOT / "selectit_dagster").rglob("*.py"), *(ROOT / "assets").rglob("*.py")]:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            text = ast.unparse(node) if isinstance(node, ast.Call | ast.Subscript) else ""
-            if match := re.match(r"os\.(?:environ\.get\(|environ\[|getenv\()'([A-Z0-9_]+)'", text):
-                found.add(match[1])
+        found |= set(asks.findall(path.read_text(encoding="utf-8")))
     from selectit_dagster.selection.publish import TOKEN_VARIABLES
 
     return found | set(TOKEN_VARIABLES)
