@@ -323,7 +323,7 @@ def _soaked(
     dagster, watch, kills = soak(topology, dataset, options.minutes, chance)
     settle(dagster)
     # once more over the last version of the dataset, then nothing may be left over
-    last = dagster.outcome(dagster.launch(job="reselect"), 1800)
+    last = dagster.outcome(dagster.launch(job="reselect", partition="selectit"), 1800)
     line = open_trial(experiment, topology.path("code-cpu", "/home/selectit/data"))
 
     def found() -> list[str]:

@@ -26,7 +26,7 @@ SECRET = re.compile(r"PASSWORD|TOKEN|SECRET|ACCESS_KEY")
 NOT_SET = {
     "SELECTIT_DEBUG": "for a person at a command line",
     "HUGGING_FACE_HUB_TOKEN": "an older name of HF_TOKEN",
-    "LOCAL_RANK": "torchrun sets it",
+    **dict.fromkeys(("LOCAL_RANK", "LOCAL_WORLD_SIZE", "RANK"), "torchrun sets it"),
 }
 # what others read: the variable, and a file in which its name stands
 READ_BY_OTHERS = {
@@ -47,7 +47,7 @@ READ_BY_PROGRAMS = {
     *("PATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"),
     *("PGPASSWORD", "POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_INITDB_ARGS"),
     *("NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"),
-    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"),
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3"),
 }
 
 
@@ -121,8 +121,9 @@ def _read_by_the_project() -> set[str]:
     for path in [*(ROOT / "selectit_dagster").rglob("*.py"), *(ROOT / "assets").rglob("*.py")]:
         found |= set(asks.findall(path.read_text(encoding="utf-8")))
     from selectit_dagster.selection.publish import TOKEN_VARIABLES
+    from selectit_dagster.storage.address import VARIABLE
 
-    return found | set(TOKEN_VARIABLES)
+    return {*found, *TOKEN_VARIABLES, VARIABLE}
 
 
 def test_every_variable_that_the_project_reads_is_set_in_the_code_server(compose, stages):
