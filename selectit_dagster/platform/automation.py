@@ -192,7 +192,10 @@ def schedules(pipeline: Pipeline, access: Access, job: Any) -> list[dg.ScheduleD
         execution_timezone=section.timezone,
         description="Re-select from the source, so that new records are rated and ranked.",
     )
-    def reselection() -> dg.RunRequest:
+    def reselection(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        waiting = dg.RunsFilter(job_name=job.name, statuses=[dg.DagsterRunStatus.QUEUED])
+        if context.instance.get_runs(waiting, limit=1):
+            return dg.SkipReason("one is waiting already, and will read what is there then")
         return dg.RunRequest(partition_key=main_arm(pipeline))
 
     return [reselection]

@@ -15,7 +15,8 @@ from selectit_dagster.files import write_text
 if TYPE_CHECKING:
     import dagster as dg
 
-# One model in memory at a time: the default limit of a pool is 1. Run monitoring frees what
+# One model in memory at a time: the default limit of a pool is 1. One run at a time: two over
+# the same home would replace each other's inputs between their steps. Run monitoring frees what
 # a killed worker held; the launcher is Dagster's own, which here also notices that a worker is
 # gone. Steps are not retried by the run: assets say themselves what is transient.
 DAGSTER_YAML = """\
@@ -29,7 +30,7 @@ concurrency:
     default_limit: 1
     granularity: op
   runs:
-    max_concurrent_runs: 2
+    max_concurrent_runs: 1
 run_launcher:
   module: selectit_dagster.platform.launcher
   class: WatchedRunLauncher

@@ -26,7 +26,7 @@ SECRET = re.compile(r"PASSWORD|TOKEN|SECRET|ACCESS_KEY")
 NOT_SET = {
     "SELECTIT_DEBUG": "for a person at a command line",
     "HUGGING_FACE_HUB_TOKEN": "an older name of HF_TOKEN",
-    "LOCAL_RANK": "torchrun sets it",
+    **dict.fromkeys(("LOCAL_RANK", "LOCAL_WORLD_SIZE", "RANK"), "torchrun sets it"),
 }
 # what others read: the variable, and a file in which its name stands
 READ_BY_OTHERS = {
@@ -47,7 +47,7 @@ READ_BY_PROGRAMS = {
     *("PATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"),
     *("PGPASSWORD", "POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_INITDB_ARGS"),
     *("NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"),
-    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"),
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3"),
 }
 
 
@@ -117,15 +117,13 @@ def test_every_variable_that_the_instance_asks_for_is_set_wherever_dagster_runs(
 
 def _read_by_the_project() -> set[str]:
     found = set()
+    asks = re.compile(r"os\.(?:environ\.get\(|environ\[|getenv\()\s*[\"']([A-Z0-9_]+)")
     for path in [*(ROOT / "selectit_dagster").rglob("*.py"), *(ROOT / "assets").rglob("*.py")]:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            text = ast.unparse(node) if isinstance(node, ast.Call | ast.Subscript) else ""
-            if match := re.match(r"os\.(?:environ\.get\(|environ\[|getenv\()'([A-Z0-9_]+)'", text):
-                found.add(match[1])
+        found |= set(asks.findall(path.read_text(encoding="utf-8")))
     from selectit_dagster.selection.publish import TOKEN_VARIABLES
+    from selectit_dagster.storage.address import VARIABLE
 
-    return found | set(TOKEN_VARIABLES)
+    return {*found, *TOKEN_VARIABLES, VARIABLE}
 
 
 def test_every_variable_that_the_project_reads_is_set_in_the_code_server(compose, stages):
@@ -171,16 +169,33 @@ def _click_command(words: list[str]) -> tuple[click.Command, list[str]]:
     return command, rest
 
 
-def test_every_command_and_each_of_its_options_exists(compose):
+def test_every_dagster_command_and_each_of_its_options_exists(compose):
     for service in _ours(compose).values():
         for words in (service.command, service.health):
-            if not words or words[0] == "python":
+            if not words or not words[0].startswith("dagster"):
                 continue
             command, rest = _click_command(words)
             context = click.Context(command)
             parser = command.make_parser(context)
             options, _, _ = parser.parse_args(args=list(rest))
             assert len(options) >= sum(word.startswith("--") for word in rest) > -1, words
+
+
+def test_every_mlflow_command_and_each_of_its_options_exists(compose):
+    """By its source: importing MLflow's command line takes many seconds."""
+    package = Path(importlib.util.find_spec("mlflow").origin).parent
+    files = ("cli/__init__.py", "db.py", "utils/cli_args.py")
+    text = "\n".join((package / name).read_text(encoding="utf-8") for name in files)
+    seen = 0
+    for service in compose.services.values():
+        if service.command[:1] == ["mlflow"]:
+            name = service.command[1 if service.command[1] == "server" else 2]
+            assert f"def {name}(" in text
+            for word in service.command:
+                if word.startswith("--"):
+                    assert f'"{word.partition("=")[0]}"' in text, word
+                    seen += 1
+    assert seen >= 6
 
 
 def test_python_health_checks_compile_and_ask_their_own_port(compose):

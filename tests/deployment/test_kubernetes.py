@@ -173,6 +173,8 @@ def test_the_instance_in_the_cluster_agrees_with_the_one_in_compose():
     deployed = yaml.safe_load((ROOT / "docker" / "dagster.yaml").read_text(encoding="utf-8"))
     daemon, more = VALUES["dagsterDaemon"], VALUES["additionalInstanceConfig"]
     assert more["concurrency"]["pools"] == deployed["concurrency"]["pools"]
+    limit = daemon["runCoordinator"]["config"]["queuedRunCoordinator"]["maxConcurrentRuns"]
+    assert limit == deployed["concurrency"]["runs"]["max_concurrent_runs"]
     assert daemon["runRetries"]["maxRetries"] == deployed["run_retries"]["max_retries"]
     assert daemon["runRetries"]["retryOnAssetOrOpFailure"] is False
     logs = deployed["python_logs"]["managed_python_loggers"]

@@ -121,6 +121,21 @@ def _back_up_and_restore(topology: Topology) -> None:
     assert sum(before["dagster"].values()) > 100 and sum(before["mlflow"].values()) > 100
 
 
+def _differences(line, calm) -> list[str]:
+    """Return the files that differ; those that hold times (logs, plots, reports) are left out."""
+    found, compared = [], 0
+    for ours, theirs in zip(stages(line), stages(calm), strict=True):
+        for name in read_manifest(theirs.folder).files:
+            kinds = [".parquet", ".safetensors", ".jsonl"]
+            if Path(name).suffix not in kinds or name == "log.jsonl":
+                continue
+            compared += 1
+            if (ours.folder / name).read_bytes() != (theirs.folder / name).read_bytes():
+                found.append(f"{ours.title}: {name}")
+    assert compared >= 15
+    return found
+
+
 def test_the_chain_ends_whole_whichever_process_is_killed(topology, tmp_path):
     dagster = GraphQL(f"http://127.0.0.1:{topology.port(3000)}")
     line = open_trial(
@@ -157,12 +172,6 @@ def test_the_chain_ends_whole_whichever_process_is_killed(topology, tmp_path):
     # the same files as a run that nobody disturbed
     calm = open_trial(topology.folder / "experiments" / "trial.yaml", tmp_path / "home")
     run_experiment(topology.folder / "experiments" / "trial.yaml", tmp_path / "home")
-    for disturbed, undisturbed in zip(stages(line), stages(calm), strict=True):
-        assert read_manifest(disturbed.folder).digest == read_manifest(undisturbed.folder).digest
-    for arm in line.arms:
-        ours, theirs = line.home.selected(arm), calm.home.selected(arm)
-        names = [path.name for path in ours.glob("selected*")] or ["dataset.parquet"]
-        for name in names:
-            assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+    assert _differences(line, calm) == []
 
     _back_up_and_restore(topology)

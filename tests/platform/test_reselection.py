@@ -9,6 +9,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 
 from selectit_dagster.artefacts import write_manifest
 from selectit_dagster.data.ingest import IngestRequest, ingest_fingerprint
@@ -245,3 +246,20 @@ def test_tuning_never_starts_by_itself():
         "selective_alpaca",
     }
     assert graph.get(dg.AssetKey("selective_alpaca")).freshness_policy is not None
+
+
+def test_the_schedule_does_not_pile_up_runs_that_wait(world):
+    repository = world.definitions.get_repository_def()
+    job = world.definitions.resolve_job_def("reselect")
+
+    def tick():
+        with dg.build_schedule_context(world.instance, repository_def=repository) as context:
+            return repository.get_schedule_def("reselection").evaluate_tick(context)
+
+    place = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("selectit"), "__repository__")
+    origin = place.get_job_origin("reselect")
+    for status, asked in ((dg.DagsterRunStatus.STARTED, 1), (dg.DagsterRunStatus.QUEUED, 0)):
+        world.instance.create_run_for_job(job, status=status, remote_job_origin=origin)
+        found = tick()
+        assert len(found.run_requests or []) == asked
+    assert "waiting already" in found.skip_message
