@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import orjson
 
 from selectit_dagster.data.fields import Unusable
 from selectit_dagster.data.json_reader import Row
+from selectit_dagster.data.text import shown
 from selectit_dagster.errors import TransientError, UserError
 from selectit_dagster.experiment import DatasetSection
 
@@ -111,7 +113,24 @@ def open_parquet(path: Path) -> TypedReader:
                 hint="copy or make the file again",
             ) from error
 
-    return TypedReader(parquet.schema_arrow, batches())
+    return TypedReader(_distinct(parquet.schema_arrow, str(path)), batches())
+
+
+def _distinct(schema: pa.Schema, name: str) -> pa.Schema:
+    """Return the schema after checking that no column name stands twice: a row could not say which.
+
+    Raises
+    ------
+    UserError
+        Naming the column.
+    """
+    repeated = sorted(column for column, n in Counter(schema.names).items() if n > 1)
+    if repeated:
+        raise UserError(
+            f"{name} has the column {shown(repeated[0], 80)!r} more than once",
+            hint="give each column a name of its own",
+        )
+    return schema
 
 
 def open_saved(path: Path, split: str) -> TypedReader:
@@ -138,7 +157,8 @@ def open_saved(path: Path, split: str) -> TypedReader:
                 hint="set dataset.split",
             )
         loaded = loaded[split]
-    return TypedReader(loaded.features.arrow_schema, _arrow_batches(loaded))
+    schema = _distinct(loaded.features.arrow_schema, str(path))
+    return TypedReader(schema, _arrow_batches(loaded))
 
 
 def _arrow_batches(dataset: Any) -> Iterator[pa.RecordBatch]:  # noqa: ANN401 - lazy library
@@ -193,6 +213,7 @@ def open_loaded(section: DatasetSection, revision: str | None) -> TypedReader:
     """
     import datasets
 
+    _check_one_format(Path(section.path))
     try:
         loaded = datasets.load_dataset(
             section.path, split=section.split, revision=revision, streaming=True
@@ -207,6 +228,36 @@ def open_loaded(section: DatasetSection, revision: str | None) -> TypedReader:
             hint="check dataset.path, dataset.split and dataset.revision",
         ) from error
     return TypedReader(features.arrow_schema, _guarded(_arrow_batches(loaded), section.path))
+
+
+_DATA_SUFFIXES = frozenset({".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt"})
+
+
+def _check_one_format(folder: Path) -> None:
+    """Refuse a local folder of several formats: ``load_dataset`` would leave out all but one.
+
+    A dataset card may say which files count; then nothing is left out unsaid.
+
+    Raises
+    ------
+    UserError
+        Naming one file of each format.
+    """
+    card = folder / "README.md"
+    stated = card.read_text("utf-8", "replace") if card.is_file() else ""
+    if not folder.is_dir() or "data_files" in stated:
+        return
+    kinds: dict[str, str] = {}
+    for path in sorted(folder.rglob("*")):
+        plain = path.with_suffix("") if path.suffix in {".gz", ".zst", ".xz", ".bz2"} else path
+        suffix = {".jsonl": ".json", ".tsv": ".csv"}.get(plain.suffix, plain.suffix)
+        if plain.suffix in _DATA_SUFFIXES and path.is_file():
+            kinds.setdefault(suffix, str(path.relative_to(folder)))
+    if len(kinds) > 1:
+        raise UserError(
+            f"{folder} holds data files of several formats: {', '.join(sorted(kinds.values()))}",
+            hint="name one file, or a folder with files of one format",
+        )
 
 
 def _guarded(batches: Iterator[pa.RecordBatch], name: str) -> Iterator[pa.RecordBatch]:

@@ -111,8 +111,9 @@ class Collector:
         try:
             self._read()
         except DamagedSource as error:
+            whole = max(self.read, len(self._head))
             raise UserError(
-                f"{error.message}; {max(self.read, len(self._head)):,} whole records came before",
+                f"{error.message}; {whole:,} whole records were read before that",
                 hint=error.hint,
             ) from error
 

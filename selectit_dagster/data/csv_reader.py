@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from selectit_dagster.data.fields import WHOLE_RECORD, Unusable
 from selectit_dagster.data.json_reader import MAX_RECORD_BYTES, Row, too_big
-from selectit_dagster.data.layouts import KNOWN_COLUMNS
+from selectit_dagster.data.layouts import KNOWN_COLUMNS, column_list
 from selectit_dagster.data.sources import ByteSource
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import ColumnMapping
@@ -129,8 +129,22 @@ class CsvReader:
             hint="close the quote; a quote inside a quoted field is written twice",
         )
 
+    def _check_header(self, text: str) -> None:
+        """Refuse what cannot be a header, before anything is made of it."""
+        where = f"{self.source.path}, line 1: the CSV header"
+        if self._overlong:
+            raise UserError(f"{where} is longer than {self.max_bytes:,} bytes")
+        if text.count('"') % 2:
+            raise self._unclosed()
+        if "\r" in text.rstrip("\r\n") and '"' not in text:
+            raise UserError(
+                f"{where} has bare carriage returns: the lines end as on an old Macintosh",
+                hint="write the file again with line feeds (\\n or \\r\\n) at the line ends",
+            )
+
     def _header(self, lines: Iterator[str]) -> CsvShape:
         """Read the header with each delimiter and keep the one that names known columns."""
+        self.line = 1
         wanted = set(_KNOWN)
         if self.mapping is not None:
             wanted |= {self.mapping.instruction, self.mapping.response, self.mapping.input or ""}
@@ -138,6 +152,7 @@ class CsvReader:
         # a header field may span lines as well
         while text.count('"') % 2 and (more := next(lines, "")):
             text += more
+        self._check_header(text)
         try:
             tries = {
                 mark: next(csv.reader(text.splitlines(keepends=True), delimiter=mark), [])
@@ -152,7 +167,7 @@ class CsvReader:
         if len(set(columns)) != len(columns) or not any(columns):
             raise UserError(
                 f"{self.source.path}, line 1: the CSV header names a column twice or none: "
-                f"{', '.join(columns)[:200]}",
+                f"{column_list(columns)[:200]}",
                 hint="the first line of a CSV file names its columns, each once",
             )
         ending = "\r\n" if text.endswith("\r\n") else "\n"

@@ -10,6 +10,7 @@ out only when it is asked for. Memory is bounded by one block and one record of 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from selectit_dagster.data.fields import WHOLE_RECORD, Unusable, type_name
 from selectit_dagster.data.sources import ByteSource
 
 MAX_RECORD_BYTES = 16 << 20
+_TOO_DEEP = "is nested too deeply"
 Row = tuple[bytes, "dict[str, Any] | Unusable"]
 
 
@@ -59,11 +61,15 @@ def _diagnose(raw: bytes) -> Unusable:
     except json.JSONDecodeError as error:
         first = _strict_error(text) or error
         raise BrokenJson(first.msg, len(text[: first.pos].encode("utf-8"))) from error
-    except (RecursionError, ValueError):
-        return Unusable(WHOLE_RECORD, "is nested too deeply or holds a number that is too long")
-    return _first_fault(value, WHOLE_RECORD) or Unusable(
-        WHOLE_RECORD, "holds a control character that JSON wants escaped, or is nested too deeply"
-    )
+    except RecursionError:
+        return Unusable(WHOLE_RECORD, _TOO_DEEP)
+    except ValueError:
+        return Unusable(WHOLE_RECORD, "holds a number that is too long")
+    if (fault := _first_fault(value, WHOLE_RECORD)) is not None:
+        return fault
+    unescaped = _strict_error(text) is not None
+    what = "holds a control character that JSON wants escaped" if unescaped else _TOO_DEEP
+    return Unusable(WHOLE_RECORD, what)
 
 
 def _strict_error(text: str) -> json.JSONDecodeError | None:
@@ -89,6 +95,8 @@ def _first_fault(value: object, where: str) -> Unusable | None:
         inner = "" if path == WHOLE_RECORD else path
         if isinstance(item, _Constant):
             return Unusable(path, f"is {item}, which JSON does not have")
+        if isinstance(item, float) and math.isinf(item):
+            return Unusable(path, "is a number beyond what a computer's numbers reach")
         if isinstance(item, str):
             if any("\ud800" <= character <= "\udfff" for character in item):
                 return Unusable(path, "holds a lone surrogate, which is no character")

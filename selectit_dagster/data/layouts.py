@@ -7,6 +7,7 @@ is not text is rejected and named.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from selectit_dagster.data.fields import (
     optional_text,
     required_text,
 )
-from selectit_dagster.data.text import is_blank
+from selectit_dagster.data.text import is_blank, shown
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import ColumnMapping, DatasetSection
 
@@ -114,13 +115,25 @@ def _detected(section: DatasetSection, samples: list[dict[str, Any]], source: st
             mapping = _mapping((known[0], given if name == "columns" else known[1], known[2]))
             best = fits, _column_layout(name, mapping)
     if best is None:
-        found = sorted({str(column) for record in samples for column in record})
-        listed = ", ".join(found[:20]) or "none"
+        listed = column_list({str(column) for record in samples for column in record})
         raise UserError(
             f"{source}: the record layout is not one that is recognised; columns found: {listed}",
             hint="name the columns: dataset.columns: {instruction: ..., response: ...}",
         )
     return best[1]
+
+
+def column_list(names: Iterable[str]) -> str:
+    """Return up to 20 column names, sorted, fit for one line of a message.
+
+    A name that blanks or a comma would make unclear stands in quotes.
+    """
+    ordered = sorted(names)
+    unclear = [name != name.strip() or not name or "," in name for name in ordered[:20]]
+    marks = ['"' if doubt else "" for doubt in unclear]
+    listed = [f"{mark}{shown(n, 80)}{mark}" for mark, n in zip(marks, ordered, strict=False)]
+    more = [f"and {len(ordered) - 20:,} more"] if len(ordered) > 20 else []
+    return ", ".join(listed + more) or "none"
 
 
 def _mapping(known: tuple[str, str | None, str]) -> ColumnMapping:
@@ -152,6 +165,6 @@ def _check_mapping(mapping: ColumnMapping, samples: list[dict[str, Any]], source
         if column is not None and samples and column not in found:
             raise UserError(
                 f"{source}: dataset.columns.{part} names the column {column!r}, "
-                f"but the first {len(samples)} records have: {', '.join(found[:20])}",
+                f"but the first {len(samples)} records have: {column_list(found)}",
                 hint="correct dataset.columns",
             )

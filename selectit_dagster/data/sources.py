@@ -7,6 +7,7 @@ costs time and not memory.
 from __future__ import annotations
 
 import contextlib
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ BLOCK = 4 << 20
 _DISK_BLOCK = 1 << 20
 # Highest expansion of one zstd block is 128 KiB from 4 bytes: 1 KiB in is at most 32 MiB out
 _ZSTD_BLOCK = 1 << 10
+_ZSTD_WINDOW = 1 << 27
 
 _MAGIC = (
     (b"\x1f\x8b", "gzip"),
@@ -27,17 +29,22 @@ _MAGIC = (
     (b"BZh", "bzip2"),
     (b"\xfd7zXZ\x00", "xz"),
     (b"ARROW1", "arrow"),
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\x00\x00\xfe\xff", "utf-32"),
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
     (b"SQLite format 3", "sqlite"),
 )
+_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # a zstd frame without data
 _REFUSED = {
     "zip": "a zip archive (or an Excel file)",
     "bzip2": "compressed with bzip2",
     "xz": "compressed with xz",
     "arrow": "a bare Arrow file",
     "utf-16": "UTF-16 text",
+    "utf-32": "UTF-32 text",
     "sqlite": "an SQLite database",
+    "markup": "HTML or XML",
 }
 _BOM = b"\xef\xbb\xbf"
 
@@ -125,6 +132,13 @@ class ByteSource:
             hint="the file is damaged or was not written to its end; copy or make it again",
         )
 
+    def _wide_window(self) -> UserError:
+        return UserError(
+            f"{self.path}: the zstd data need a window of more than {_ZSTD_WINDOW >> 20} MiB "
+            "(zstd --long) to be unpacked",
+            hint="unpack the file, or pack it again without --long",
+        )
+
     def _gzip(self) -> Iterator[bytes]:
         """Unpack one or more gzip members; never more than one block at once."""
         member = zlib.decompressobj(wbits=31)
@@ -154,7 +168,7 @@ class ByteSource:
         """Unpack one or more zstd frames."""
         import zstandard
 
-        unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+        unpacker = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
         frame, started = unpacker.decompressobj(), False
         for chunk in self._disk(_ZSTD_BLOCK):
             data = chunk
@@ -163,6 +177,8 @@ class ByteSource:
                 try:
                     piece = frame.decompress(data)
                 except zstandard.ZstdError as error:
+                    if "too much memory" in str(error):
+                        raise self._wide_window() from error
                     raise self._damaged("are damaged", error) from error
                 if piece:
                     yield piece
@@ -197,12 +213,15 @@ def head_of(path: Path, size: int = 1 << 16) -> tuple[str, bytes]:
         raise UserError(f"{path} is empty: 0 bytes", hint="give a file that holds records")
     kind = kind_of(head)
     if kind not in {"gzip", "zstd"}:
-        return "none", head
+        kind = "none"
+        if head.strip():
+            return kind, head
     start = b""
     # damage is told when the records are read
     with contextlib.suppress(DamagedSource):
         for piece in ByteSource(path, kind).pieces():
-            start += piece
+            # however many blanks come first, the format shows after them
+            start += piece if start else piece.lstrip()
             if len(start) >= size:
                 break
     return kind, start[:size]
@@ -210,7 +229,24 @@ def head_of(path: Path, size: int = 1 << 16) -> tuple[str, bytes]:
 
 def kind_of(head: bytes) -> str | None:
     """Return what the first bytes say about a file, or None for plain text."""
-    return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
+    if _SKIPPABLE.match(head):
+        return "zstd"
+    found = next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
+    return found or _wide_text(head)
+
+
+def _wide_text(head: bytes) -> str | None:
+    """Recognise UTF-16 and UTF-32 without a mark by the zero bytes between ASCII characters."""
+    sample = head[:400]
+    for kind, width in (("utf-32", 4), ("utf-16", 2)):
+        for place in (0, width - 1):
+            characters = sample[place::width]
+            others = [sample[k::width] for k in range(width) if k != place]
+            if len(characters) >= 4 and all(part.count(0) * 4 >= len(part) * 3 for part in others):
+                printable = sum(32 <= byte < 127 or byte in b"\t\r\n" for byte in characters)
+                if printable * 4 >= len(characters) * 3:
+                    return kind
+    return None
 
 
 def detect_format(path: Path, compression: str, head: bytes) -> str:
@@ -221,7 +257,8 @@ def detect_format(path: Path, compression: str, head: bytes) -> str:
     UserError
         When the content is of no supported format.
     """
-    kind = kind_of(head)
+    text = head.removeprefix(_BOM).lstrip()
+    kind = "markup" if text[:1] == b"<" else kind_of(head)
     if kind == "parquet" and compression == "none":
         return "parquet"
     if kind is not None:
@@ -230,7 +267,6 @@ def detect_format(path: Path, compression: str, head: bytes) -> str:
             f"{path} is {what}, which is not read",
             hint="convert it to JSON, JSON Lines (.gz, .zst), CSV or Parquet, in UTF-8",
         )
-    text = head.removeprefix(_BOM).lstrip()
     if not text and compression != "none":
         return "jsonl"  # a damaged archive or blanks: the reader says which
     if not text:

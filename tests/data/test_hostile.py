@@ -11,6 +11,7 @@ import pytest
 import zstandard
 
 from selectit_dagster.data import collect, readers
+from selectit_dagster.data.csv_reader import CsvReader
 from selectit_dagster.data.ingest import IngestRequest, ingest
 from selectit_dagster.data.json_array import ArrayReader
 from selectit_dagster.data.json_reader import LineReader
@@ -33,6 +34,9 @@ BAD_RECORDS = [
     (b'"text"', "(record)", "is a str, expected an object"),
     (b"[1, [2]]", "(record)", "is a list, expected an object"),
     (b'{"instruction": "i", "x": ' + b"[" * 5000 + b"]" * 5000 + b"}", "(record)", "is nested too"),
+    (b'{"instruction": "i", "output": "o", "x": [1e999]}', "x[0]", "is a number beyond"),
+    (b'{"output": "o", "x": 1' + b"0" * 5000 + b"}", "(record)", "holds a number that is too"),
+    (b'{"instruction": "i", "output": "o", "x": {"y": [null, NaN]}}', "x.y[1]", "is NaN"),
 ]
 
 
@@ -88,7 +92,16 @@ def test_a_broken_array_names_line_and_column(workshop, content, line, column, w
         ("a.csv", b"instruction,instruction\na,b\n", "names a column twice"),
         ("a.parquet", b"PAR1garbage", "cannot be read as Parquet"),
         ("a.xlsx", b"PK\x03\x04....", "zip archive"),
+        ("a.csv", b'"instruction,output\na,b\n', "row that starts on line 1 is never closed"),
+        ("a.csv", b"instruction,output\ra,b\r", "bare carriage returns"),
+        ("a.csv", b'"inst\nruction",output\na,b\n', r"columns found: inst\\nruction, output"),
+        ("a.csv", b"instruction, output\na,b\n", 'columns found: " output", instruction'),
         ("a.json", "[]".encode("utf-16"), "UTF-16"),
+        ("a.json", '[{"a": "b"}]'.encode("utf-16-le"), "UTF-16"),
+        ("a.csv", "instruction,output\né,b".encode("utf-16-be"), "UTF-16"),
+        ("a.json", '[{"a": "b"}]'.encode("utf-32"), "UTF-32"),
+        ("a.gz", gzip.compress('[{"a": "b"}]'.encode("utf-32-le")), "UTF-32"),
+        ("a.html", b"\n <!DOCTYPE html><p>404, not found", "HTML or XML"),
         ("a.bin", b"\x00\x01\x02", "binary data"),
         ("a.txt", b"hello", "neither JSON"),
         ("a.gz", gzip.compress(b""), "holds no records"),
@@ -115,13 +128,13 @@ def test_a_half_written_archive_says_where_it_ends(workshop, make, pack):
     with pytest.raises(UserError, match="end in the middle at byte") as caught:
         workshop.read(path)
     assert f"{len(packed) // 2:,}" in caught.value.message
-    assert "whole records came before" in caught.value.message
+    assert "whole records were read before that" in caught.value.message
     assert not (workshop.out / "manifest.json").exists()
 
 
 def test_what_was_read_before_the_damage_is_counted(workshop, make):
     whole = gzip.compress("".join(json.dumps(r) + "\n" for r in make(3)).encode())
-    with pytest.raises(UserError, match="3 whole records came before"):
+    with pytest.raises(UserError, match="3 whole records were read before that"):
         workshop.read(workshop.write("a.gz", whole + b"garbage"))
     assert workshop.read(workshop.write("b.gz", whole + bytes(64))).counts["kept"] == 3
 
@@ -137,6 +150,34 @@ def test_a_damaged_archive_is_no_traceback(workshop, make):
     packed[len(packed) // 2] ^= 0xFF
     with pytest.raises(UserError, match=r"damaged|end in the middle"):
         workshop.read(workshop.write("a.gz", bytes(packed)))
+
+
+def test_a_zstd_stream_may_have_frames_without_data(workshop, make):
+    frame = b"\x5a\x2a\x4d\x18\x04\x00\x00\x00abcd"
+    data = zstandard.compress(json.dumps(make(3)).encode())
+    path = workshop.write("a.zst", frame + data + frame)
+    assert workshop.read(path).counts["kept"] == 3
+
+
+def test_a_zstd_window_that_takes_too_much_memory_is_not_called_damage(workshop, make):
+    wide = zstandard.ZstdCompressionParameters(window_log=29)
+    packer = zstandard.ZstdCompressor(compression_params=wide).compressobj()
+    data = packer.compress(json.dumps(make(3)).encode()) + packer.flush()
+    with pytest.raises(UserError, match="window of more than 128 MiB") as caught:
+        workshop.read(workshop.write("a.zst", data))
+    assert "without --long" in caught.value.hint
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_any_number_of_blanks_may_come_first(workshop, make, pack):
+    path = workshop.write("a", pack(b" \n" * 100_000 + json.dumps(make(3)).encode()))
+    assert workshop.read(path).counts["kept"] == 3
+
+
+def test_a_header_above_the_limit_is_refused(workshop):
+    path = workshop.write("a.csv", b"instruction,output," + b"x" * 3000 + b"\na,b,c\n")
+    with pytest.raises(UserError, match="header is longer than 1,000 bytes"):
+        list(CsvReader(ByteSource(path, "none"), max_bytes=1000))
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl"])
@@ -196,6 +237,23 @@ def test_parquet_with_the_wrong_types_is_rejected_by_name(workshop):
     with pytest.raises(UserError, match="instruction is a number, expected text"):
         workshop.read(path, max_reject_share=0.05)
     assert [r["position"] for r in workshop.rejected] == [0, 1]
+
+
+def test_a_table_with_a_column_twice_is_refused(workshop):
+    path = workshop.folder / "a.parquet"
+    columns = [pa.array(["a"]), pa.array(["b"]), pa.array(["c"])]
+    names = ["instruction", "output", "output"]
+    pq.write_table(pa.Table.from_arrays(columns, names=names), path)
+    with pytest.raises(UserError, match=r"a\.parquet has the column 'output' more than once"):
+        workshop.read(path)
+
+
+def test_a_folder_of_several_formats_is_refused_and_not_read_in_part(workshop, make):
+    (workshop.folder / "several").mkdir()
+    workshop.lines("several/a.jsonl", make(2))
+    workshop.write("several/b.csv", "instruction,output\na,b\n")
+    with pytest.raises(UserError, match=r"several formats: a.jsonl, b.csv"):
+        workshop.read(workshop.folder / "several")
 
 
 def test_parquet_text_that_is_no_utf8_is_rejected_by_name(workshop):
