@@ -1,7 +1,7 @@
 """Readers of typed tables: Parquet, saved ``datasets`` folders and the hub.
 
 A row's ``raw`` is its canonical JSON (columns in the schema's order), because a typed row
-has no bytes of its own; its position leads back to the typed row (``take_rows``).
+has no bytes of its own; its position leads back to the typed row (``rows_at``).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from selectit_dagster.errors import TransientError, UserError
 from selectit_dagster.experiment import DatasetSection
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import pyarrow as pa
 
 BATCH_ROWS = 2048
@@ -278,45 +280,43 @@ def _guarded(batches: Iterator[pa.RecordBatch], name: str) -> Iterator[pa.Record
         ) from error
 
 
-def take_rows(section: DatasetSection, source: dict[str, Any], positions: list[int]) -> pa.Table:
-    """Return the typed rows at ``positions``, in that order, from a typed source.
+def rows_at(
+    reader: TypedReader, positions: npt.NDArray[np.int64], name: str
+) -> Iterator[pa.RecordBatch]:
+    """Yield the typed rows at ``positions`` from a freshly opened source.
 
     Parameters
     ----------
-    section:
-        The dataset's options, as they were when it was read.
-    source:
-        ``details["source"]`` of the raw artefact's manifest.
+    reader:
+        The source, opened as it was when it was read.
     positions:
-        Row numbers in the source, as in the column ``position``.
+        Row numbers in the source, ascending.
+    name:
+        What the source is called in messages.
 
     Raises
     ------
     UserError
-        When the source is gone or no longer has these rows.
+        When the source no longer has these rows.
     """
     import numpy as np
     import pyarrow as pa
 
-    reader = open_typed(section, source["format"], source.get("revision"))
-    order = np.argsort(np.asarray(positions, dtype=np.int64), kind="stable")
-    wanted = np.asarray(positions, dtype=np.int64)[order]
-    parts, start = [], 0
+    start = done = 0
     with contextlib.closing(reader.batches):  # type: ignore[type-var]
         for batch in reader.batches:
-            low, high = np.searchsorted(wanted, [start, start + batch.num_rows])
+            low, high = np.searchsorted(positions, [start, start + batch.num_rows])
             if high > low:
-                parts.append(batch.take(pa.array(wanted[low:high] - start)))
+                yield batch.take(pa.array(positions[low:high] - start))
             start += batch.num_rows
-            if high == len(wanted):
+            done = int(high)
+            if done == len(positions):
                 break
-    taken = pa.Table.from_batches(parts, schema=reader.schema)
-    if taken.num_rows != len(positions):
+    if done != len(positions):
         raise UserError(
-            f"{section.path} no longer has the rows that were read from it",
+            f"{name} no longer has the rows that were read from it",
             hint="it was changed since; materialise raw_dataset again",
         )
-    return taken.take(pa.array(np.argsort(order, kind="stable")))
 
 
 def open_typed(section: DatasetSection, kind: str, revision: str | None) -> TypedReader:

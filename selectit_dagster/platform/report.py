@@ -26,10 +26,10 @@ from selectit_dagster.home import Home
 from selectit_dagster.progress import Progress, Silent
 
 if TYPE_CHECKING:
+    from selectit_dagster.columnar import Workspace
     from selectit_dagster.platform.pipeline import Pipeline
     from selectit_dagster.platform.reporting.blocks import Block, Report, Section
     from selectit_dagster.platform.reporting.records import Stored
-    from selectit_dagster.selection.columnar import Workspace
 
 KIND = "report"
 HTML, MARKDOWN = "report.html", "report.md"
@@ -111,10 +111,10 @@ def _line(request: ReportRequest) -> Pipeline:
 
 def compose(line: Pipeline, scratch: Path, progress: Progress) -> Report:
     """Return the report's content; ``scratch`` is a folder on a disk with room to spill."""
+    from selectit_dagster.columnar import Workspace
     from selectit_dagster.platform.reporting import outcome, provenance, sections
     from selectit_dagster.platform.reporting.blocks import Report
     from selectit_dagster.platform.resources import make_tracker
-    from selectit_dagster.selection.columnar import Workspace
 
     with Workspace(scratch) as work:
         made = [sections.asked(line), outcome.arms(line), sections.balance(line)]

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from selectit_dagster.errors import UserError
 
 if TYPE_CHECKING:
+    from selectit_dagster.columnar import Workspace
     from selectit_dagster.experiment import ModelReference
     from selectit_dagster.progress import Progress
-    from selectit_dagster.selection.columnar import Workspace
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,14 @@ class Ordering:
         What ``score`` is, for the card.
     notes:
         What a user should know of this very run.
+    as_stored:
+        Whether the query has no ORDER BY because the file it reads is in order.
     """
 
     query: str
     score_means: str
     notes: list[str] = field(default_factory=list)
+    as_stored: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,9 @@ class Arm:
 
 
 def by_selectit(context: ArmContext) -> Ordering:
-    """Order by SelectIT's model-level score: the ranking itself."""
-    query = f"SELECT record_id, score FROM {context.candidates} ORDER BY rank"
-    return Ordering(query, "SelectIT model-level score")
+    """Order by SelectIT's model-level score: the ranking itself, which is stored in order."""
+    query = f"SELECT record_id, score FROM {context.candidates}"
+    return Ordering(query, "SelectIT model-level score", as_stored=True)
 
 
 def by_chance(context: ArmContext) -> Ordering:

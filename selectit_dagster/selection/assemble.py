@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from selectit_dagster.artefacts import Manifest, read_manifest, require_manifest
+from selectit_dagster.columnar import ParquetStream, Workspace, move_into
 from selectit_dagster.errors import ArtefactError
 from selectit_dagster.files import sha256_json, write_text
 from selectit_dagster.progress import Progress
 from selectit_dagster.selection.arms import ARMS, ArmContext, Ordering
 from selectit_dagster.selection.card import CardFacts, dataset_card
 from selectit_dagster.selection.change import CANDIDATES_FILE, compare_selections
-from selectit_dagster.selection.columnar import ParquetStream, Workspace, move_into
 from selectit_dagster.selection.ranking import RANKING_FILE
 from selectit_dagster.selection.writer import Written, write_selected
 
@@ -144,7 +144,8 @@ def _choose(ordering: Ordering, count: int, work: Workspace) -> dict[str, float 
     last = beyond = None
     first = 0
     with ParquetStream(work.folder / "chosen.parquet", compression="lz4") as stream:
-        for batch in work.batches(f"{ordering.query} LIMIT {count + 1}"):
+        query = f"{ordering.query} LIMIT {count + 1}"
+        for batch in work.batches(query, as_stored=ordering.as_stored):
             taken = min(batch.num_rows, count - first)
             scores = batch.column("score")
             if taken < batch.num_rows:
@@ -166,9 +167,9 @@ def _choose(ordering: Ordering, count: int, work: Workspace) -> dict[str, float 
 
 def _write_candidates(context: ArmContext) -> None:
     """Keep each candidate's rank and score, so that the next selection can say what changed."""
-    columns = f"SELECT record_id, rank, score FROM {context.candidates} ORDER BY rank"
+    columns = f"SELECT record_id, rank, score FROM {context.candidates}"
     with ParquetStream(context.work.folder / CANDIDATES_FILE) as stream:
-        for batch in context.work.batches(columns):
+        for batch in context.work.batches(columns, as_stored=True):
             stream.write(batch)
 
 

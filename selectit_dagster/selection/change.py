@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selectit_dagster.columnar import Workspace
 from selectit_dagster.errors import ArtefactError
-from selectit_dagster.selection.columnar import Workspace
 from selectit_dagster.selection.writer import DATASET_FILE
 
 CANDIDATES_FILE = "candidates.parquet"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from selectit_dagster.selection.columnar import ParquetStream
+from selectit_dagster.columnar import ParquetStream
 from selectit_dagster.selection.likelihood import load_forward, texts_of
 
 if TYPE_CHECKING:

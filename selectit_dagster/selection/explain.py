@@ -12,9 +12,9 @@ from typing import Any, cast
 import numpy as np
 
 from selectit_dagster.artefacts import require_manifest
+from selectit_dagster.columnar import Workspace
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.rating import levels
-from selectit_dagster.selection.columnar import Workspace
 from selectit_dagster.selection.ranking import RANKING_FILE
 from selectit_dagster.selection.stored import StoredScores
 

@@ -3,20 +3,20 @@
 # ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from selectit_dagster.artefacts import read_manifest
+from selectit_dagster.columnar import ParquetStream, Workspace, move_into, stored_batches
 from selectit_dagster.errors import ArtefactError
 from selectit_dagster.progress import Progress
 from selectit_dagster.rating import levels
-from selectit_dagster.selection.columnar import ParquetStream, Workspace, move_into
+from selectit_dagster.selection.lockstep import OutOfStepError, in_step
 from selectit_dagster.selection.stored import (
     STATUSES,
     NotGroupedError,
@@ -24,6 +24,7 @@ from selectit_dagster.selection.stored import (
     StoredScores,
     open_scores,
 )
+from selectit_dagster.selection.tally import ScoreSummary, Tally
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,37 +36,11 @@ Floats = npt.NDArray[np.float64]
 # instance the same ratings from other prompts); rounding lets the record id decide there.
 # Stored probabilities are float32, so no real difference is that small.
 SCORE_DECIMALS = 12
-_EXAMPLES = 10
-_SCORE_SAMPLE = 20
+_ROWS = 1 << 15
 
 
-@dataclass
-class Tally:
-    """What was counted while the ranking was written."""
-
-    records: int = 0
-    ranked: int = 0
-    statuses: Counter[str] = field(default_factory=Counter)
-    excluded: list[str] = field(default_factory=list)
-    examples: list[dict[str, str]] = field(default_factory=list)
-    scores: list[Floats] = field(default_factory=list)
-
-    def summary(self) -> dict[str, Any]:
-        """Return minimum, quantiles, mean, spread and a histogram of the ranked scores."""
-        scores = np.concatenate(self.scores) if self.scores else np.empty(0)
-        if not scores.size:
-            return {}
-        quantiles = np.quantile(scores, [0.05, 0.25, 0.5, 0.75, 0.95])
-        counts, edges = np.histogram(scores, bins=_SCORE_SAMPLE)
-        return {
-            "min": float(scores.min()),
-            "max": float(scores.max()),
-            "mean": float(scores.mean()),
-            "std": float(scores.std()),
-            **dict(zip(("p05", "p25", "p50", "p75", "p95"), map(float, quantiles), strict=True)),
-            "distinct": int(np.unique(scores).size),
-            "histogram": {"counts": counts.tolist(), "edges": edges.tolist()},
-        }
+# what joining by record id may take, where the scores are not in the records' order
+_JOIN_MEMORY = 600 * 1000 * 1000
 
 
 def fuse(request: RankingRequest, thetas: dict[str, float], out: Path, progress: Progress) -> Tally:
@@ -74,22 +49,36 @@ def fuse(request: RankingRequest, thetas: dict[str, float], out: Path, progress:
 
     stores = open_scores(request.scores, request.num_prompts, request.num_ratings)
     records = request.records / "records.parquet"
+    weights = np.array(list(thetas.values()))
     with Workspace(out) as work:
         total = int(cast(int, work.row(f"SELECT count(*) FROM {work.table(records)}")[0]))
-        for number, store in enumerate(stores):
-            target = work.folder / f"model-{number}.parquet"
-            count = write_sentence_scores(store, request, target, work)
-            if count != total:
-                raise _not_one_to_one(store, records, target, work)
-            progress.update((number + 1) * total, (len(stores) + 2) * total)
         joined = work.folder / "joined.parquet"
-        _join(request, stores, records, np.array(list(thetas.values())), joined, work)
-        progress.update((len(stores) + 1) * total, (len(stores) + 2) * total)
+        watched = _Watched(progress, total)
+        try:
+            beside = in_step(
+                stored_batches(records, ["record_id", "position"], _ROWS),
+                [_sentence_batches(store.as_stored(work), request) for store in stores],
+            )
+            _write_fused(beside, request, stores, weights, joined, watched)
+        except (OutOfStepError, NotGroupedError):
+            by_id = _joined_by_id(request, stores, records, total, work)
+            _write_fused(by_id, request, stores, weights, joined, watched)
         tally = _write_sorted(request, stores, joined, work.folder / RANKING_FILE, work)
         old = read_manifest(out)
         move_into(work.folder, out, [RANKING_FILE], list(old.files) if old else [])
-        progress.update((len(stores) + 2) * total, (len(stores) + 2) * total)
+        progress.update(total, total)
     return tally
+
+
+@dataclass
+class _Watched:
+    """Reports fusing as nine tenths of the work; sorting is the rest."""
+
+    progress: Progress
+    total: int
+
+    def fused(self, rows: int) -> None:
+        self.progress.update(rows * 9 // 10, self.total)
 
 
 def sentence_scores(batch: StoredBatch, alpha: float, variant: str, ablation: str) -> Floats:
@@ -103,16 +92,24 @@ def sentence_scores(batch: StoredBatch, alpha: float, variant: str, ablation: st
     return np.where(batch.status == 0, scores, np.nan)
 
 
+def _sentence_batches(
+    batches: Iterator[StoredBatch], request: RankingRequest
+) -> Iterator[pa.RecordBatch]:
+    """Yield (record_id, score, status, reason) of one model."""
+    for batch in batches:
+        score = sentence_scores(batch, request.alpha, request.variant, request.ablation)
+        yield _sentence_batch(batch, score)
+
+
 def write_sentence_scores(
     store: StoredScores, request: RankingRequest, target: Path, work: Workspace
 ) -> int:
     """Write (record_id, score, status, reason) of one model; return the number of rows."""
 
     def write(batches: Iterator[StoredBatch]) -> int:
-        with ParquetStream(target, compression="lz4") as stream:
-            for batch in batches:
-                score = sentence_scores(batch, request.alpha, request.variant, request.ablation)
-                stream.write(_sentence_batch(batch, score))
+        with ParquetStream(target, compression="lz4", dictionary=["reason"]) as stream:
+            for batch in _sentence_batches(batches, request):
+                stream.write(batch)
         return stream.rows
 
     try:
@@ -158,28 +155,45 @@ def _not_one_to_one(
     return ArtefactError(f"the scores of model {store.name} do not match the records")
 
 
-def _join(
+def _joined_by_id(
     request: RankingRequest,
     stores: list[StoredScores],
     records: Path,
-    thetas: Floats,
-    target: Path,
+    total: int,
     work: Workspace,
-) -> None:
-    """Join the models' scores by record id, fuse them, and write one row per record."""
+) -> Iterator[pa.RecordBatch]:
+    """Join the models' scores by record id, in whatever order they were stored."""
+    work.allow(_JOIN_MEMORY)
+    for number, store in enumerate(stores):
+        target = work.folder / f"model-{number}.parquet"
+        if write_sentence_scores(store, request, target, work) != total:
+            raise _not_one_to_one(store, records, target, work)
     numbers = range(len(stores))
     columns = [f"m{i}.score AS s{i}, m{i}.status AS c{i}, m{i}.reason AS r{i}" for i in numbers]
     joins = [
         f"LEFT JOIN {work.table(work.folder / f'model-{i}.parquet')} m{i} USING (record_id)"
         for i in numbers
     ]
-    query = (
+    yield from work.batches(
         f"SELECT record_id, position, {', '.join(columns)} "
-        f"FROM {work.table(records)} {' '.join(joins)}"
+        f"FROM {work.table(records)} {' '.join(joins)}",
+        _ROWS,
     )
-    with ParquetStream(target, compression="lz4") as stream:
-        for batch in work.batches(query):
+
+
+def _write_fused(
+    rows: Iterator[pa.RecordBatch],
+    request: RankingRequest,
+    stores: list[StoredScores],
+    thetas: Floats,
+    target: Path,
+    watched: _Watched,
+) -> None:
+    """Fuse the models' scores and write one row per record."""
+    with ParquetStream(target, compression="lz4", dictionary=["reason"]) as stream:
+        for batch in rows:
             stream.write(_fused_batch(batch, request, stores, thetas))
+            watched.fused(stream.rows)
 
 
 def _fused_batch(
@@ -233,9 +247,12 @@ def _write_sorted(
     """Sort the fused scores and write the ranking with its ranks."""
     tie = "position DESC" if request.variant == "released-code" else "record_id"
     order = f"ORDER BY score DESC NULLS LAST, CASE WHEN score IS NULL THEN record_id END, {tie}"
-    tally = Tally()
-    with ParquetStream(target) as stream:
-        for batch in work.batches(f"SELECT * FROM {work.table(joined)} {order}"):
+    facts = work.row(f"SELECT count(score), min(score), max(score) FROM {work.table(joined)}")
+    count, low, high = (float(str(fact or 0)) for fact in facts)
+    tally = Tally(ScoreSummary(int(count), low, high))
+    repeated = ["status", "reason", "sentence_score.key_value.key"]
+    with ParquetStream(target, dictionary=repeated) as stream:
+        for batch in work.batches(f"SELECT * FROM {work.table(joined)} {order}", _ROWS):
             stream.write(_ranked_batch(batch, [store.name for store in stores], tally))
     return tally
 
@@ -250,14 +267,10 @@ def _ranked_batch(batch: pa.RecordBatch, models: list[str], tally: Tally) -> pa.
     scores = batch.column("score")
     tally.records += batch.num_rows
     tally.ranked += int((codes == 0).sum())
-    tally.scores.append(scores.to_numpy(zero_copy_only=False)[codes == 0])
+    tally.summary.add(scores.to_numpy(zero_copy_only=False)[codes == 0])
     for index in np.flatnonzero(codes):
         record, reason = (batch.column(c)[int(index)].as_py() for c in ("record_id", "reason"))
-        status = STATUSES[codes[index]]
-        tally.statuses[status] += 1
-        tally.excluded.append(record)
-        if len(tally.examples) < _EXAMPLES:
-            tally.examples.append({"record_id": record, "status": status, "reason": reason or ""})
+        tally.exclude(record, STATUSES[codes[index]], reason or "")
     return pa.record_batch(
         {
             "record_id": batch.column("record_id"),

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from selectit_dagster.columnar import ParquetStream
 from selectit_dagster.files import write_parquet
-from selectit_dagster.selection.columnar import ParquetStream
 from selectit_dagster.selection.forward import Forward
 
 if TYPE_CHECKING:

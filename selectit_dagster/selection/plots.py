@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from selectit_dagster.selection.columnar import Workspace
+from selectit_dagster.columnar import Workspace
 from selectit_dagster.selection.ranking import RANKING_FILE
 from selectit_dagster.selection.writer import DATASET_FILE
 

@@ -10,7 +10,6 @@ the models are joined by record id, fused, and sorted, outside memory where need
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -176,7 +175,6 @@ def _balanced(tally: Tally, records: Path) -> dict[str, int]:
 
 def _details(request: RankingRequest, thetas: dict[str, float], tally: Tally) -> dict[str, Any]:
     """Return what pages and reports show, and what later stages need to know."""
-    excluded = hashlib.sha256("\n".join(map(repr, tally.excluded)).encode()).hexdigest()
     return {
         "theta": thetas,
         "models": {
@@ -191,9 +189,9 @@ def _details(request: RankingRequest, thetas: dict[str, float], tally: Tally) ->
             "variant": request.variant,
             "ablation": request.ablation,
         },
-        "score": tally.summary(),
+        "score": tally.summary.as_dict(),
         # arms that need no ranking still draw from the same candidates
-        "excluded_sha256": excluded,
+        "excluded_sha256": tally.excluded_sha256,
         "not_ranked_examples": tally.examples,
         "warnings": _warnings(request, thetas),
     }

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from selectit_dagster.artefacts import Manifest, require_manifest
+from selectit_dagster.columnar import Workspace
 from selectit_dagster.errors import ArtefactError, UserError
-from selectit_dagster.selection.columnar import Workspace
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -6,7 +6,6 @@ with every record byte for byte, and ``dataset.parquet`` with the columns that t
 have no bytes of their own; their typed values are taken from the source again.
 """
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 import gzip
@@ -19,19 +18,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 
+from selectit_dagster.columnar import ParquetStream, Workspace
 from selectit_dagster.errors import ArtefactError
 from selectit_dagster.progress import Progress
-from selectit_dagster.selection.columnar import ParquetStream, Workspace
+from selectit_dagster.selection.gather import RANK, ByRank, chosen_rows, row_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 DATASET_FILE = "dataset.parquet"
 _TYPED = ("parquet", "datasets", "hub")
-_ROWS = 1 << 14
-_TYPED_ROWS = 200_000
 _CHECKED_ROWS = 500
 
 
@@ -113,64 +113,87 @@ class TextWriter:
 class TypedWriter:
     """Writes the source's typed rows to Parquet, in its own schema.
 
+    The source is read again, once, when all chosen rows are known.
+
     Raises
     ------
     ArtefactError
         When the source's rows are no longer those that were read.
     """
 
-    def __init__(self, path: Path, source: dict[str, Any]) -> None:
+    def __init__(self, path: Path, source: dict[str, Any], count: int, folder: Path) -> None:
         self._path = path
         self._source = source
-        self._positions: list[int] = []
-        self._raw: list[bytes] = []
-        self._stream: ParquetStream | None = None
+        self._count = count
+        self._folder = folder
+        self._positions: list[npt.NDArray[np.int64]] = []
+        self._samples: dict[int, bytes] = {}
+        self._rows = 0
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Append the rows that the batch's positions name."""
-        self._positions += batch.column("position").to_pylist()
-        self._raw += batch.column("raw").to_pylist()
-        if len(self._positions) >= _TYPED_ROWS:
-            self._flush()
+        """Remember the positions of the next rows, and of some of them what they were."""
+        positions = batch.column("position").to_numpy()
+        step = max(1, self._count // _CHECKED_ROWS)
+        for index in range(-self._rows % step, len(positions), step):
+            self._samples[int(positions[index])] = batch.column("raw")[index].as_py()
+        self._positions.append(positions)
+        self._rows += len(positions)
 
-    def _flush(self) -> None:
-        from selectit_dagster.data.arrow_reader import canonical_json, take_rows
+    def close(self) -> None:
+        """Take the rows from the source and write them."""
+        import pyarrow as pa
+
+        from selectit_dagster.data.arrow_reader import open_typed, rows_at
         from selectit_dagster.experiment import DatasetSection
 
         section = DatasetSection.model_validate(
             {"path": self._source["path"], "split": self._source["split"]}
         )
-        table = take_rows(section, self._source, self._positions)
-        # the source is read again, perhaps much later: make sure that it did not change
-        step = max(1, len(self._raw) // _CHECKED_ROWS)
-        checked = table.take(list(range(0, len(self._raw), step))).to_pylist()
-        for row, raw in zip(checked, self._raw[::step], strict=True):
-            if canonical_json(row) != raw:
+        reader = open_typed(section, self._source["format"], self._source.get("revision"))
+        positions = np.concatenate(self._positions or [np.zeros(0, np.int64)])
+        order = np.argsort(positions)
+        ascending = positions[order]
+        sorted_rows: ByRank | None = None
+        done = 0
+        for batch in rows_at(reader, ascending, section.path):
+            part = slice(done, done + batch.num_rows)
+            done = part.stop
+            self._check(batch, ascending[part])
+            if sorted_rows is None:
+                size = batch.nbytes / batch.num_rows
+                sorted_rows = ByRank(self._folder, self._count, size)
+            ranks = pa.array((order[part] + 1).astype(np.int32))
+            names = [*batch.schema.names, RANK]
+            sorted_rows.add(pa.record_batch([*batch.columns, ranks], names=names))
+        with ParquetStream(self._path, schema=reader.schema, dictionary=True) as stream:
+            for batch in sorted_rows.batches() if sorted_rows else ():
+                kept = batch.columns[:-1]
+                stream.write(pa.record_batch(kept, schema=reader.schema))
+
+    def _check(self, batch: pa.RecordBatch, positions: npt.NDArray[np.int64]) -> None:
+        """Make sure that the source, read again perhaps much later, did not change."""
+        from selectit_dagster.data.arrow_reader import canonical_json
+
+        for index, position in enumerate(positions.tolist()):
+            raw = self._samples.get(position)
+            if raw is not None and canonical_json(batch.slice(index, 1).to_pylist()[0]) != raw:
                 raise ArtefactError(
-                    f"{section.path} is not what it was when it was read",
+                    f"{self._source['path']} is not what it was when it was read",
                     hint="materialise raw_dataset again",
                 )
-        if self._stream is None:
-            self._stream = ParquetStream(self._path, schema=table.schema).__enter__()
-        for part in table.combine_chunks().to_batches():
-            self._stream.write(part)
-        self._positions, self._raw = [], []
-
-    def close(self) -> None:
-        """Write what is left and close."""
-        if self._positions or self._stream is None:
-            self._flush()
-        if self._stream is not None:
-            self._stream.__exit__(None, None, None)
 
 
 class SelectedWriter:
     """Both files of a selected dataset, from batches in rank order."""
 
-    def __init__(self, folder: Path, source: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, source: dict[str, Any], count: int) -> None:
         self.data_name = data_name(source)
-        kind = TypedWriter if source["format"] in _TYPED else TextWriter
-        self._data: _DataWriter = kind(folder / self.data_name, source)
+        path = folder / self.data_name
+        self._data: _DataWriter = (
+            TypedWriter(path, source, count, folder)
+            if source["format"] in _TYPED
+            else TextWriter(path, source)
+        )
         self._dataset = ParquetStream(folder / DATASET_FILE, schema=dataset_schema())
         self._content = hashlib.sha256()
         self._characters = 0
@@ -257,15 +280,18 @@ def write_selected(
     source:
         What the manifest of the curated dataset says about the source's format.
     """
-    query = (
-        "SELECT record_id, position, instruction, input, response, raw, rank, score, "
-        f"length(response)::INTEGER AS length FROM {work.table(records)} "
-        f"JOIN {work.table(chosen)} USING (record_id) ORDER BY rank"
-    )
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    columns = ["record_id", "position", "instruction", "input", "response", "raw"]
+    by_rank = ByRank(work.folder, count, row_bytes(records))
+    for batch in chosen_rows(records, chosen, columns, work):
+        by_rank.add(batch)
     done = 0
-    with SelectedWriter(work.folder, source) as writer:
-        for batch in _checked(work.batches(query, _ROWS)):
-            writer.write(batch)
+    with SelectedWriter(work.folder, source, count) as writer:
+        for batch in _checked(by_rank.batches()):
+            length = pc.utf8_length(batch.column("response")).cast(pa.int32())
+            writer.write(batch.append_column("length", length))
             done += batch.num_rows
             progress.update(done, count)
     written = writer.written()

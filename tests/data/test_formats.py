@@ -5,12 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from selectit_dagster.data.arrow_reader import take_rows
+from selectit_dagster.data.arrow_reader import open_typed, rows_at
 from selectit_dagster.errors import TransientError, UserError
 from selectit_dagster.experiment import DatasetSection
 
@@ -84,6 +85,13 @@ def test_csv_with_semicolons_and_windows_line_ends(workshop):
     assert texts(workshop.records) == [("q, with comma", "", "a")]
 
 
+def taken_rows(section, kind, positions):
+    """Return the typed rows at some positions of the source."""
+    reader = open_typed(section, kind, None)
+    batches = rows_at(reader, np.array(positions), section.path)
+    return pa.Table.from_batches(batches, schema=reader.schema)
+
+
 def test_parquet_rows_can_be_taken_back_with_their_types(workshop):
     table = pa.table(
         {
@@ -99,9 +107,11 @@ def test_parquet_rows_can_be_taken_back_with_their_types(workshop):
     assert manifest.details["format"] == "parquet"
     assert json.loads(workshop.records[1]["raw"])["n"] is None
     section = DatasetSection(path=str(path), **OPTIONS)
-    taken = take_rows(section, manifest.details["source"], [2, 0, 2])
+    taken = taken_rows(section, "parquet", [0, 2])
     assert taken.schema == table.schema
-    assert taken.to_pylist() == [table.to_pylist()[i] for i in (2, 0, 2)]
+    assert taken.to_pylist() == [table.to_pylist()[i] for i in (0, 2)]
+    with pytest.raises(UserError, match="no longer has the rows"):
+        taken_rows(section, "parquet", [0, 3])
 
 
 def test_a_saved_dataset_is_read_and_its_split_chosen(workshop, make):
@@ -127,7 +137,7 @@ def test_a_folder_of_data_files_goes_through_load_dataset(workshop, make):
     assert manifest.details["format"] == "hub"
     assert texts(workshop.records) == EXPECTED
     section = DatasetSection(path=str(folder))
-    taken = take_rows(section, manifest.details["source"], [1])
+    taken = taken_rows(section, "hub", [1])
     assert taken.column("output").to_pylist() == ["It is 1."]
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from selectit_dagster.platform.reporting.blocks import Distribution, Record
 
 if TYPE_CHECKING:
+    from selectit_dagster.columnar import Workspace
     from selectit_dagster.home import Home
-    from selectit_dagster.selection.columnar import Workspace
 
 
 @dataclass(frozen=True)

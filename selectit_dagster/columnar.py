@@ -1,8 +1,8 @@
 """Tables that are larger than memory: one DuckDB connection with a limit, streams in and out.
 
 Belongs here: opening the columnar engine with its memory limit and spill folder, streaming
-a query's result in batches, and writing a stream of batches to Parquet. Must not be here:
-anything that knows what a score or an arm is.
+a query's result or a file in batches, and writing a stream of batches to Parquet. Must not be
+here: anything that knows what a record, a score or an arm is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-MEMORY_LIMIT = 600 * 1000 * 1000
+# What is larger than this goes to the disk. It is low on purpose: sorting five million keys
+# takes the same memory as sorting one million, and hardly more time for each.
+MEMORY_PER_THREAD = 100 * 1000 * 1000
+MOST_THREADS = 4
 BATCH_ROWS = 1 << 16
 _GLOB_CHARACTERS = frozenset("*?[]{}")
 
@@ -39,9 +42,10 @@ class Workspace:
         Bytes that DuckDB may hold before it spills to the scratch folder.
     """
 
-    def __init__(self, beside: Path, memory_limit: int = MEMORY_LIMIT) -> None:
+    def __init__(self, beside: Path, memory_limit: int | None = None) -> None:
         self.beside = beside
-        self.memory_limit = memory_limit
+        self.threads = min(MOST_THREADS, os.cpu_count() or 1)
+        self.memory_limit = memory_limit or MEMORY_PER_THREAD * max(2, self.threads)
 
     def __enter__(self) -> Workspace:
         import duckdb
@@ -56,7 +60,7 @@ class Workspace:
             config={
                 "memory_limit": f"{self.memory_limit // 1000 // 1000}MB",
                 "temp_directory": str(self.folder / "spill"),
-                "threads": min(8, os.cpu_count() or 1),
+                "threads": self.threads,
                 "preserve_insertion_order": False,
                 # nothing is ever fetched
                 "autoinstall_known_extensions": False,
@@ -74,11 +78,12 @@ class Workspace:
         shutil.rmtree(self.folder, ignore_errors=True)
         shutil.rmtree(self._links, ignore_errors=True)
 
-    def table(self, path: Path) -> str:
+    def table(self, path: Path, *, row_numbers: bool = False) -> str:
         """Return the SQL expression that reads the Parquet file ``path``.
 
         DuckDB takes ``*``, ``?`` and brackets in a path for patterns, so a path that has
-        them is read through a link with a plain name.
+        them is read through a link with a plain name. ``row_numbers`` adds the column
+        ``file_row_number``, from 0.
         """
         if _GLOB_CHARACTERS & set(str(path)):
             link = self._links / f"{len(list(self._links.iterdir()))}.parquet"
@@ -86,7 +91,11 @@ class Workspace:
             path = link
         escaped = str(path).replace("'", "''")
         # a subquery, because two bare calls in one query would have the same name
-        return f"(FROM read_parquet('{escaped}'))"
+        return f"(FROM read_parquet('{escaped}', file_row_number = {str(row_numbers).lower()}))"
+
+    def allow(self, memory_limit: int) -> None:
+        """Let DuckDB hold so many bytes from now on, for work that cannot do with less."""
+        self.connection.execute(f"SET memory_limit = '{memory_limit // 1000 // 1000}MB'")
 
     def batches(
         self, query: str, rows: int = BATCH_ROWS, *, as_stored: bool = False
@@ -116,10 +125,23 @@ class Workspace:
         return tuple(self._session(False).sql(query).fetchall()[0])
 
 
+def stored_batches(
+    path: Path, columns: list[str], rows: int = BATCH_ROWS
+) -> Iterator[pa.RecordBatch]:
+    """Yield columns of a Parquet file in the order of its rows, holding one batch at a time."""
+    import pyarrow.parquet as pq
+
+    # pre_buffer would keep every row group that was read until the last one is
+    with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+        yield from file.iter_batches(batch_size=rows, columns=columns)
+
+
 class ParquetStream:
     """Write batches to one Parquet file, whose schema is the first batch's or given.
 
     The file is complete when the block ends; write it in a :class:`Workspace` and move it.
+    ``dictionary`` names the columns whose values repeat (True: all may); for the others a
+    dictionary costs time and saves nothing.
     """
 
     def __init__(
@@ -128,8 +150,10 @@ class ParquetStream:
         *,
         schema: pa.Schema | None = None,
         compression: str = "zstd",
+        dictionary: list[str] | bool = False,
     ) -> None:
         self.path = path
+        self.dictionary = dictionary
         self.schema = schema
         self.compression = compression
         self.rows = 0
@@ -143,7 +167,9 @@ class ParquetStream:
     def _open(self, schema: pa.Schema) -> pq.ParquetWriter:
         import pyarrow.parquet as pq
 
-        self._writer = pq.ParquetWriter(self.path, schema, compression=self.compression)
+        self._writer = pq.ParquetWriter(
+            self.path, schema, compression=self.compression, use_dictionary=self.dictionary
+        )
         return self._writer
 
     def write(self, batch: pa.RecordBatch) -> None:
