@@ -136,6 +136,32 @@ def stored_batches(
         yield from file.iter_batches(batch_size=rows, columns=columns)
 
 
+class RowStream:
+    """What is known of some rows of a table, taken range by range.
+
+    Parameters
+    ----------
+    batches:
+        With a column ``row``, ascending over all of them.
+    """
+
+    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
+        self._batches = batches
+        self._held: pa.RecordBatch | None = next(batches, None)
+
+    def until(self, stop: int) -> Iterator[pa.RecordBatch]:
+        """Yield what has a ``row`` below ``stop`` and was not yielded before."""
+        while self._held is not None:
+            rows = self._held.column("row").to_numpy()
+            here = int(rows.searchsorted(stop))
+            part, self._held = self._held.slice(0, here), self._held.slice(here)
+            if here:
+                yield part
+            if self._held.num_rows:
+                return
+            self._held = next(self._batches, None)
+
+
 class ParquetStream:
     """Write batches to one Parquet file, whose schema is the first batch's or given.
 

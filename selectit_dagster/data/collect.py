@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
+from selectit_dagster.columnar import Workspace
 from selectit_dagster.data.background import BackgroundWriter
 from selectit_dagster.data.fields import WHOLE_RECORD, Unusable
 from selectit_dagster.data.identity import Identities, content_digest, own_id
@@ -76,16 +77,16 @@ class Collector:
         self,
         section: DatasetSection,
         reader: Reader,
-        stage: Path,
+        work: Workspace,
         rejects: IO[bytes],
         progress: Progress,
     ) -> None:
         self.section = section
         self.reader = reader
-        self.stage = stage
+        self.stage = work.folder / "stage.arrow"
         self.rejects = Rejects(rejects)
         self.progress = progress
-        self.identities = Identities()
+        self.identities = Identities(work)
         self.profile = Profile()
         self.shapes: Counter[tuple[str, ...]] = Counter()
         self.preview: list[dict[str, Any]] = []
@@ -125,7 +126,7 @@ class Collector:
         if samples:
             self.layout = choose_layout(self.section, samples, self.section.path)
         # not compressed: it lives for seconds, and compressing it costs more than the disk
-        with pa.ipc.new_file(str(self.stage), STAGED) as sink:
+        with pa.ipc.new_file(str(self.stage), STAGED) as sink, self.identities:
             self._collect(self._again(), sink, lambda: self._head_line)
             self._collect(rows, sink, lambda: self.reader.rows.line)
             self._flush(sink)

@@ -93,12 +93,13 @@ def curate(request: CurationRequest, out: Path, progress: Progress | None = None
     fingerprint = curation_fingerprint(request)
     if is_current(out, fingerprint) and (stored := read_manifest(out)) is not None:
         return stored
+    from selectit_dagster.columnar import Workspace
     from selectit_dagster.data.steps import Curator
 
-    with folder_lock(out, "curating the dataset"):
+    with folder_lock(out, "curating the dataset"), Workspace(out) as work:
         (out / MANIFEST).unlink(missing_ok=True)
         total = require_manifest(request.raw, made_by="raw_dataset").counts["kept"]
-        curator = Curator(request, total, progress or Silent())
+        curator = Curator(request, total, work, progress or Silent())
         curator.decide()
         curator.write(out / RECORDS, out / DROPPED)
         _check(curator, out)

@@ -6,14 +6,18 @@ are found by MinHash signatures (datasketch) and locality-sensitive banding, and
 candidate pair is verified by the true Jaccard similarity of its word n-grams.
 """
 
+# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 
+from selectit_dagster.columnar import ParquetStream, Workspace
 from selectit_dagster.data.text import words
 
 SEED = 1
@@ -33,39 +37,59 @@ class Duplicates:
     similarity: np.ndarray
 
 
-_NONE = Duplicates(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+class Digests:
+    """Digests of normal forms in a scratch file, one per row that takes part.
 
-
-def exact_duplicates(
-    digests: np.ndarray, alive: np.ndarray, id_ranks: Callable[[np.ndarray], np.ndarray]
-) -> Duplicates:
-    """Return the alive rows whose digest an alive row of smaller id has too.
-
-    Parameters
-    ----------
-    digests:
-        (N, 2) uint64: digests of the normal forms.
-    alive:
-        (N,) bool: rows that take part.
-    id_ranks:
-        Gives the order of the record ids of some rows: rows (D,) to ranks (D,).
+    Use it in a ``with`` block while digests are added.
     """
-    rows = np.flatnonzero(alive)
-    if not len(rows):
-        return _NONE
-    order = np.lexsort((digests[rows, 1], digests[rows, 0]))
-    ordered = digests[rows[order]]
-    same = np.all(ordered[1:] == ordered[:-1], axis=1)
-    member = np.append(False, same) | np.append(same, False)
-    rows, groups = rows[order][member], np.cumsum(~np.append(False, same))[member]
-    if not len(rows):
-        return _NONE
-    by_id = np.lexsort((id_ranks(rows), groups))
-    rows, groups = rows[by_id], groups[by_id]
-    first = np.append(True, groups[1:] != groups[:-1])
-    keepers = np.repeat(rows[first], np.diff(np.append(np.flatnonzero(first), len(rows))))
-    repeats = ~first
-    return Duplicates(rows[repeats], keepers[repeats], np.ones(int(repeats.sum())))
+
+    def __init__(self, work: Workspace) -> None:
+        self.work = work
+        self._sink = ParquetStream(work.folder / "digests.parquet", compression="none")
+
+    def __enter__(self) -> Digests:
+        self._sink.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._sink.__exit__(kind, error, trace)
+
+    def add(self, rows: np.ndarray, digests: list[bytes]) -> None:
+        """Add digests of 16 bytes and the rows that they belong to, (n,) each."""
+        import pyarrow as pa
+
+        pairs = np.frombuffer(b"".join(digests), dtype=">u8").reshape(-1, 2).astype(np.uint64)
+        self._sink.write(pa.record_batch({"row": rows, "a": pairs[:, 0], "b": pairs[:, 1]}))
+
+    def repeated(self, records: Path) -> Duplicates:
+        """Return the rows whose digest a row of smaller record id has too.
+
+        Parameters
+        ----------
+        records:
+            The Parquet file with the ``record_id`` of every row.
+        """
+        if not self._sink.rows:
+            return Duplicates(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+        digests = self.work.table(self._sink.path)
+        query = (
+            "SELECT row, first_value(row) OVER (PARTITION BY a, b ORDER BY record_id) AS kept "
+            f"FROM {digests} SEMI JOIN (SELECT a, b FROM {digests} GROUP BY a, b "
+            "HAVING count(*) > 1) USING (a, b) JOIN (SELECT record_id, file_row_number AS row "
+            f"FROM {self.work.table(records, row_numbers=True)}) USING (row) "
+            "QUALIFY row <> kept ORDER BY row"
+        )
+        rows, kept = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for batch in self.work.batches(query):
+            rows.append(batch.column("row").to_numpy())
+            kept.append(batch.column("kept").to_numpy())
+        found = np.concatenate(rows)
+        return Duplicates(found, np.concatenate(kept), np.ones(len(found)))
 
 
 def gram_hashes(text: str, ngram: int) -> np.ndarray:

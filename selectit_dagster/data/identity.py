@@ -3,18 +3,21 @@
 A record keeps its own ``id`` when no other record has it. Every other record is called
 ``c-<content hash>-<n>``, where n counts the records of equal content, ordered by their
 bytes: equal records may swap numbers without any harm.
-
-What is remembered per record is 28 bytes, so five million records cost 140 MB.
 """
+
+# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 
 from __future__ import annotations
 
 import hashlib
 import re
 import zlib
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from selectit_dagster.columnar import ParquetStream, RowStream, Workspace
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,60 +45,102 @@ def content_digest(text: bytes) -> bytes:
 
 
 class Identities:
-    """Collects what the ids depend on, and gives them out in a second pass."""
+    """Collects what the ids depend on, and gives them out in a second pass.
 
-    def __init__(self) -> None:
-        self._contents: list[np.ndarray] = []
-        self._ids: list[np.ndarray] = []
-        self._raws: list[np.ndarray] = []
-        self._start = 0
-        self._own: np.ndarray | None = None
-        self._occurrence: np.ndarray | None = None
+    What is remembered per record lies in a scratch file and is resolved outside memory.
+
+    Parameters
+    ----------
+    work:
+        Where the scratch file lies and is queried. Use the object in a ``with`` block while
+        records are added.
+    """
+
+    def __init__(self, work: Workspace) -> None:
+        self._work = work
+        self._path = work.folder / "identities.parquet"
+        self._sink: ParquetStream | None = None
+        self._rows = self._start = 0
+        self._renamed: RowStream | None = None
+        self._numbered: RowStream | None = None
+        self._with_own = 0
         self.own_unique = 0
         self.own_repeated = 0
 
+    def __enter__(self) -> Identities:
+        self._sink = ParquetStream(self._path, compression="none").__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._sink is not None:
+            self._sink.__exit__(kind, error, trace)
+
     def add(self, digests: list[bytes], ids: list[str | None], raws: list[bytes]) -> None:
         """Remember one batch: content digests, own ids and raw bytes of its records."""
+        import pyarrow as pa
+
+        if self._sink is None:
+            raise RuntimeError("records are added in a with block")
         pairs = np.frombuffer(b"".join(digests), dtype=">u8").reshape(-1, 2)
-        self._contents.append(pairs[:, 0].astype(np.uint64))
-        self._ids.append(np.fromiter(map(_id_hash, ids), np.uint64, len(ids)))
+        names = np.fromiter(map(_id_hash, ids), np.uint64, len(ids))
+        self._with_own += int(np.count_nonzero(names))
         # length and checksum order records of equal content by what they are
         keys = ((len(raw) << 32) | zlib.crc32(raw) for raw in raws)
-        self._raws.append(np.fromiter(keys, np.uint64, len(raws)))
+        columns = {
+            "row": np.arange(self._rows, self._rows + len(ids)),
+            "content": pairs[:, 0].astype(np.uint64),
+            "name": names,
+            "raw": np.fromiter(keys, np.uint64, len(raws)),
+        }
+        self._rows += len(ids)
+        self._sink.write(pa.record_batch(columns))
 
     def resolve(self) -> None:
         """Decide which own ids stand and number the records of equal content."""
-        empty = [np.zeros(0, np.uint64)]
-        ids = np.concatenate(self._ids or empty)
-        contents = np.concatenate(self._contents or empty)
-        raws = np.concatenate(self._raws or empty)
-        self._ids, self._contents, self._raws = [], [], []
-        repeated = _repeated(ids)
-        has_own = ids != 0
-        self._own = has_own & ~repeated
-        self.own_unique = int(self._own.sum())
-        self.own_repeated = int((has_own & repeated).sum())
-        self._occurrence = np.zeros(len(ids), np.int32)
-        rows = np.flatnonzero(~self._own)
-        rows = rows[_repeated(contents[rows])]
-        rows = rows[np.lexsort((rows, raws[rows], contents[rows]))]
-        keys = contents[rows]
-        firsts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(rows) else rows
-        sizes = np.diff(np.append(firsts, len(rows)))
-        self._occurrence[rows] = np.arange(len(rows)) - np.repeat(firsts, sizes)
+        if not self._rows:
+            return
+        keys = self._work.table(self._path)
+        nameless = "name = 0"
+        if self._with_own:
+            repeated = (
+                f"name IN (SELECT name FROM {keys} WHERE name <> 0 GROUP BY name "
+                "HAVING count(*) > 1)"
+            )
+            renamed = f"FROM {keys} WHERE {repeated}"
+            self.own_repeated = int(str(self._work.row(f"SELECT count(*) {renamed}")[0]))
+            self._renamed = RowStream(self._work.batches(f"SELECT row {renamed} ORDER BY row"))
+            nameless = f"(name = 0 OR {repeated})"
+        self.own_unique = self._with_own - self.own_repeated
+        query = (
+            f"SELECT row, row_number() OVER (PARTITION BY content ORDER BY raw, row) - 1 AS number "
+            f"FROM {keys} WHERE {nameless} AND content IN (SELECT content FROM {keys} "
+            f"WHERE {nameless} GROUP BY content HAVING count(*) > 1) ORDER BY row"
+        )
+        self._numbered = RowStream(self._work.batches(query))
 
     def names(self, own: pa.Array, hashes: pa.Array) -> pa.Array:
         """Return the record ids of the next batch, in the order in which it was added."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        if self._own is None or self._occurrence is None:
+        if self._numbered is None:
             raise RuntimeError("resolve() comes before names()")
-        part = slice(self._start, self._start + len(hashes))
-        self._start = part.stop
-        numbers = pa.array(self._occurrence[part]).cast(pa.string())
-        made = pc.binary_join_element_wise("c", hashes, numbers, "-")
-        return pc.if_else(pa.array(self._own[part]), own, made)
+        start, stop = self._start, self._start + len(hashes)
+        self._start = stop
+        stands = own.is_valid().to_numpy(zero_copy_only=False)
+        if self._renamed is not None:
+            for part in self._renamed.until(stop):
+                stands[part.column("row").to_numpy() - start] = False
+        numbers = np.zeros(len(hashes), np.int64)
+        for part in self._numbered.until(stop):
+            numbers[part.column("row").to_numpy() - start] = part.column("number").to_numpy()
+        made = pc.binary_join_element_wise("c", hashes, pa.array(numbers).cast(pa.string()), "-")
+        return pc.if_else(pa.array(stands), own, made)
 
 
 def _id_hash(value: str | None) -> int:
@@ -103,14 +148,3 @@ def _id_hash(value: str | None) -> int:
         return 0
     digest = hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") or 1
-
-
-def _repeated(keys: np.ndarray) -> np.ndarray:
-    """Return which entries occur more than once: (N,) bool."""
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    same = ordered[1:] == ordered[:-1]
-    flags = np.zeros(len(keys), bool)
-    flags[order[1:]] |= same
-    flags[order[:-1]] |= same
-    return flags

@@ -141,18 +141,16 @@ def _read(
     section: DatasetSection, fingerprint: Fingerprint, out: Path, progress: Progress
 ) -> Outcome:
     """Stream the source into the two files."""
+    from selectit_dagster.columnar import Workspace
     from selectit_dagster.data.collect import Collector
     from selectit_dagster.data.readers import open_reader
 
-    stage = out / ".stage.arrow"
-    try:
+    with Workspace(out) as work:
         with atomic_file(out / REJECTED) as rejects:
             reader = open_reader(section, fingerprint)
-            collector = Collector(section, reader, stage, rejects, progress)
+            collector = Collector(section, reader, work, rejects, progress)
             collector.run()
         return collector.finish(out / RECORDS, fingerprint)
-    finally:
-        stage.unlink(missing_ok=True)
 
 
 def _check(section: DatasetSection, fingerprint: Fingerprint, outcome: Outcome, out: Path) -> None:

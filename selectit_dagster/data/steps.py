@@ -1,22 +1,21 @@
 """The inner loops of curation: one pass that looks, one decision, one pass that writes.
 
-Between the passes 20 bytes per record are remembered. Near duplicates, where they are
-asked for, cost about 1 KiB per record more.
+Between the passes 2 bytes per record are remembered, and 24 lie in a scratch file. Near
+duplicates, where they are asked for, cost about 1 KiB per record more.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from selectit_dagster.columnar import Workspace, stored_batches
 from selectit_dagster.data.background import BackgroundWriter
 from selectit_dagster.data.collect import (
     BATCH_ROWS,
@@ -25,8 +24,8 @@ from selectit_dagster.data.collect import (
 )
 from selectit_dagster.data.decontamination import Decontaminator, Hit, read_questions
 from selectit_dagster.data.duplicates import (
+    Digests,
     Duplicates,
-    exact_duplicates,
     near_duplicates,
     normal_digest,
 )
@@ -58,15 +57,18 @@ _REASONS = {
 class Curator:
     """Decides about every record of one raw dataset, then writes what is left."""
 
-    def __init__(self, request: CurationRequest, total: int, progress: Progress) -> None:
+    def __init__(
+        self, request: CurationRequest, total: int, work: Workspace, progress: Progress
+    ) -> None:
         self.request = request
         self.section = request.curation
         self.path = request.raw / RECORDS
         self.total = total
+        self.work = work
         self.progress = progress
         self.codes = np.zeros(total, np.uint8)
         self.bits = np.zeros(total, np.uint8)
-        self.kept_instead = np.full(total, -1, np.int64)
+        self.repeats: list[Duplicates] = []
         self.hits: dict[int, Hit] = {}
         self.similarity: dict[int, float] = {}
         self.index: Decontaminator | None = None
@@ -76,18 +78,15 @@ class Curator:
         self.done = 0
 
     def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        # pre_buffer would keep every row group that was read until the last one is
-        file = pq.ParquetFile(self.path, buffer_size=1 << 20, pre_buffer=False)
-        return file.iter_batches(batch_size=BATCH_ROWS, columns=columns)
+        return stored_batches(self.path, columns, BATCH_ROWS)
 
     def decide(self) -> None:
         """Look at every record and run the steps."""
-        digests = self._look()
-        self._drop_flagged()
+        digests = Digests(self.work)
+        with digests:
+            self._look(digests)
         if self.section.exact_duplicates:
-            ranks = self._id_ranks
-            self._mark(DUPLICATE, exact_duplicates(digests, self.codes == 0, ranks))
-        del digests
+            self._mark(DUPLICATE, digests.repeated(self.path))
         if self.index is not None:
             rows = np.fromiter(self.hits, np.int64, len(self.hits))
             rows = rows[self.codes[rows] == 0]
@@ -95,33 +94,33 @@ class Curator:
         if self.section.near_duplicates.enabled:
             self._near()
 
-    def _look(self) -> np.ndarray:
-        """Return the digests of the normal forms; find flags and contamination on the way."""
+    def _look(self, digests: Digests) -> None:
+        """Find flags and contamination, and take the digests of the normal forms that stay."""
         if self.section.decontamination and self.request.questions is not None:
             questions = read_questions(self.request.questions)
             self.index = Decontaminator(questions, self.section.decontamination_ngram)
-        digests = np.zeros((self.total, 2), np.uint64)
         start = 0
         for batch in self._batches(list(TEXTS)):
             columns = [batch.column(name).to_pylist() for name in TEXTS]
             normal = list(map(normal_record, *columns))
-            stop = start + batch.num_rows
-            joined = b"".join(map(normal_digest, normal))
-            digests[start:stop] = np.frombuffer(joined, dtype=">u8").reshape(-1, 2)
-            self.bits[start:stop] = flag_batch(normal, columns[2])
+            part = slice(start, start + batch.num_rows)
+            self.bits[part] = flag_batch(normal, columns[2])
+            self._drop_flagged(part)
+            if self.section.exact_duplicates:
+                alive = np.flatnonzero(self.codes[part] == 0)
+                digests.add(alive + start, [normal_digest(normal[i]) for i in alive.tolist()])
             if self.index is not None:
                 for row, texts in enumerate(normal, start):
                     if (hit := self.index.hit(*texts.split("\n"))) is not None:
                         self.hits[row] = hit
-            start = stop
-            self._report(stop, share=0.6)
-        return digests
+            start = part.stop
+            self._report(start, share=0.6)
 
     def _report(self, done: int, share: float, before: float = 0.0) -> None:
         """Report the part of the whole work that is done."""
         self.progress.update(int(done * share + self.total * before), self.total)
 
-    def _drop_flagged(self) -> None:
+    def _drop_flagged(self, part: slice) -> None:
         """Drop the flags that the options say to drop; forget those to be ignored."""
         actions = {
             EMPTY: self.section.empty_responses,
@@ -129,12 +128,13 @@ class Curator:
             REFUSAL: self.section.refusals,
             INJECTION: self.section.rating_injection,
         }
+        codes, bits = self.codes[part], self.bits[part]
         for index, name in enumerate(FLAGS):
-            flagged = (self.bits >> index & 1).astype(bool)
+            flagged = (bits >> index & 1).astype(bool)
             if actions[name] == "drop":
-                self.codes[flagged & (self.codes == 0)] = STEPS.index(name)
+                codes[flagged & (codes == 0)] = STEPS.index(name)
             elif actions[name] == "ignore":
-                self.bits[flagged] &= ~np.uint8(1 << index)
+                bits[flagged] &= ~np.uint8(1 << index)
 
     def _ids(self, rows: np.ndarray) -> pa.Array:
         """Return the record ids of ascending ``rows``, reading no other column."""
@@ -145,17 +145,9 @@ class Curator:
             start += batch.num_rows
         return pa.chunked_array(parts, pa.string()).combine_chunks()
 
-    def _id_ranks(self, rows: np.ndarray) -> np.ndarray:
-        """Return the order of the record ids of ``rows``: (D,) int64."""
-        order = np.argsort(rows, kind="stable")
-        sorted_ids = pc.sort_indices(self._ids(rows[order])).to_numpy()
-        ranks = np.empty(len(rows), np.int64)
-        ranks[order[sorted_ids]] = np.arange(len(rows))
-        return ranks
-
     def _mark(self, step: str, found: Duplicates) -> None:
         self.codes[found.rows] = STEPS.index(step)
-        self.kept_instead[found.rows] = found.kept
+        self.repeats.append(found)
 
     def _near(self) -> None:
         """Find near duplicates among what is left."""
@@ -184,8 +176,7 @@ class Curator:
 
     def write(self, records: Path, dropped: Path) -> None:
         """Write the records that are left, and every other one with its reason."""
-        keepers = np.unique(self.kept_instead[self.kept_instead >= 0])
-        keeper_ids = self._ids(keepers)
+        instead = _Instead(self.repeats, self._ids)
         with (
             atomic_file(records) as kept_file,
             atomic_file(dropped) as dropped_file,
@@ -193,7 +184,7 @@ class Curator:
         ):
             for batch in self._batches([entry.name for entry in RECORD_FIELDS]):
                 part = slice(self.done, self.done + batch.num_rows)
-                self._write_dropped(batch, part, dropped_file, keepers, keeper_ids)
+                self._write_dropped(batch, part, dropped_file, instead)
                 self._write_kept(batch, part, writer)
                 self.done = part.stop
                 self._report(self.done, share=0.2, before=0.8)
@@ -219,17 +210,13 @@ class Curator:
         batch: pa.RecordBatch,
         part: slice,
         handle: IO[bytes],
-        keepers: np.ndarray,
-        keeper_ids: pa.Array,
+        instead: _Instead,
     ) -> None:
         for index in np.flatnonzero(self.codes[part]).tolist():
             row = part.start + index
             step = STEPS[self.codes[row]]
-            instead = ""
-            if self.kept_instead[row] >= 0:
-                found = int(np.searchsorted(keepers, self.kept_instead[row]))
-                instead = keeper_ids[found].as_py()
-            reason = self._reason(row, step, instead)
+            kept = instead.of(row) if step in {DUPLICATE, NEAR} else ""
+            reason = self._reason(row, step, kept)
             entry = {
                 "record_id": batch.column("record_id")[index].as_py(),
                 "step": step,
@@ -316,6 +303,24 @@ class Curator:
                 {(self.hits[row].benchmark, self.hits[row].question_id) for row in dropped}
             ),
         }
+
+
+class _Instead:
+    """The id of the record that was kept instead of each repeated one."""
+
+    def __init__(self, repeats: list[Duplicates], ids_of: Callable[[np.ndarray], pa.Array]) -> None:
+        none = np.zeros(0, np.int64)
+        rows = np.concatenate([none, *(found.rows for found in repeats)])
+        kept = np.concatenate([none, *(found.kept for found in repeats)])
+        order = np.argsort(rows)
+        self._rows = rows[order]
+        keepers, self._places = np.unique(kept[order], return_inverse=True)
+        self._ids = ids_of(keepers)
+
+    def of(self, row: int) -> str:
+        """Return the id that stands for a row that was dropped as a repeat."""
+        place = int(self._places[np.searchsorted(self._rows, row)])
+        return str(self._ids[place].as_py())
 
 
 def _flag_lists(bits: np.ndarray) -> pa.Array:

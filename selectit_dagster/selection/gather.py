@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from selectit_dagster.columnar import Workspace, stored_batches
+from selectit_dagster.columnar import RowStream, Workspace, stored_batches
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -124,22 +124,15 @@ def chosen_rows(
         f"FROM {work.table(records, row_numbers=True)}) JOIN {work.table(chosen)} "
         "USING (record_id) ORDER BY row"
     )
-    held = next(places, None)
+    stream = RowStream(places)
     start = 0
     for batch in stored_batches(records, columns, _ROWS):
         stop = start + batch.num_rows
-        while held is not None:
-            rows = held.column("row").to_numpy()
-            here = int(np.searchsorted(rows, stop))
-            if here:
-                taken = batch.take(pa.array(rows[:here] - start))
-                score, rank = (held.column(name).slice(0, here) for name in ("score", RANK))
-                names = [*batch.schema.names, "score", RANK]
-                yield pa.record_batch([*taken.columns, score, rank], names=names)
-            if here < held.num_rows:
-                held = held.slice(here)
-                break
-            held = next(places, None)
+        for place in stream.until(stop):
+            taken = batch.take(pa.array(place.column("row").to_numpy() - start))
+            names = [*batch.schema.names, "score", RANK]
+            found = [*taken.columns, place.column("score"), place.column(RANK)]
+            yield pa.record_batch(found, names=names)
         start = stop
 
 

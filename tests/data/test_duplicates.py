@@ -7,10 +7,13 @@ import itertools
 import random
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from selectit_dagster.columnar import Workspace
 from selectit_dagster.data.decontamination import Decontaminator
-from selectit_dagster.data.duplicates import exact_duplicates, gram_hashes, jaccard, near_duplicates
+from selectit_dagster.data.duplicates import Digests, gram_hashes, jaccard, near_duplicates
 from selectit_dagster.data.text import words
 
 
@@ -81,12 +84,18 @@ def test_near_duplicates_do_not_depend_on_the_order():
     assert first == second
 
 
-def test_exact_duplicates_skip_rows_that_are_gone():
-    digests = np.array([[1, 1], [2, 2], [1, 1], [1, 2], [1, 1]], np.uint64)
-    alive = np.array([True, True, False, True, True])
-    found = exact_duplicates(digests, alive, lambda rows: -rows)
-    assert found.rows.tolist() == [0]
-    assert found.kept.tolist() == [4]
+def test_exact_duplicates_keep_the_smallest_id_of_the_rows_that_take_part(tmp_path):
+    """Row 2 has the smallest id of its text but takes no part; two halves make a digest."""
+    path = tmp_path / "records.parquet"
+    pq.write_table(pa.table({"record_id": ["z", "b", "a", "c", "é", "y"]}), path)
+    texts = {0: (1, 1), 1: (2, 2), 3: (1, 2), 4: (1, 1), 5: (1, 1)}
+    with Workspace(tmp_path) as work:
+        with Digests(work) as digests:
+            for row, text in texts.items():
+                packed = b"".join(half.to_bytes(8, "big") for half in text)
+                digests.add(np.array([row]), [packed])
+        found = digests.repeated(path)
+    assert dict(zip(found.rows.tolist(), found.kept.tolist(), strict=True)) == {0: 5, 4: 5}
 
 
 @pytest.mark.parametrize("ngram", [3, 4, 8, 13])
