@@ -54,10 +54,13 @@ def config_type(experiment: Experiment) -> type[dg.Config]:
         models: list[str] | None = Field(
             None, min_length=1, description=f"fuse only these models; of {', '.join(names)}"
         )
+        thetas: dict[str, float] | None = Field(
+            None, description=f"fusion weights, above 0, by model: of {', '.join(names)}"
+        )
 
-        @field_validator("models")
+        @field_validator("models", "thetas")
         @classmethod
-        def _known(cls, value: list[str] | None) -> list[str] | None:
+        def _known(cls, value: Any) -> Any:  # noqa: ANN401 - names, alone or with their weights
             if unknown := sorted(set(value or ()) - set(names)):
                 raise ValueError(f"no scoring model {', '.join(unknown)}; there are {names}")
             return value
@@ -73,6 +76,7 @@ def overrides(config: Any) -> Overrides:  # noqa: ANN401 - the class is made per
         variant=config.variant and config.variant.value,
         ablation=config.ablation and config.ablation.value,
         models=tuple(config.models) if config.models is not None else None,
+        thetas=tuple(config.thetas.items()) if config.thetas else None,
     )
 
 
@@ -111,7 +115,8 @@ def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
 
         Token level, sentence level (the disagreement between prompts, weighted by α) and
         model level (weighted by parameter counts) of SelectIT. Nothing is scored again:
-        try another α, number of prompts, variant or set of models from the launchpad in seconds.
+        try another α, number of prompts, variant, weights or set of models from the launchpad
+        in seconds.
         """
         line, tracker = access.open(context)
         return run_stage(

@@ -21,9 +21,10 @@ class SelectionConfig(dg.Config):
     """Settings that stand in for the experiment file's in this run."""
 
     share: float | None = Field(
-        None, gt=0, le=1, description="share of the ranked records: above 0, at most 1"
+        None, gt=0, le=1, description="share of the curated records: above 0, at most 1"
     )
     count: int | None = Field(None, ge=1, description="number of records instead of a share")
+    threshold: float | None = Field(None, description="lowest score instead of a share")
     seed: int | None = Field(
         None, ge=0, le=2**31 - 1, description="another draw; only for a random arm"
     )
@@ -35,13 +36,20 @@ class SelectionConfig(dg.Config):
 
     @model_validator(mode="after")
     def _one_size(self) -> "SelectionConfig":
-        if self.share is not None and self.count is not None:
-            raise ValueError("give share or count, not both")
+        sizes = (self.share, self.count, self.threshold)
+        if sum(size is not None for size in sizes) > 1:
+            raise ValueError("give one of share, count and threshold, not several")
         return self
 
     def overrides(self) -> Overrides:
         """Return the values that were given in the launchpad."""
-        return Overrides(share=self.share, count=self.count, seed=self.seed, model=self.model)
+        return Overrides(
+            share=self.share,
+            count=self.count,
+            threshold=self.threshold,
+            seed=self.seed,
+            model=self.model,
+        )
 
 
 def partitions(pipeline: Pipeline) -> dg.StaticPartitionsDefinition:

@@ -448,8 +448,19 @@ def load_experiment(path: Path) -> Experiment:
 
 def parse_experiment(value: dict[str, Any], *, source: str, folder: Path) -> Experiment:
     """Check plain data as an experiment; ``source`` names it in messages."""
+    return resolve_paths(check_experiment(value, source=source), folder)
+
+
+def check_experiment(value: dict[str, Any], *, source: str) -> Experiment:
+    """Check plain data as an experiment whose paths stay as they are.
+
+    Raises
+    ------
+    UserError
+        With a line for each thing to mend.
+    """
     try:
-        experiment = Experiment.model_validate(value)
+        return Experiment.model_validate(value)
     except (ValidationError, RecursionError) as error:
         if isinstance(error, RecursionError):
             raise UserError(f"{source}: nested too deeply") from error
@@ -459,7 +470,6 @@ def parse_experiment(value: dict[str, Any], *, source: str, folder: Path) -> Exp
             + "\n".join(f"  {line}" for line in lines),
             hint="`selectit run --help` shows a complete example with every key",
         ) from error
-    return resolve_paths(experiment, folder)
 
 
 def _shown(value: Any) -> str:  # noqa: ANN401 - whatever the user wrote

@@ -14,6 +14,7 @@ raw = kept + rejected + duplicate + contaminated + near_duplicate, checked.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,8 @@ from selectit_dagster.artefacts import (
     write_manifest,
 )
 from selectit_dagster.data.ingest import RECORDS
-from selectit_dagster.errors import UserError
-from selectit_dagster.experiment import CurationSection
+from selectit_dagster.errors import TransientError, UserError
+from selectit_dagster.experiment import CurationSection, ModelReference
 from selectit_dagster.files import folder_lock, sha256_file
 from selectit_dagster.progress import Progress, Silent
 
@@ -43,11 +44,16 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class CurationRequest:
-    """What is curated, how, and against which questions (None: no benchmarks)."""
+    """What is curated, how, and against which questions (None: no benchmarks).
+
+    ``tokenizer`` is the model in whose tokens the profile counts lengths; the curated records
+    do not depend on it.
+    """
 
     raw: Path
     curation: CurationSection
     questions: Path | None = None
+    tokenizer: ModelReference | None = None
 
 
 def curation_fingerprint(request: CurationRequest) -> Fingerprint:
@@ -134,4 +140,22 @@ def _check(curator: Curator, out: Path) -> None:
 def _details(request: CurationRequest, curator: Curator) -> dict[str, Any]:
     raw = require_manifest(request.raw, made_by="raw_dataset")
     carried = {name: raw.details.get(name) for name in ("source", "format", "suffix", "layout")}
-    return {**carried, "read": raw.counts, **curator.details()}
+    counter = _token_counter(request.tokenizer)
+    return {**carried, "read": raw.counts, **curator.details(counter)}
+
+
+def _token_counter(reference: ModelReference | None) -> Callable[[str], int] | None:
+    """Return a function that counts tokens; None where there is no tokenizer.
+
+    A model that cannot be opened is no fault of the records: the profile then counts words,
+    and the scoring stage says what is wrong with the model.
+    """
+    if reference is None:
+        return None
+    from selectit_dagster.models import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(reference)
+    except (UserError, TransientError):
+        return None
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])

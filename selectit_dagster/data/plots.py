@@ -1,4 +1,4 @@
-"""Plots of a dataset: lengths, scripts and what the steps of curation dropped.
+"""Plots of a dataset: lengths, languages, inputs and turns, and what the steps of curation dropped.
 
 Each function takes ``details`` of a manifest (and its counts) and returns PNG bytes,
 small enough for an asset's page. Colours are those of the Okabe-Ito palette.
@@ -7,6 +7,7 @@ small enough for an asset's page. Colours are those of the Okabe-Ito palette.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ def _png(figure: Figure) -> bytes:
 
 
 def lengths_plot(profile: dict[str, Any]) -> bytes:
-    """Return histograms of the lengths in characters, one panel per part of the record.
+    """Return histograms of the lengths, one panel per part of the record.
+
+    In tokens (of the sample) where they were counted, else in characters.
 
     Parameters
     ----------
@@ -36,24 +39,26 @@ def lengths_plot(profile: dict[str, Any]) -> bytes:
     """
     from matplotlib.figure import Figure
 
+    in_tokens = profile["token_unit"] != "words"
+    unit, key = ("tokens", "token_histograms") if in_tokens else ("characters", "histograms")
     names = [name for name in _COLOURS if name != "input" or profile["with_input"]]
     figure = Figure(figsize=(3.2 * len(names), 2.6))
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for axis, name in zip(panels, names, strict=True):
-        histogram = profile["histograms"][name]
+        histogram = profile[key][name]
         axis.stairs(histogram["counts"], histogram["edges"], fill=True, color=_COLOURS[name])
-        median = profile["characters"][name]["p50"]
+        median = profile[unit][name]["p50"]
         axis.axvline(median, color="black", linewidth=1, linestyle="--")
         axis.set_title(f"{name} (median {median:,})", fontsize=9)
-        axis.set_xlabel("characters, up to the 99th percentile", fontsize=8)
+        axis.set_xlabel(f"{unit}, up to the 99th percentile", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("records", fontsize=8)
+    panels[0].set_ylabel("sampled records" if in_tokens else "records", fontsize=8)
     figure.tight_layout()
     return _png(figure)
 
 
-def _bars(labels: list[str], values: list[int], colours: list[str], what: str) -> bytes:
+def _bars(labels: list[str], values: Sequence[float], colours: list[str], what: str) -> bytes:
     """Return horizontal bars with their values, the first on top."""
     from matplotlib.figure import Figure
 
@@ -71,12 +76,17 @@ def _bars(labels: list[str], values: list[int], colours: list[str], what: str) -
     return _png(figure)
 
 
-def scripts_plot(profile: dict[str, Any]) -> bytes:
-    """Return the scripts of the sampled records as bars, at most ten."""
-    items = list(profile["scripts"].items())[:10]
-    labels = [name for name, _ in items]
-    values = [count for _, count in items]
-    return _bars(labels, values, ["#0072B2"] * len(items), f"of {profile['sample']:,} sampled")
+def shares_plot(profile: dict[str, Any]) -> bytes:
+    """Return languages (at most eight), records with and without input, and turns as bars."""
+    from selectit_dagster.data.profile import share_table
+
+    colours = {"language": "#0072B2", "input": "#E69F00", "turns": "#009E73"}
+    rows = [row for row in share_table(profile) if row["what"] in colours]
+    languages = [row for row in rows if row["what"] == "language"][:8]
+    rows = [*languages, *(row for row in rows if row["what"] != "language")]
+    labels = [f"{row['what']}: {row['which']}" for row in rows]
+    values = [round(100 * row["records"] / row["of"], 1) for row in rows]
+    return _bars(labels, values, [colours[row["what"]] for row in rows], "% of the records")
 
 
 def curation_plot(counts: dict[str, int], details: dict[str, Any]) -> bytes:

@@ -1,9 +1,9 @@
-"""What a dataset looks like: lengths, scripts, inputs and turns, in bounded memory.
+"""What a dataset looks like: lengths, languages, inputs and turns, in bounded memory.
 
-Lengths in characters and turns are exact. Scripts and lengths in words come from a sample
+Lengths in characters and turns are exact. Scripts and lengths in tokens come from a sample
 of at most ``SAMPLE`` records, those with the smallest content hashes, so that the sample
-is a random one and yet the same for every order of the file. A script is not a language:
-Latin letters are English, Vietnamese and Swahili alike.
+is a random one and yet the same for every order of the file; languages come from the first
+``LANGUAGE_SAMPLE`` of them, as py3langid tells them from the characters.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SAMPLE = 4000
+LANGUAGE_SAMPLE = 1000
+_LANGUAGE_CHARACTERS = 400
 _LONGEST = 1 << 16
 FIELDS = ("instruction", "input", "response")
 
@@ -61,6 +63,22 @@ def main_script(text: str) -> str:
     if counts[name]:
         return name
     return "other" if any(character.isalpha() for character in text) else "none"
+
+
+def languages(texts: list[str]) -> dict[str, int]:
+    """Return how many texts are of each language (ISO 639), the most frequent first.
+
+    Texts without letters are ``none``.
+    """
+    import py3langid
+
+    counts: dict[str, int] = {}
+    for text in texts:
+        start = text[:_LANGUAGE_CHARACTERS]
+        lettered = any(character.isalpha() for character in start)
+        name = str(py3langid.classify(start)[0]) if lettered else "none"
+        counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 class Lengths:
@@ -150,6 +168,8 @@ class Profile:
             Tokens of a text under the tokenizer that matters; without one, words are
             counted (a character of a script without blanks is a word) and called so.
         """
+        if not self.characters["instruction"].n:
+            count_tokens = None
         count = count_tokens or (lambda text: len(words(text)))
         lengths = {name: Lengths() for name in FIELDS}
         scripts: dict[str, int] = {}
@@ -167,6 +187,9 @@ class Profile:
             "tokens": {name: lengths[name].summary() for name in FIELDS},
             "token_unit": "tokens" if count_tokens else "words",
             "sample": len(sample),
+            "token_histograms": {name: lengths[name].histogram() for name in FIELDS},
+            "languages": languages(["\n".join(texts) for _, _, texts in sample[:LANGUAGE_SAMPLE]]),
+            "language_sample": min(len(sample), LANGUAGE_SAMPLE),
             "scripts": dict(sorted(scripts.items(), key=lambda item: (-item[1], item[0]))),
             "turns": {**self.turns.summary(), "counts": self._turn_counts()},
             "histograms": {name: self.characters[name].histogram() for name in FIELDS},
@@ -177,3 +200,31 @@ class Profile:
         counts = {str(n): int(self.turns.counts[n]) for n in found[found < 10].tolist()}
         more = int(self.turns.counts[10:].sum())
         return counts | ({"10+": more} if more else {})
+
+
+def length_table(profile: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the lengths of each part, in tokens and in characters, one row each."""
+    rows = []
+    for unit, key in ((profile["token_unit"], "tokens"), ("characters", "characters")):
+        for name in FIELDS:
+            rows.append({"part": name, "unit": unit, **profile[key][name]})
+    turns = {name: profile["turns"][name] for name in ("mean", "p05", "p50", "p95", "max")}
+    return [*rows, {"part": "conversation", "unit": "turns", **turns}]
+
+
+def share_table(profile: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return languages, scripts, inputs and turns: what, which, how many of how many."""
+    total = profile["records"]
+    with_input = profile["with_input"]
+    groups = [
+        ("language", profile["languages"], profile["language_sample"]),
+        ("script", profile["scripts"], profile["sample"]),
+        ("input", {"with": with_input, "without": total - with_input}, total),
+        ("turns", profile["turns"]["counts"], total),
+    ]
+    return [
+        {"what": what, "which": which, "records": count, "of": of, "share": f"{count / of:.1%}"}
+        for what, counts, of in groups
+        for which, count in list(counts.items())[:20]
+        if of
+    ]

@@ -258,13 +258,13 @@ class Curator:
             **flagged,
         }
 
-    def details(self) -> dict[str, Any]:
+    def details(self, count_tokens: Callable[[str], int] | None = None) -> dict[str, Any]:
         """Return what the asset's page shows: steps, examples, contamination, profile."""
         return {
             "steps": self._step_table(),
             "examples": self.examples,
             "decontamination": self._contamination(),
-            "profile": self.profile.details(),
+            "profile": self.profile.details(count_tokens),
             "preview": self.preview,
         }
 

@@ -36,8 +36,10 @@ def _pipeline(experiment: Path | None, home: Path | None) -> Pipeline:
 @click.option("-k", "--num-prompts", type=int, help="K: the first K of the prompts scored.")
 @click.option("--variant", type=click.Choice(["paper", "released-code"]))
 @click.option("--ablation", type=click.Choice(["none", "sentence-r", "model-r"]))
+@click.option("--theta", "thetas", multiple=True, metavar="MODEL=WEIGHT", help="Fusion weight.")
 @click.option("--share", type=float, help="Share to keep.")
 @click.option("--count", type=int, help="Number of records to keep, instead of a share.")
+@click.option("--threshold", type=float, help="Lowest score to keep, instead of a share.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the subset here.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def rank_command(
@@ -45,6 +47,7 @@ def rank_command(
     home: Path | None,
     output: Path | None,
     as_json: bool,
+    thetas: tuple[str, ...],
     **given: Any,  # noqa: ANN401 - the settings to change, one per click option
 ) -> None:
     """Rank again from the stored scores; no model is loaded and the home's ranking stays.
@@ -53,12 +56,13 @@ def rank_command(
     Examples:
       selectit rank --alpha 0.5
       selectit rank my.yaml -k 3 --share 0.1 -o best.jsonl
+      selectit rank my.yaml --theta small=1 --theta large=3 --threshold 2.5
     """  # noqa: D301
     line = _pipeline(experiment, home)
     for model in line.experiment.scoring_models:
         require_manifest(line.home.scores(model.name), made_by=f"uncertainty_scores/{model.name}")
-    overrides = Overrides(**given)
-    rating = apply_overrides(line.experiment.rating, overrides)
+    overrides = Overrides(**given, thetas=_weights(thetas))
+    rating = apply_overrides(line.experiment, overrides).rating
     name = sha256_json(overrides.given())[:12]
     again = Pipeline(line.experiment, line.home)
     ranking = again.ranking(overrides, folder=line.home.folder / "rerankings" / name / "ranking")
@@ -77,6 +81,7 @@ def rank_command(
         "num_prompts": rating.num_prompts,
         "variant": rating.variant,
         "ablation": rating.ablation,
+        "theta": ranked.details["theta"],
         "ranked": ranked.counts["ranked"],
         "selected": selected.counts["selected"],
         "change": change,
@@ -89,6 +94,23 @@ def rank_command(
     for key, value in facts.items():
         if value is not None:
             click.echo(f"{key:12} {value}")
+
+
+def _weights(given: tuple[str, ...]) -> tuple[tuple[str, float], ...] | None:
+    """Return the fusion weights of ``--theta MODEL=WEIGHT``."""
+    found = {}
+    for text in given:
+        name, mark, weight = text.rpartition("=")
+        try:
+            found[name] = float(weight)
+        except ValueError:
+            mark = ""
+        if not mark:
+            raise UserError(
+                f"--theta {text!r} is no weight of a model",
+                hint="write MODEL=WEIGHT, for instance --theta small=7e9",
+            )
+    return tuple(found.items()) or None
 
 
 def _change(line: Pipeline, new: Path) -> str | None:

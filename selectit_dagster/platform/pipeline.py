@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.artefacts import Fingerprint, Manifest, is_current, read_manifest
 from selectit_dagster.errors import UserError
-from selectit_dagster.experiment import Arm, Experiment, RatingSection, TuningSection
+from selectit_dagster.errors import UserError
+from selectit_dagster.experiment import Arm, Experiment, TuningSection, check_experiment
 from selectit_dagster.files import staged_folder
 from selectit_dagster.home import Home
 from selectit_dagster.progress import Progress, Silent
@@ -71,15 +72,20 @@ class Stage:
 
 @dataclass(frozen=True)
 class Overrides:
-    """What a launchpad run may change without touching the experiment file."""
+    """What a launchpad run may change without touching the experiment file.
+
+    ``thetas`` are (model name, fusion weight); of ``share``, ``count`` and ``threshold`` one.
+    """
 
     alpha: float | None = None
     num_prompts: int | None = None
     variant: str | None = None
     ablation: str | None = None
     models: tuple[str, ...] | None = None
+    thetas: tuple[tuple[str, float], ...] | None = None
     share: float | None = None
     count: int | None = None
+    threshold: float | None = None
     seed: int | None = None
     model: str | None = None
 
@@ -174,7 +180,10 @@ class Pipeline:
         from selectit_dagster.data import curation as engine
 
         questions = self.questions().folder if self.experiment.benchmarks else None
-        request = engine.CurationRequest(self.home.raw, self.experiment.curation, questions)
+        models = self.experiment.scoring_models
+        request = engine.CurationRequest(
+            self.home.raw, self.experiment.curation, questions, tokenizer=models[0]
+        )
         return Stage(
             asset="curated_dataset",
             folder=self.home.curated,
@@ -211,8 +220,8 @@ class Pipeline:
     def _ranking_request(self, overrides: Overrides | None) -> RankingRequest:
         from selectit_dagster.selection.ranking import RankingRequest
 
-        rating = apply_overrides(self.experiment.rating, overrides)
-        models = self.experiment.scoring_models
+        experiment = apply_overrides(self.experiment, overrides)
+        rating, models = experiment.rating, experiment.scoring_models
         if overrides is not None and overrides.models is not None:
             models = tuple(model for model in models if model.name in overrides.models)
         return RankingRequest(
@@ -242,6 +251,7 @@ class Pipeline:
             settings={
                 "rating": {name: getattr(request, name) for name in fields},
                 "models": [name for name, _ in request.scores],
+                "thetas": dict(request.thetas),
             },
         )
 
@@ -278,7 +288,7 @@ class Pipeline:
         from selectit_dagster.selection import select as engine
 
         spec, seed = self._arm(arm, overrides)
-        rule, size = _size(self.experiment, overrides)
+        rule, size = apply_overrides(self.experiment, overrides).selection.size
         request = engine.SelectionRequest(
             arm=arm,
             kind=spec.kind,
@@ -518,20 +528,34 @@ def group_of(arm: str) -> str:
     return "random" if arm.startswith("random-") else arm
 
 
-def apply_overrides(rating: RatingSection, overrides: Overrides | None) -> RatingSection:
-    """Return the rating section with the launchpad's values in place."""
-    if overrides is None:
-        return rating
-    known = {k: v for k, v in overrides.given().items() if k in RatingSection.model_fields}
-    return RatingSection.model_validate({**rating.model_dump(), **known})
+def apply_overrides(experiment: Experiment, overrides: Overrides | None) -> Experiment:
+    """Return the experiment with the overrides in place.
 
-
-def _size(experiment: Experiment, overrides: Overrides | None) -> tuple[str, float]:
-    if overrides is not None and overrides.count is not None:
-        return "count", overrides.count
-    if overrides is not None and overrides.share is not None:
-        return "share", overrides.share
-    return experiment.selection.size
+    Raises
+    ------
+    UserError
+        When a value is out of its range or a weight is for no model.
+    """
+    given = overrides.given() if overrides is not None else {}
+    for other in ("models", "seed", "model"):
+        given.pop(other, None)
+    if not given:
+        return experiment
+    value = experiment.model_dump()
+    thetas = dict(given.pop("thetas", ()))
+    names = [model["name"] for model in value["scoring_models"]]
+    if unknown := sorted(set(thetas) - set(names)):
+        raise UserError(
+            f"a fusion weight is given for {unknown[0]!r}, which is no scoring model",
+            hint=f"the scoring models are {', '.join(names)}",
+        )
+    for model in value["scoring_models"]:
+        model["theta"] = thetas.get(model["name"], model["theta"])
+    sizes = {name: given.pop(name, None) for name in ("share", "count", "threshold")}
+    if any(size is not None for size in sizes.values()):
+        value["selection"].update(sizes)
+    value["rating"].update(given)
+    return check_experiment(value, source="the changed settings")
 
 
 def done(stage: Stage) -> Manifest:

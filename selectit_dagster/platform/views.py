@@ -43,13 +43,15 @@ def pictures(stage: Stage, manifest: Manifest) -> dict[str, bytes]:
     from selectit_dagster.data import plots
 
     profile = manifest.details.get("profile")
-    if stage.asset == "raw_dataset" and profile and manifest.counts["kept"]:
-        return {"lengths": plots.lengths_plot(profile), "scripts": plots.scripts_plot(profile)}
+    drawn: dict[str, bytes] = {}
+    if stage.asset in {"raw_dataset", "curated_dataset"} and profile and manifest.counts["kept"]:
+        drawn["lengths"] = plots.lengths_plot(profile)
+        drawn["languages_inputs_turns"] = plots.shares_plot(profile)
     if stage.asset == "curated_dataset":
-        return {"curation": plots.curation_plot(manifest.counts, manifest.details)}
+        drawn["curation"] = plots.curation_plot(manifest.counts, manifest.details)
     if stage.asset == "selective_alpaca" and stage.partition == "selectit":
         return _selection_pictures(stage.folder, manifest.digest)
-    return {}
+    return drawn
 
 
 @lru_cache(maxsize=2)  # the page and MLflow show the same ones, and they read every record
@@ -97,19 +99,39 @@ def raw_dataset(stage: Stage, manifest: Manifest) -> Metadata:
     """Show rejected records and the data profile."""
     shown = {**_figures(stage), **_drawn(stage, manifest)}
     _with_table(shown, "rejected", _first_lines(stage.folder / "rejected.jsonl"))
+    _with_table(shown, "columns", manifest.details.get("columns", []))
+    _with_profile(shown, manifest)
     shown["profile"] = _details(manifest)
     return shown
+
+
+def _with_profile(shown: Metadata, manifest: Manifest) -> None:
+    """Add the data profile as tables."""
+    from selectit_dagster.data.profile import length_table, share_table
+
+    profile = manifest.details.get("profile")
+    if profile and manifest.counts["kept"]:
+        _with_table(shown, "lengths", length_table(profile))
+        _with_table(shown, "languages_inputs_turns", share_table(profile))
 
 
 def curated_dataset(stage: Stage, manifest: Manifest) -> Metadata:
     """Show dropped records, the curation's facts and where the columns come from."""
     shown = {**_figures(stage), **_drawn(stage, manifest)}
+    _with_table(shown, "steps", manifest.details["steps"])
+    _with_table(shown, "examples", _examples(manifest.details["examples"]))
     _with_table(shown, "dropped", _first_lines(stage.folder / "dropped.jsonl"))
+    _with_profile(shown, manifest)
     shown["curation"] = _details(manifest)
     shown["dagster/column_lineage"] = lineage(
         dg.AssetKey("raw_dataset"), {name: name for name in (*_TEXT_COLUMNS, "position", "raw")}
     )
     return shown
+
+
+def _examples(by_step: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the examples of all steps and flags as rows."""
+    return [{"step": step, **row} for step, rows in sorted(by_step.items()) for row in rows]
 
 
 def uncertainty_scores(stage: Stage, manifest: Manifest) -> Metadata:

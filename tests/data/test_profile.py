@@ -7,7 +7,15 @@ import pyarrow as pa
 import pytest
 
 from selectit_dagster.data import plots
-from selectit_dagster.data.profile import SAMPLE, Lengths, Profile, main_script
+from selectit_dagster.data.profile import (
+    SAMPLE,
+    Lengths,
+    Profile,
+    languages,
+    length_table,
+    main_script,
+    share_table,
+)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +83,34 @@ def test_the_profile_and_its_sample_do_not_depend_on_the_batches():
     assert forward.details(len)["token_unit"] == "tokens"
 
 
+def test_languages_are_told_from_the_characters():
+    texts = [
+        "Explain why the sky is blue in simple words.",
+        "The answer depends on the weather of that day.",
+        "请用简单的语言解释天空为什么是蓝色的。",
+        "Pourquoi le ciel est-il bleu pendant la journée ?",
+        "12 + 3 = 15",
+    ]
+    assert languages(texts) == {"en": 2, "fr": 1, "none": 1, "zh": 1}
+
+
+def test_the_tables_say_lengths_languages_inputs_and_turns():
+    profile = Profile()
+    profile.add(batch(0, 500))
+    lengths = {(row["part"], row["unit"]): row for row in length_table(profile.details(len))}
+    assert lengths["instruction", "tokens"] == {
+        "part": "instruction", "unit": "tokens", "mean": 6.8, "p05": 6, "p50": 7, "p95": 7, "max": 7
+    }  # fmt: skip
+    assert lengths["response", "characters"]["max"] == 40
+    assert lengths["conversation", "turns"]["max"] == 12
+    shares = {(row["what"], row["which"]): row for row in share_table(profile.details())}
+    assert shares["input", "with"] == {
+        "what": "input", "which": "with", "records": 250, "of": 500, "share": "50.0%"
+    }  # fmt: skip
+    assert shares["turns", "10+"]["records"] == 123
+    assert sum(row["records"] for row in shares.values() if row["what"] == "language") == 500
+
+
 def test_plots_are_small_pngs():
     profile = Profile()
     profile.add(batch(0, 500))
@@ -86,7 +122,8 @@ def test_plots_are_small_pngs():
     ]
     images = [
         plots.lengths_plot(details),
-        plots.scripts_plot(details),
+        plots.lengths_plot(profile.details(len)),
+        plots.shares_plot(details),
         plots.curation_plot({"raw": 500, "kept": 497}, {"steps": steps}),
     ]
     for image in images:
