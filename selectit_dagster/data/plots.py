@@ -39,7 +39,7 @@ def lengths_plot(profile: dict[str, Any]) -> bytes:
     """
     from matplotlib.figure import Figure
 
-    in_tokens = profile["token_unit"] != "words"
+    in_tokens = "words" not in profile["token_unit"]
     unit, key = ("tokens", "token_histograms") if in_tokens else ("characters", "histograms")
     names = [name for name in _COLOURS if name != "input" or profile["with_input"]]
     figure = Figure(figsize=(3.2 * len(names), 2.6))

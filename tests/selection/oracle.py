@@ -1,8 +1,10 @@
-"""A second, naive implementation of the ranking: plain loops over the stored rows."""
+"""A second, naive implementation of ranking and choice: plain loops over the stored rows."""
 
 from __future__ import annotations
 
+import hashlib
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import duckdb
@@ -55,3 +57,46 @@ def naive_scores(
             sentence = sentence_score(ordered, 0.0 if ablation == "model-r" else alpha)
             fused[record] = (fused.get(record) or 0.0) + thetas[model] / total * sentence
     return fused
+
+
+def naive_selection(
+    arm: str,
+    records: Path,
+    folders: dict[str, Path],
+    *,
+    thetas: dict[str, float],
+    num_prompts: int,
+    size: tuple[str, float],
+    seed: int | None = None,
+    **rules: object,
+) -> list[str]:
+    """Return the ids that an arm without a model chooses, best first: sorting plain lists."""
+    rows = {
+        row["record_id"]: row
+        for row in duckdb.connect().from_parquet(str(records)).to_arrow_table().to_pylist()
+    }
+    released = rules.get("variant") == "released-code"
+    scores = naive_scores(folders, thetas, num_prompts, **rules)
+    candidates = [name for name in rows if scores[name] is not None]
+    fused = {name: round(scores[name], 12) for name in candidates}  # type: ignore[arg-type]
+    if arm == "full":
+        return sorted(rows)
+    rule, value = size
+    if rule == "threshold":
+        count = sum(score >= value for score in fused.values())
+    elif rule == "count":
+        count = int(value)
+    else:
+        count = min(len(candidates), max(1, math.floor(Fraction(str(value)) * len(rows))))
+    if arm.startswith("random"):
+        draw = {n: hashlib.sha256(f"{seed}:{n}".encode()).hexdigest() for n in candidates}
+        return sorted(candidates, key=draw.__getitem__)[:count]
+    if arm == "longest":
+        return sorted(candidates, key=lambda n: (-len(rows[n]["response"]), n))[:count]
+    if arm != "selectit":
+        heaviest = max(sorted(thetas), key=thetas.__getitem__)
+        prompts = 1 if arm == "token-level" else num_prompts
+        alone = naive_scores({heaviest: folders[heaviest]}, {heaviest: 1.0}, prompts, **rules)
+        fused = {name: round(alone[name], 12) for name in candidates}  # type: ignore[arg-type]
+    later = {name: -rows[name]["position"] if released else name for name in candidates}
+    return sorted(candidates, key=lambda n: (-fused[n], later[n]))[:count]
