@@ -22,6 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from performance.memory import peak_bytes
 from selectit_dagster.artefacts import library_versions
 from selectit_dagster.files import write_json
 
@@ -83,7 +84,7 @@ def child(source: Path, out: Path, near: bool) -> None:
         "curate_seconds": round(ended - read, 2),
         "seconds": round(ended - began, 2),
         "cpu_seconds": round(used.ru_utime + used.ru_stime, 2),
-        "peak_bytes": used.ru_maxrss * 1024,
+        "peak_bytes": peak_bytes(),
         "counts": curated.counts,
     }
     sys.stdout.write(json.dumps(figures) + "\n")
@@ -105,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("performance/results/data.json"))
     parser.add_argument("--sizes", type=int, nargs="*", default=[1_000_000, 5_000_000])
-    parser.add_argument("--work", type=Path, help="folder for the files (default: temporary)")
+    parser.add_argument("--work", type=Path, help="folder that keeps the files between runs")
     parser.add_argument("--child", type=Path, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--near", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -115,15 +116,17 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory(dir=arguments.work) as work:
         for size in arguments.sizes:
-            source = Path(work) / "records.json"
+            source = (arguments.work or Path(work)) / f"{size}.json"
             made = [sys.executable, "-c", "from performance.bench_data import *; import sys; "
                     "make_file(Path(sys.argv[1]), int(sys.argv[2]))"]  # fmt: skip
             # in a process of its own, so that its memory is not counted as the child's
-            subprocess.run([*made, str(source), str(size)], check=True)
+            if not source.exists():
+                subprocess.run([*made, str(source), str(size)], check=True)
             megabytes = round(source.stat().st_size / 1e6)
             figures = measure(source, Path(work))
             rows.append({"what": "ingest and curate", "records": size, "mb": megabytes, **figures})
-            source.unlink()
+            if arguments.work is None:
+                source.unlink()
         real = Path(os.environ.get("SELECTIT_SHARED_DATA", "")) / REAL
         if real.is_file():
             figures = measure(real, Path(work), near=True)

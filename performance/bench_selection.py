@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from performance.memory import peak_bytes
 from selectit_dagster.artefacts import MANIFEST, library_versions, write_manifest
 from selectit_dagster.files import write_json
 
@@ -167,7 +168,7 @@ def child(folder: Path) -> None:
         "seconds": round(ended - began, 2),
         # of both cores together: what the work costs, whatever else the machine did
         "cpu_seconds": round(used.ru_utime + used.ru_stime, 2),
-        "peak_bytes": used.ru_maxrss * 1024,
+        "peak_bytes": peak_bytes(),
     }
     sys.stdout.write(json.dumps(figures) + "\n")
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # What is larger than this goes to the disk. It is low on purpose: sorting five million keys
 # takes the same memory as sorting one million, and hardly more time for each.
-MEMORY_PER_THREAD = 100 * 1000 * 1000
+MEMORY_PER_THREAD = 75 * 1000 * 1000
 MOST_THREADS = 4
 BATCH_ROWS = 1 << 16
 _GLOB_CHARACTERS = frozenset("*?[]{}")

@@ -41,7 +41,7 @@ Name = Annotated[str, Field(pattern=_NAME)]
 class Section(BaseModel):
     """Base of all sections: unknown keys are refused and values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ColumnMapping(Section):

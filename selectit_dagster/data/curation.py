@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from selectit_dagster.data.steps import Curator
 
 DROPPED = "dropped.jsonl"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 RECORDS = "records.parquet"
 REJECTED = "rejected.jsonl"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 COLUMNS = ["record_id", "prompt_index", "probabilities", "status", "reason"]
 # a record has the worst status of its prompts
 STATUSES = ("ok", "too_long", "failed")
-_ROWS = 1 << 17
+_ROWS = 1 << 15
 
 
 class NotGroupedError(Exception):
