@@ -69,7 +69,13 @@ def assemble(request: SelectionRequest, count: int, out: Path, progress: Progres
             if old is not None and (out / CANDIDATES_FILE).exists():
                 details["change"] = compare_selections(out, work.folder, work=work).summary()
         facts = CardFacts(
-            request, card_provenance(request), counts, details, ranking, written.names[0]
+            request,
+            card_provenance(request),
+            counts,
+            details,
+            ranking,
+            written.names[0],
+            _model_identity(request),
         )
         write_text(work.folder / CARD_FILE, dataset_card(facts))
         move_into(work.folder, out, names, list(old.files) if old else [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.artefacts import Manifest
@@ -28,6 +28,7 @@ class CardFacts:
     details: dict[str, Any]
     ranking: Manifest | None
     data_file: str
+    model_identity: dict[str, str] = field(default_factory=dict)
 
 
 def dataset_card(facts: CardFacts) -> str:
@@ -96,7 +97,7 @@ def _how(facts: CardFacts) -> str:
     if model is not None and kind in ("ifd", "perplexity", "diverse"):
         from selectit_dagster.selection.select import public_name
 
-        lines.append(f"Model: {_model_name(public_name(model.path), model.revision)}.")
+        lines.append(f"Model: {_model_name(public_name(model.path), _revision(facts))}.")
     if facts.ranking is not None and "models" in facts.provenance:
         lines += ["", *_selectit(facts)]
     if details["notes"]:
@@ -128,16 +129,30 @@ def _selectit(facts: CardFacts) -> list[str]:
         model = models.get(name, {"path": name})
         label = _model_name(model["path"], model.get("revision"))
         revision = facts_of.get("revision") or "not known"
-        lines.append(f"| {label} ({name}) | {revision} | {theta:,.6g} | {theta / total:.1%} |")
-    prompts = facts.provenance.get("prompts")
-    lines += [
+        # the released code takes the weights as they are
+        share = f"{theta / total:.1%}" if stored["variant"] == "paper" else "as it is"
+        lines.append(f"| {label} ({name}) | {revision} | {theta:,.6g} | {share} |")
+    prompts = facts.provenance.get("prompts") or {"file": None, "texts": []}
+    source = f"`{line(prompts['file'])}`" if prompts["file"] else "the built-in ones"
+    return [
+        *lines,
         "",
-        f"- rating prompts: {stored['num_prompts']} of "
-        + ("the built-in ones" if prompts is None else f"`{line(prompts)}`"),
         f"- α (disagreement between prompts): {stored['alpha']:g}",
         f"- variant: {stored['variant']}; ablation: {stored['ablation']}",
+        f"- rating prompts: the first {stored['num_prompts']} of {source}",
+        "",
+        *(
+            f"{number}. {line(text)}"
+            for number, text in enumerate(prompts["texts"][: stored["num_prompts"]], start=1)
+        ),
     ]
-    return lines
+
+
+def _revision(facts: CardFacts) -> str | None:
+    """Return what the arm's model is known by: a commit, or the hash of local weights."""
+    weights = facts.model_identity.get("weights")
+    commit = facts.model_identity.get("commit")
+    return commit or (f"sha256:{weights[:12]}" if weights else None)
 
 
 def _numbers(facts: CardFacts) -> str:

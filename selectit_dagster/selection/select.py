@@ -241,9 +241,21 @@ def card_provenance(request: SelectionRequest) -> dict[str, Any]:
             }
             for model in given.get("models", [])
         ]
-        prompts = given.get("rating", {}).get("prompts")
-        stated["prompts"] = public_name(prompts) if prompts else None
+        if "rating" in given:
+            stated["prompts"] = _prompt_facts(given["rating"])
     return stated
+
+
+def _prompt_facts(rating: dict[str, Any]) -> dict[str, Any]:
+    """Return where the rating prompts come from, and their texts."""
+    from selectit_dagster.rating.prompts import load_prompts
+
+    path = rating.get("prompts")
+    prompts = load_prompts(path, int(rating["num_prompts"]))
+    return {
+        "file": public_name(path) if path else None,
+        "texts": [prompt.text for prompt in prompts],
+    }
 
 
 def public_name(path: str) -> str:

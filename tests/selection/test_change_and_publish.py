@@ -101,13 +101,16 @@ def test_published_files_hold_no_local_paths(tmp_path):
     folder = tmp_path / "x"
     request = world(folder, ["a", "b"], certain([0.9, 0.8]), models=("small",))
     rank(request, folder / "ranking")
+    prompts = tmp_path / "private" / "prompts.txt"
+    prompts.parent.mkdir()
+    prompts.write_text("Rate the answer from 1 to 5.\nGrade it.\n")
     provenance = {
         "source": "a.json",
         "models": [{"name": "small", "path": "/srv/private/model", "revision": None}],
-        "rating": {"prompts": "/srv/private/prompts.txt"},
+        "rating": {"prompts": str(prompts), "num_prompts": 2},
     }
     asked = selection(request, folder / "ranking", provenance=provenance)
     select(replace(asked, size=1.0), folder / "out")
     for name in ("README.md", "manifest.json"):
         text = (folder / "out" / name).read_text()
-        assert "private" not in text and "prompts.txt" in text
+        assert "private" not in text and "prompts.txt" in text and "Rate the answer" in text

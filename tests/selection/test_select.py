@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from selectit_dagster.artefacts import verify
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.experiment import ScoringModel
+from selectit_dagster.rating.prompts import load_prompts
 from selectit_dagster.selection.arms import ARMS
 from selectit_dagster.selection.ranking import rank
 from selectit_dagster.selection.select import (
@@ -383,6 +384,7 @@ def test_the_card_states_method_models_parameters_counts_and_licence(ranked, tmp
         "α",
         "0.2",
         "| selected | 5 |",
+        f"5. {load_prompts(None, 5)[4].text}",
     ):
         assert part in text
     assert "Our own / 'terms' of use" in text
