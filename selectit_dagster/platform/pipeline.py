@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.artefacts import Fingerprint, Manifest, is_current, read_manifest
 from selectit_dagster.errors import UserError
-from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import Arm, Experiment, TuningSection, check_experiment
 from selectit_dagster.files import staged_folder
 from selectit_dagster.home import Home
