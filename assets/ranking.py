@@ -55,12 +55,12 @@ def config_type(experiment: Experiment) -> type[dg.Config]:
             None, min_length=1, description=f"fuse only these models; of {', '.join(names)}"
         )
         thetas: dict[str, float] | None = Field(
-            None, description="fusion weight by model name; empty: as in the file"
+            None, description=f"fusion weights, above 0, by model: of {', '.join(names)}"
         )
 
-        @field_validator("models")
+        @field_validator("models", "thetas")
         @classmethod
-        def _known(cls, value: list[str] | None) -> list[str] | None:
+        def _known(cls, value: Any) -> Any:  # noqa: ANN401 - names, alone or with their weights
             if unknown := sorted(set(value or ()) - set(names)):
                 raise ValueError(f"no scoring model {', '.join(unknown)}; there are {names}")
             return value
@@ -115,8 +115,8 @@ def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
 
         Token level, sentence level (the disagreement between prompts, weighted by α) and
         model level (weighted by parameter counts) of SelectIT. Nothing is scored again:
-        try another α, number of prompts, variant, weights or set of models from the launchpad in
-        seconds.
+        try another α, number of prompts, variant, weights or set of models from the launchpad
+        in seconds.
         """
         line, tracker = access.open(context)
         return run_stage(

@@ -36,13 +36,20 @@ class SelectionConfig(dg.Config):
 
     @model_validator(mode="after")
     def _one_size(self) -> "SelectionConfig":
-        if sum(size is not None for size in (self.share, self.count, self.threshold)) > 1:
+        sizes = (self.share, self.count, self.threshold)
+        if sum(size is not None for size in sizes) > 1:
             raise ValueError("give one of share, count and threshold, not several")
         return self
 
     def overrides(self) -> Overrides:
         """Return the values that were given in the launchpad."""
-        return Overrides(**self.model_dump())
+        return Overrides(
+            share=self.share,
+            count=self.count,
+            threshold=self.threshold,
+            seed=self.seed,
+            model=self.model,
+        )
 
 
 def partitions(pipeline: Pipeline) -> dg.StaticPartitionsDefinition:

@@ -136,6 +136,13 @@ def stored_batches(
         yield from file.iter_batches(batch_size=rows, columns=columns)
 
 
+def release_unused() -> None:
+    """Give memory that Arrow holds for later back to the system: it would count as used."""
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
+
+
 class RowStream:
     """What is known of some rows of a table, taken range by range.
 
@@ -203,6 +210,7 @@ class ParquetStream:
         writer = self._writer or self._open(batch.schema)
         writer.write_batch(batch)
         self.rows += batch.num_rows
+        release_unused()
 
     def __exit__(
         self,

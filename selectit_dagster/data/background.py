@@ -10,6 +10,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from selectit_dagster.columnar import release_unused
+
 _PENDING = 2  # batches that may wait: memory stays flat
 
 
@@ -25,7 +27,11 @@ class BackgroundWriter:
         """Hand over one batch; wait while too many are pending."""
         while len(self._pending) >= _PENDING:
             self._pending.popleft().result()
-        self._pending.append(self._thread.submit(self._writer.write_batch, batch))
+        self._pending.append(self._thread.submit(self._write, batch))
+
+    def _write(self, batch: pa.RecordBatch) -> None:
+        self._writer.write_batch(batch)
+        release_unused()
 
     def __enter__(self) -> BackgroundWriter:
         return self

@@ -22,7 +22,6 @@ from selectit_dagster.experiment import (
     Arm,
     DatasetSection,
     Experiment,
-    RatingSection,
     TuningSection,
     check_experiment,
 )
@@ -644,6 +643,9 @@ def apply_overrides(experiment: Experiment, overrides: Overrides | None) -> Expe
         When a value is out of its range or a weight is for no model.
     """
     given = overrides.given() if overrides is not None else {}
+    # these change requests, not the experiment
+    for other in ("models", "seed", "model"):
+        given.pop(other, None)
     if not given:
         return experiment
     value = experiment.model_dump()
@@ -659,7 +661,7 @@ def apply_overrides(experiment: Experiment, overrides: Overrides | None) -> Expe
     sizes = {name: given.pop(name, None) for name in ("share", "count", "threshold")}
     if any(size is not None for size in sizes.values()):
         value["selection"].update(sizes)
-    value["rating"].update({k: v for k, v in given.items() if k in RatingSection.model_fields})
+    value["rating"].update(given)
     return check_experiment(value, source="the changed settings")
 
 

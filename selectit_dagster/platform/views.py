@@ -48,15 +48,14 @@ def pictures(stage: Stage, manifest: Manifest) -> dict[str, bytes]:
 
     profile = manifest.details.get("profile")
     drawn: dict[str, bytes] = {}
-    if profile and manifest.counts["kept"]:
-        drawn = {"lengths": plots.lengths_plot(profile), "shares": plots.shares_plot(profile)}
-    if stage.asset == "raw_dataset":
-        return drawn
+    if stage.asset in {"raw_dataset", "curated_dataset"} and profile and manifest.counts["kept"]:
+        drawn["lengths"] = plots.lengths_plot(profile)
+        drawn["languages_inputs_turns"] = plots.shares_plot(profile)
     if stage.asset == "curated_dataset":
-        return {**drawn, "curation": plots.curation_plot(manifest.counts, manifest.details)}
+        drawn["curation"] = plots.curation_plot(manifest.counts, manifest.details)
     if stage.asset == "selective_alpaca" and stage.partition == "selectit":
         return _selection_pictures(stage.folder, manifest.digest)
-    return {}
+    return drawn
 
 
 @lru_cache(maxsize=2)  # the page and MLflow show the same ones, and they read every record

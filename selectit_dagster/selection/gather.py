@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from selectit_dagster.columnar import RowStream, Workspace, stored_batches
+from selectit_dagster.columnar import RowStream, Workspace, release_unused, stored_batches
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,6 +74,8 @@ class ByRank:
             if bucket not in self._writers:
                 self._writers[bucket] = pa.ipc.new_stream(self._path(bucket), table.schema)
             self._writers[bucket].write_table(table.slice(start, end - start))
+        del table
+        release_unused()
 
     def _path(self, bucket: int) -> str:
         return str(self.folder / f"bucket-{bucket:04d}.arrow")
@@ -96,6 +98,7 @@ class ByRank:
                 part = table.take(pa.array(order[start : start + _ROWS])).combine_chunks()
                 yield from part.to_batches()
             del table
+            release_unused()
 
 
 def _last(table: pa.Table) -> npt.NDArray[np.int64]:
