@@ -52,13 +52,13 @@ def test_the_subsets_are_materialised_from_the_page_and_succeed(site, page):
     dialog.get_by_role("button", name="All", exact=True).click()
     dialog.get_by_role("button", name="Launch backfill").click()
     dialog.wait_for(state="detached")
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while (run := _partition(site, page)) == before:
         assert time.monotonic() < deadline, "the subset was not made again"
         page.wait_for_timeout(5000)
     page.get_by_role("link", name=run, exact=True).first.click()
     ended = page.get_by_text(re.compile("^(Success|Failure|Canceled)$")).first
-    ended.wait_for(timeout=300_000)
+    ended.wait_for(timeout=900_000)
     assert ended.inner_text() == "Success"
     page.wait_for_url(re.compile("/runs/"))
 

@@ -106,7 +106,7 @@ class Served:
         """One run."""
         return next(run for run in self.runs() if run["runId"] == run_id)
 
-    def until(self, condition, seconds: float = 300.0):
+    def until(self, condition, seconds: float = 900.0):
         """Wait until ``condition()`` is true and return its value."""
         deadline = time.monotonic() + seconds
         while not (value := condition()):
