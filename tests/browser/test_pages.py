@@ -35,7 +35,7 @@ def _follow(page, link) -> str:
 
 def test_the_asset_graph_shows_the_chain(site, page, picture):
     expanded = ",".join(f"global@global:{group}" for group in _GROUPS)
-    page.set_viewport_size({"width": 2700, "height": 1200})  # wide enough for the nodes' details
+    page.set_viewport_size({"width": 3000, "height": 1350})  # wide enough for the nodes' details
     page.goto(f"{site.dagster}/asset-groups?expanded={expanded}")
     page.get_by_text("Hide navigation").click()
     page.reload()  # the graph fits itself to the window only when it is drawn
