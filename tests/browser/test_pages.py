@@ -42,6 +42,7 @@ def test_the_asset_graph_shows_the_chain(site, page, picture):
     for asset in ("raw_dataset", "curated_dataset", "ranking", "selective_alpaca", "report"):
         page.get_by_text(asset, exact=True).last.wait_for()
     page.get_by_text("2 / 2 Passed").first.wait_for()
+    page.get_by_text("Loading...").first.wait_for(state="hidden")
     picture(page, "asset-graph")
 
 
