@@ -11,7 +11,9 @@ from deployed import ROOT
 FINAL = ("cpu", "cuda")
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
 _PINNED = re.compile(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}")
-_EXACT = re.compile(r"[A-Za-z0-9._-]+(\[[\w,-]+\])?==[\w.+!-]+( ?;[^;]+)?( --hash=sha256:[0-9a-f]{64})*")
+_EXACT = re.compile(
+    r"[A-Za-z0-9._-]+(\[[\w,-]+\])?==[\w.+!-]+( ?;[^;]+?)?( --hash=sha256:[0-9a-f]{64})*"
+)
 
 
 def test_every_stage_has_a_name_and_every_base_is_pinned_or_a_stage(stages):
