@@ -147,6 +147,8 @@ class Topology:
         for name, spec in self.services.items():
             while spec.health and not self.is_healthy(name):
                 self._wait_a_little(deadline, f"waiting for {name} to be healthy")
+            while not spec.restarts and not self._completed(name):
+                self._wait_a_little(deadline, f"waiting for {name} to end")
 
     def is_healthy(self, name: str) -> bool:
         """Run a service's health check, as it stands in the compose file."""
