@@ -50,7 +50,7 @@ class CsvReader:
         self.shape: CsvShape | None = None
         self.line = 0  # on which the row yielded last starts
         self._lines_read = 0
-        self._consumed: list[str] = []
+        self._consumed = bytearray()  # the text of the current row, as it was read
         self._held = 0
         self._overlong = False
 
@@ -80,9 +80,8 @@ class CsvReader:
         self._held += len(line)
         if self._held > self.max_bytes + 1:
             raise self._unclosed()
-        text = line.decode("utf-8", "surrogateescape")
-        self._consumed.append(text)
-        return text
+        self._consumed += line
+        return line.decode("utf-8", "surrogateescape")
 
     def _dropped(self, quotes: int) -> str:
         """Return a stand-in for a line that is too long to be held."""
@@ -100,7 +99,7 @@ class CsvReader:
         rows = csv.reader(lines, delimiter=self.shape.delimiter, strict=True)
         while True:
             self.line = self._lines_read + 1
-            self._consumed, self._held, self._overlong = [], 0, False
+            self._consumed, self._held, self._overlong = bytearray(), 0, False
             fault: Unusable | None = None
             row: list[str] = []
             try:
@@ -111,7 +110,7 @@ class CsvReader:
                 if "unexpected end of data" in str(error):
                     raise self._unclosed() from error
                 fault = Unusable(WHOLE_RECORD, f"is not valid CSV: {error}")
-            raw = "".join(self._consumed).rstrip("\r\n").encode("utf-8", "surrogateescape")
+            raw = bytes(self._consumed.rstrip(b"\r\n"))
             if self._overlong:
                 yield b"", too_big(self.max_bytes)
             elif fault is not None:

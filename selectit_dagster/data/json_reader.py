@@ -123,8 +123,9 @@ class LineReader:
     def __iter__(self) -> Iterator[Row]:
         for raw in _bounded_lines(self.source, self.max_bytes):
             self.line += 1
-            if raw is None:
-                yield b"", too_big(self.max_bytes)
+            if not raw:
+                if raw is None:
+                    yield b"", too_big(self.max_bytes)
                 continue
             try:
                 value = orjson.loads(raw)

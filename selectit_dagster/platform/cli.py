@@ -124,6 +124,8 @@ def run_command(
 def select_command(**options: Any) -> None:  # noqa: ANN401 - one per click option
     """Select the best records of a dataset: no server, no experiment file.
 
+    Records that cannot be used are in OUTPUT.rejected.jsonl, each with its reason.
+
     \b
     Examples:
       selectit select -i alpaca.json -m meta-llama/Llama-2-7b-hf -o selected.json

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from selectit_dagster.artefacts import Manifest
+from selectit_dagster.data.curation import DROPPED
+from selectit_dagster.data.ingest import REJECTED
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import Experiment, parse_experiment
 from selectit_dagster.files import atomic_file
@@ -107,8 +109,9 @@ def select_records(experiment: Experiment, output: Path, scores: Path | None) ->
     _check_output(output)
     with _work_folder(scores, output) as root:
         pipeline = Pipeline(experiment, FlatHome(root, "select"), at_home=True)
-        raw = _run(pipeline.raw())
-        curated = _run(pipeline.curated())
+        with _named_rejects(pipeline.home, output):
+            raw = _run(pipeline.raw())
+            curated = _run(pipeline.curated())
         scored = [_run(pipeline.scores(m.name)) for m in experiment.scoring_models]
         ranking = _run(pipeline.ranking())
         selected = _run(pipeline.selected("selectit"))
@@ -130,6 +133,37 @@ def select_records(experiment: Experiment, output: Path, scores: Path | None) ->
         output=output,
         warnings=[str(w) for m in scored for w in m.details.get("warnings", [])],
     )
+
+
+@contextlib.contextmanager
+def _named_rejects(home: Home, output: Path) -> Iterator[None]:
+    """Leave the rejected records beside the output, however reading them ends.
+
+    The folder that they are written to may be a temporary one, so a message that names it is
+    made to name the copy.
+    """
+    target = output.with_name(f"{output.name}.rejected.jsonl")
+    try:
+        yield
+    except UserError as error:
+        _copy_rejects(home, target)
+        for name in (home.raw / REJECTED, home.curated / DROPPED):
+            error.hint = error.hint.replace(str(name), str(target))
+        raise
+    _copy_rejects(home, target)
+
+
+def _copy_rejects(home: Home, target: Path) -> None:
+    """Write what reading and curation rejected to one file; no file when there is nothing."""
+    files = [home.raw / REJECTED, home.curated / DROPPED]
+    found = [path for path in files if path.is_file() and path.stat().st_size]
+    if not found:
+        target.unlink(missing_ok=True)
+        return
+    with atomic_file(target) as writer:
+        for path in found:
+            with path.open("rb") as reader:
+                shutil.copyfileobj(reader, writer, 1 << 20)
 
 
 def _run(stage: Stage) -> Manifest:

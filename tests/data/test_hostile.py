@@ -231,6 +231,21 @@ def test_csv_rows_of_the_wrong_width_are_named(workshop):
     assert [r["line"] for r in workshop.rejected] == [3, 4, 7]
 
 
+def test_a_quote_over_many_lines_does_not_fill_the_memory(workshop, monkeypatch):
+    import tracemalloc
+
+    monkeypatch.setattr("selectit_dagster.data.sources.BLOCK", 1 << 16)
+    size = 4 << 20
+    path = workshop.write("a.csv", b'instruction,output\na,"' + b"x\n" * (size // 2) + b'"\nc,d\n')
+    tracemalloc.start()
+    with pytest.raises(UserError, match="starts on line 2 is never closed, or not within"):
+        list(CsvReader(ByteSource(path, "none"), max_bytes=size // 2))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # the field at four bytes a character, and the row as it was read; not an object a line
+    assert peak < 6 * size
+
+
 def test_parquet_with_the_wrong_types_is_rejected_by_name(workshop):
     path = workshop.folder / "a.parquet"
     pq.write_table(pa.table({"instruction": [1, 2], "output": [["x"], None]}), path)

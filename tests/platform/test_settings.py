@@ -1,0 +1,69 @@
+"""Settings from the command line and the launchpad, and what `selectit select` leaves behind."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from selectit_dagster.errors import UserError
+from selectit_dagster.platform.commands import _weights
+from selectit_dagster.platform.pipeline import Overrides, apply_overrides
+from selectit_dagster.platform.quick import select_experiment, select_records
+
+
+def experiment(path="data.json", models=("a/small", "a/large")):
+    """Two scoring models over one file."""
+    named = [{"path": model} for model in models]
+    return select_experiment(dataset={"path": str(path)}, models=named, rating={}, selection={})
+
+
+def test_weights_size_and_rating_stand_in_for_those_of_the_file():
+    given = Overrides(
+        alpha=0.5, num_prompts=3, variant="released-code", thetas=(("large", 0.7),), threshold=1.5
+    )
+    changed = apply_overrides(experiment(), given)
+    assert [model.theta for model in changed.scoring_models] == [None, 0.7]
+    assert changed.selection.size == ("threshold", 1.5)
+    assert (changed.rating.alpha, changed.rating.num_prompts) == (0.5, 3)
+    assert changed.rating.variant == "released-code"
+    assert apply_overrides(experiment(), Overrides()) == experiment()
+    assert apply_overrides(changed, Overrides(count=4)).selection.size == ("count", 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (Overrides(alpha=-1.0), "rating.alpha: found -1.0"),
+        (Overrides(alpha=float("inf")), "rating.alpha: found inf"),
+        (Overrides(threshold=float("nan")), "selection.threshold: found nan"),
+        (Overrides(num_prompts=0), "rating.num_prompts: found 0"),
+        (Overrides(share=2.0), "selection.share: found 2.0"),
+        (Overrides(share=0.1, count=4), "one of share, count and threshold"),
+        (Overrides(thetas=(("huge", 1.0),)), "'huge', which is no scoring model"),
+        (Overrides(thetas=(("small", 0.0),)), "theta: found 0.0"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(given, message):
+    with pytest.raises(UserError, match=message):
+        apply_overrides(experiment(), given)
+
+
+def test_weights_are_written_as_model_and_number():
+    assert _weights(("small=7e9", "a=b=2")) == (("small", 7e9), ("a=b", 2.0))
+    assert _weights(()) is None
+    for text in ("small", "=", "small=much"):
+        with pytest.raises(UserError, match="no weight of a model"):
+            _weights((text,))
+
+
+def test_rejected_records_are_left_beside_the_output_before_a_model_is_looked_for(tmp_path):
+    source = tmp_path / "data.json"
+    source.write_text(json.dumps([{"instruction": "a", "output": "b"}, {"instruction": "c"}]))
+    output = tmp_path / "out.json"
+    with pytest.raises(UserError, match="1 of 2 records") as caught:
+        select_records(experiment(source), output, None)
+    rejected = tmp_path / "out.json.rejected.jsonl"
+    assert str(rejected) in caught.value.hint
+    assert [json.loads(line)["position"] for line in rejected.read_text().splitlines()] == [1]
+    assert not output.exists()
