@@ -571,8 +571,6 @@ class Pipeline:
             self.home.ranking,
             *(self.home.selected(arm) for arm in self.arms),
             *(self.home.checkpoint(unit.arm, unit.seed) for unit in self.units.values()),
-            self.home.ranking,
-            *(self.home.selected(arm) for arm in self.arms),
         )
 
     def report(self) -> Stage:
