@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selectit_dagster.accounting import Account, RecordsLostError
 from selectit_dagster.artefacts import Manifest, require_manifest
+from selectit_dagster.errors import ArtefactError
 from selectit_dagster.experiment import ModelReference
 from selectit_dagster.platform.pipeline import Stage
 
@@ -134,10 +136,16 @@ def ranking_balance(stage: Stage, manifest: Manifest) -> Inspection:
     )[0]
     unranked = manifest.counts.get("too_long", 0) + manifest.counts.get("failed", 0)
     passed = kept == rows == ranked + unranked and ranked == distinct == top and ranked > 0
+    home = stage.folder.parent
+    try:
+        raw, curated = (require_manifest(home / n, made_by=n).counts for n in ("raw", "curated"))
+        message = "; ".join(Account.of(raw, curated, manifest.counts).lines())
+    except (ArtefactError, RecordsLostError) as error:
+        passed, message = False, str(error)
     return _inspection(
         "every_record_accounted_for",
         passed,
-        f"kept {kept:,} = ranked {ranked:,} + too long or failed {unranked:,}",
+        message,
         kept=kept,
         ranked=ranked,
         unranked=unranked,

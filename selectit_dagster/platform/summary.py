@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from selectit_dagster.accounting import Account
 from selectit_dagster.artefacts import read_manifest
 from selectit_dagster.platform.pipeline import Pipeline
 from selectit_dagster.platform.run import RunOutcome
@@ -25,17 +26,14 @@ def _records(pipeline: Pipeline) -> list[str]:
     if raw is not None:
         rows.append(["read", f"{raw.counts['read']:,}"])
         rows.append(["rejected by the reader", f"{raw.counts['rejected']:,}"])
-    if curated is not None:
-        taken_out = {
-            "duplicate": curated.counts.get("duplicate", 0)
-            + curated.counts.get("near_duplicate", 0),
-            "contaminated": curated.counts.get("contaminated", 0),
-        }
-        other = curated.counts["raw"] - curated.counts["kept"] - sum(taken_out.values())
-        rows += [[name, f"{count:,}"] for name, count in taken_out.items()]
-        rows.append(["rejected by curation", f"{other:,}"])
-        rows.append(["kept", f"{curated.counts['kept']:,}"])
     ranking = read_manifest(pipeline.home.ranking)
+    if raw is not None and curated is not None:
+        # holds every equation, or says which one does not
+        account = Account.of(raw.counts, curated.counts, ranking.counts if ranking else None)
+        rows.append(["duplicate", f"{account.duplicate:,}"])
+        rows.append(["contaminated", f"{account.contaminated:,}"])
+        rows.append(["rejected by curation", f"{account.rejected - raw.counts['rejected']:,}"])
+        rows.append(["kept", f"{account.kept:,}"])
     if ranking is not None:
         rows.append(["ranked", f"{ranking.counts['ranked']:,}"])
         rows.append(["too long", f"{ranking.counts.get('too_long', 0):,}"])

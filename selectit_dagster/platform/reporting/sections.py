@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from selectit_dagster.accounting import Account, RecordsLostError
 from selectit_dagster.artefacts import Manifest, read_manifest
 from selectit_dagster.platform.pipeline import Pipeline
 from selectit_dagster.platform.reporting.blocks import Block, Cell, Section, Table, Text
@@ -72,23 +73,19 @@ def balance(line: Pipeline) -> Section:
     curated, ranking = read_manifest(line.home.curated), read_manifest(line.home.ranking)
     blocks: list[Block] = []
     if curated is not None:
-        blocks.append(_balance_line(raw, curated))
+        blocks.append(_balance_line(raw, curated, ranking))
     blocks.append(_balance_table(raw, curated, ranking))
     blocks += _reasons(raw, curated, ranking)
     return Section(title, blocks)
 
 
-def _balance_line(raw: Manifest, curated: Manifest) -> Text:
-    """Return the balance as one sentence; a balance that does not hold is a warning."""
-    read, counts = raw.counts["read"], curated.counts
-    rejected = raw.counts["rejected"] + counts.get("rejected", 0)
-    parts = {"kept": counts["kept"], "rejected": rejected}
-    parts |= {"duplicate": counts.get("duplicate", 0) + counts.get("near_duplicate", 0)}
-    parts |= {"contaminated": counts.get("contaminated", 0)}
-    sentence = f"Read {read:,} = " + " + ".join(f"{name} {n:,}" for name, n in parts.items()) + "."
-    if sum(parts.values()) == read:
-        return Text(sentence, "lead")
-    return Text(f"The balance does not hold: {sentence}", "warning")
+def _balance_line(raw: Manifest, curated: Manifest, ranking: Manifest | None) -> Text:
+    """Return the balance as sentences; a balance that does not hold is a warning."""
+    try:
+        account = Account.of(raw.counts, curated.counts, ranking.counts if ranking else None)
+    except RecordsLostError as error:
+        return Text(f"The balance does not hold: {error}", "warning")
+    return Text(" ".join(f"{line[0].upper()}{line[1:]}." for line in account.lines()), "lead")
 
 
 def _balance_table(raw: Manifest, curated: Manifest | None, ranking: Manifest | None) -> Table:
