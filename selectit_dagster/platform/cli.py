@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from selectit_dagster import __version__
-from selectit_dagster.errors import TransientError, UserError
+from selectit_dagster.errors import TransientError, UserError, of_the_machine, printable, redacted
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "experiments" / "default.yaml"
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -231,6 +231,9 @@ def main() -> None:
         if type(error).__name__ == "DagsterExecutionInterruptedError":
             _message("interrupted; start the same command again to go on where it stopped")
             sys.exit(130)
+        if (lacking := of_the_machine(error)) is not None:
+            _message(f"error: {lacking}")
+            sys.exit(2)
         _message(f"selectit failed: {type(error).__name__}: {error}")
         if os.environ.get("SELECTIT_DEBUG"):
             traceback.print_exc()
@@ -240,4 +243,4 @@ def main() -> None:
 
 
 def _message(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(printable(redacted(text)) + "\n")

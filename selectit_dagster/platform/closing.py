@@ -24,6 +24,7 @@ _MLFLOW_STATUS = {
     dg.DagsterRunStatus.CANCELED: "KILLED",
 }
 _UNFINISHED = [
+    dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
@@ -128,4 +129,11 @@ def fail_abandoned(instance: dg.DagsterInstance, tracker: Tracker) -> list[str]:
             failed = instance.get_run_by_id(run.run_id)
             close_run(instance, failed or run, tracker)
             found.append(run.run_id)
+    # a process may also be killed after its Dagster run ended and before its MLflow runs did
+    for run_id in tracker.unclosed():
+        ended = instance.get_run_by_id(run_id)
+        if ended is None:
+            tracker.close_run(run_id, "KILLED")
+        elif ended.is_finished:
+            close_run(instance, ended, tracker)
     return found

@@ -9,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 
+from selectit_dagster.errors import redacted
 from selectit_dagster.experiment import load_experiment
 from selectit_dagster.home import Home, home_root
 from selectit_dagster.platform.addresses import dagster_address, mlflow_address
@@ -101,7 +102,11 @@ def make_tracker(pipeline: Pipeline, *, uri: str = "", ui_url: str = "") -> Trac
     folder = pipeline.home.mlflow
     default = f"sqlite:///{folder / 'mlflow.db'}"
     uri = uri or section.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
-    own_page = uri if uri.startswith("http") else mlflow_address(pipeline.home.root)
+    own_page = (
+        redacted(uri).replace("***@", "")
+        if uri.startswith("http")
+        else mlflow_address(pipeline.home.root)
+    )
     return Tracker(
         uri=uri,
         experiment=section.experiment or pipeline.experiment.name,

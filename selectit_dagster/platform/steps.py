@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 
 from selectit_dagster.artefacts import Manifest
-from selectit_dagster.errors import TransientError, UserError
+from selectit_dagster.errors import TransientError, UserError, of_the_machine
 from selectit_dagster.platform import workers
 from selectit_dagster.platform.inspections import Inspection
 from selectit_dagster.platform.metadata import Metadata, base_metadata
@@ -117,6 +117,12 @@ def _permanent() -> Iterator[None]:
     except UserError as error:
         raise dg.Failure(
             description=str(error), metadata={"remedy": error.hint or "-"}, allow_retries=False
+        ) from error
+    except (OSError, MemoryError, RuntimeError) as error:
+        if (lacking := of_the_machine(error)) is None:
+            raise
+        raise dg.Failure(
+            description=str(lacking), metadata={"remedy": lacking.hint}, allow_retries=False
         ) from error
 
 

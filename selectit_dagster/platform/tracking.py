@@ -27,7 +27,8 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from selectit_dagster.artefacts import Manifest
-from selectit_dagster.files import write_bytes, write_json
+from selectit_dagster.errors import redacted
+from selectit_dagster.files import read_json, write_bytes, write_json
 
 LOGGER = logging.getLogger("selectit_dagster.tracking")
 T = TypeVar("T")
@@ -397,8 +398,9 @@ class Tracker:
 
     def note_failure(self, what: str, error: Exception) -> None:
         """Append a failed call to the notes and warn once per call."""
-        LOGGER.warning("MLflow tracking failed (%s): %s", what, str(error).splitlines()[0:1])
-        entry = {"at": time.strftime("%Y-%m-%dT%H:%M:%S"), "what": what, "error": str(error)[:500]}
+        text = redacted(str(error))
+        LOGGER.warning("MLflow tracking failed (%s): %s", what, text.splitlines()[0:1])
+        entry = {"at": time.strftime("%Y-%m-%dT%H:%M:%S"), "what": what, "error": text[:500]}
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             with self.failures_file.open("a", encoding="utf-8") as handle:
@@ -408,8 +410,12 @@ class Tracker:
         """Return the failed calls noted so far."""
         if not self.failures_file.exists():
             return []
-        lines = self.failures_file.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.strip()]
+        found = []
+        for line in self.failures_file.read_text("utf-8", errors="replace").splitlines():
+            # a process that was killed while it noted a failure leaves half a line
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+        return found
 
     def link(self, run_id: str) -> str:
         """Return the address of a run's page."""
@@ -554,7 +560,7 @@ class Tracker:
             status = "FINISHED"
         except Exception as error:
             status = "FAILED"
-            tracked.tags({"selectit.error": str(error)[:4000]})
+            tracked.tags({"selectit.error": redacted(str(error))[:4000]})
             raise
         finally:
             if run_id is not None:
@@ -601,7 +607,22 @@ class Tracker:
         )
         for run in running:
             self.client.set_terminated(run.info.run_id, status)
+        self._mark_closed(dagster_run_id)
         return len(running)
+
+    def _mark_closed(self, dagster_run_id: str) -> None:
+        file = self._parent_note(dagster_run_id)
+        with self._lock("parents"):
+            if file.exists():
+                note = json.loads(file.read_text(encoding="utf-8"))
+                write_json(file, {**note, "closed": True})
+
+    def unclosed(self) -> list[str]:
+        """Return the Dagster runs whose MLflow runs were opened here and not yet ended."""
+        if not self.enabled:
+            return []
+        notes = sorted((self.folder / "parents").glob("*.json"))
+        return [note.stem for note in notes if not read_json(note).get("closed")]
 
 
 def _system_monitor(run_id: str, uri: str) -> Any:  # noqa: ANN401 - a SystemMetricsMonitor

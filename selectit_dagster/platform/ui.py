@@ -179,19 +179,22 @@ def _mlflow(line: Pipeline) -> tuple[Service | None, str | None]:
         return None, None
     if tracker.uri.startswith(("http://", "https://", "databricks")):
         # somebody else's server: its own address is where a browser finds it
-        return None, section.ui_url or os.environ.get("SELECTIT_MLFLOW_UI") or tracker.uri
+        return None, section.ui_url or os.environ.get("SELECTIT_MLFLOW_UI") or tracker.ui_url
     _say("preparing the MLflow store")
     _ = tracker.client
     port = free_port(ports(line.home.root).mlflow)
     address = f"http://{LOOPBACK}:{port}"
     argv = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port)]
-    argv += ["--backend-store-uri", tracker.uri, "--workers", "1"]
+    argv += ["--workers", "1"]
     argv += ["--artifacts-destination", (line.home.mlflow / "artifacts").as_uri()]
     log = line.home.root / "logs" / "mlflow.log"
     # its job runner keeps seven more processes for features that are not used here
     environment = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        # not on the command line: a database's address holds its password, and everybody on
+        # the machine may read command lines
+        "MLFLOW_BACKEND_STORE_URI": tracker.uri,
         "PYTHONUNBUFFERED": "1",
     }
     return Service("MLflow", argv, log, lambda: answers(f"{address}/health"), environment), address

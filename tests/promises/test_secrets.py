@@ -1,0 +1,107 @@
+"""Promise 8: loopback only, and no secret is written anywhere."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from selectit_dagster.errors import UserError, redacted
+from torture.world import write_world
+
+ROOT = Path(__file__).resolve().parents[2]
+CANARIES = {
+    "HF_TOKEN": "hf_canaryAAAAAAAAAAAAAAAAAAAAAAAA",
+    "AWS_SECRET_ACCESS_KEY": "aws-canary-BBBBBBBBBBBBBBBBBBBB",
+    "OPENAI_API_KEY": "sk-canary-CCCCCCCCCCCCCCCCCCCCCC",
+    "MLFLOW_TRACKING_PASSWORD": "mlflow-canary-DDDDDDDDDDDDDDD",
+    "SOME_PASSWORD": "password-canary-EEEEEEEEEEEEEEE",
+}
+
+
+def files_with(folder: Path, texts) -> list[str]:
+    """Return the files in which one of ``texts`` stands, in databases and packed files too."""
+    found = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        content = path.read_bytes()
+        found += [f"{path.relative_to(folder)}: {t}" for t in texts if t.encode() in content]
+    return found
+
+
+def test_no_secret_of_the_environment_is_written_anywhere(tmp_path):
+    """A run with canaries in its environment, one stage of which fails with an address."""
+    path = write_world(tmp_path, records=6)
+    home = tmp_path / "home"
+    code = "from selectit_dagster.platform.cli import main; main()"
+    answer = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            code,
+            "run",
+            str(path),
+            "--home",
+            str(home),
+            "--upto",
+            "raw_dataset",
+        ],
+        env={**os.environ, **CANARIES, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert files_with(home, CANARIES.values()) == []
+    assert not any(secret in answer.stdout + answer.stderr for secret in CANARIES.values())
+
+
+def test_an_address_with_a_password_is_shown_without_it(tmp_path, monkeypatch):
+    from selectit_dagster.platform.resources import make_tracker
+    from torture.world import pipeline_of
+
+    path = write_world(tmp_path)
+    monkeypatch.delenv("SELECTIT_MLFLOW_UI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:canary-password@127.0.0.1:9/x")
+    tracker = make_tracker(pipeline_of(path, tmp_path / "home"))
+    assert "canary" not in tracker.ui_url
+    assert tracker.ui_url == "http://127.0.0.1:9/x"
+    tracker.wait = lambda seconds: None
+    tracker.attempt("open", _fails, tracker.uri)
+    assert tracker.failures()[0]["error"].endswith("http://***@127.0.0.1:9/x")
+    assert files_with(tmp_path / "home", ["canary-password"]) == []
+
+
+def _fails(uri: str) -> None:
+    raise ConnectionError(f"no answer from {uri}")
+
+
+def test_secrets_are_taken_out_of_messages(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", CANARIES["HF_TOKEN"])
+    error = UserError(f"401 for {CANARIES['HF_TOKEN']} at postgresql://u:pw@host/db")
+    assert str(error) == "401 for *** at postgresql://***@host/db"
+    assert redacted("an ordinary text a@b") == "an ordinary text a@b"
+
+
+def test_what_listens_listens_on_loopback():
+    """Every address that the source names to listen on is this machine's own."""
+    named = []
+    for path in sorted((ROOT / "selectit_dagster").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and node.value in {"0.0.0.0", "::", "*:"}:  # noqa: S104
+                named.append(f"{path.name}:{node.lineno}")
+    assert named == []
+    from selectit_dagster.platform.services import LOOPBACK
+
+    assert LOOPBACK == "127.0.0.1"
+
+
+@pytest.mark.parametrize("flag", ["--host", "-h"])
+def test_every_server_is_told_its_address(flag):
+    source = (ROOT / "selectit_dagster" / "platform" / "ui.py").read_text(encoding="utf-8")
+    assert f'"{flag}", LOOPBACK' in source
+    assert "--backend-store-uri" not in source  # its password would stand in the process list
