@@ -47,11 +47,15 @@ class Journal:
             for number, line in enumerate(handle):
                 try:
                     value = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     break
                 if not line.endswith(b"\n") or (number == 0 and value != header):
                     break
                 if number:
+                    if not isinstance(value, dict) or not isinstance(value.get("key"), str):
+                        break
+                    if "value" not in value:
+                        break
                     self._done[value["key"]] = value["value"]
                 good += len(line)
         return good

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import random
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from selectit_dagster.errors import TransientError, UserError
 from selectit_dagster.files import sha256_file, sha256_json
 
 T = TypeVar("T")
+_MOST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,18 @@ def open_text(path: Path) -> str:
     Raises
     ------
     UserError
-        When it cannot be read as UTF-8.
+        When it cannot be read as UTF-8, or is larger than a benchmark can be.
     """
     try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
+            data = handle.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise UserError(
+                f"the benchmark file {path} holds more than {_MOST_BYTES >> 20} MiB of text",
+                hint="check the benchmark's path: questions take a few MiB",
+            )
+        return data.decode("utf-8")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(
             f"cannot read the benchmark file {path}: {error}", hint="check the benchmark's path"
         ) from error
@@ -48,7 +56,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON value
     """Read a JSON file that may be gzipped; a fault is named with its line."""
     try:
         return json.loads(open_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
 
 
@@ -60,7 +68,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: not JSON: {error}") from error
         if not isinstance(value, dict):
             raise UserError(f"{path}, line {number}: expected an object with the question's fields")
@@ -70,7 +78,10 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def read_csv(path: Path) -> list[list[str]]:
     """Read a headerless CSV file; every field stays the text it is."""
-    return list(csv.reader(io.StringIO(open_text(path), newline="")))
+    try:
+        return list(csv.reader(io.StringIO(open_text(path), newline="")))
+    except csv.Error as error:
+        raise UserError(f"{path} is not CSV: {error}") from error
 
 
 def field(record: dict[str, Any], name: str, where: str) -> str:

@@ -142,6 +142,12 @@ class ScoreFolder:
         """Turn parts and journals of another request into a source of reusable rows."""
         retire_rows(self.path)
 
+    def discard(self) -> None:
+        """Remove the rows of the request in progress, and its plan."""
+        for path in _row_files(self.path):
+            path.unlink()
+        (self.path / STATE).unlink(missing_ok=True)
+
     def sources(self, *more: Path) -> RowSource:
         """Return the reusable rows, those of ``more`` score folders included."""
         return RowSource.of([self.path / REUSE, *more], self.engine)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import zlib
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import IO, Any
 
 _SYNC_SECONDS = 2.0
+_KEY = re.compile(r"[0-9a-f]{16,128}")
+# a distribution adds up to one within the digits of float32
+_OFF_BY = 1e-3
 
 
 @dataclass(frozen=True)
@@ -91,27 +95,21 @@ def read_journal(path: Path) -> JournalContent | None:
     """Return a journal's whole lines, None when there is no whole header."""
     header: dict[str, Any] | None = None
     rows: list[JournalRow] = []
-    for value in _values(path):
+    for _, value in _whole_lines(path):
         if header is None:
             header = value
         else:
-            rows += [
-                JournalRow(record, prompt, key, p, mass, reason)
-                for record, prompt, key, p, mass, reason in value["rows"]
-            ]
+            rows += [JournalRow(*entry) for entry in value["rows"]]
     return None if header is None else JournalContent(header["engine"], header["prompts"], rows)
 
 
-def _values(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line[9:]) for line in _whole_lines(path)]
-
-
 def _whole_bytes(path: Path) -> int:
-    return sum(len(line) for line in _whole_lines(path))
+    return sum(size for size, _ in _whole_lines(path))
 
 
-def _whole_lines(path: Path) -> list[bytes]:
-    lines: list[bytes] = []
+def _whole_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Return size in bytes and value of each line, up to the first that is not one of ours."""
+    lines: list[tuple[int, dict[str, Any]]] = []
     if not path.exists():
         return lines
     with path.open("rb") as handle:
@@ -119,5 +117,40 @@ def _whole_lines(path: Path) -> list[bytes]:
             body = line[9:].removesuffix(b"\n")
             if not line.endswith(b"\n") or line[:9] != b"%08x " % zlib.crc32(body):
                 break
-            lines.append(line)
+            try:
+                value = json.loads(body)
+            except (ValueError, RecursionError):
+                break
+            if not (_is_batch(value) if lines else _is_header(value)):
+                break
+            lines.append((len(line), value))
     return lines
+
+
+def _is_header(value: Any) -> bool:  # noqa: ANN401 - any JSON value
+    if not isinstance(value, dict) or not isinstance(value.get("engine"), str):
+        return False
+    prompts = value.get("prompts")
+    return isinstance(prompts, list) and all(isinstance(prompt, str) for prompt in prompts)
+
+
+def _is_batch(value: Any) -> bool:  # noqa: ANN401 - any JSON value
+    rows = value.get("rows") if isinstance(value, dict) else None
+    return isinstance(rows, list) and all(map(_is_row, rows))
+
+
+def _is_row(row: Any) -> bool:  # noqa: ANN401 - any JSON value
+    """Tell whether a row has the fields of :class:`JournalRow`: a rating, or why there is none."""
+    if not isinstance(row, list) or len(row) != 6:
+        return False
+    record, prompt, key, values, mass, reason = row
+    if type(record) is not int or type(prompt) is not int or min(record, prompt) < 0:
+        return False
+    if not isinstance(key, str) or not _KEY.fullmatch(key):
+        return False
+    if not isinstance(reason, str | None):
+        return False
+    if values is None:
+        return mass is None and reason is not None
+    numbers = isinstance(values, list) and all(type(x) in (int, float) for x in values)
+    return numbers and type(mass) in (int, float) and abs(sum(values) - 1.0) < _OFF_BY

@@ -17,6 +17,7 @@ from typing import Any
 from selectit_dagster.artefacts import (
     Fingerprint,
     Manifest,
+    differences,
     is_current,
     library_versions,
     read_manifest,
@@ -208,9 +209,11 @@ def _score(
 
     started = time.monotonic()
     setup = open_run(request, folder, backend, on_mismatch)
+    _require_same_model(request, folder)
     audit = Audit.of(request, folder, setup.backend, score, progress)
     run = run_of(setup, folder, progress, audit.rule)
     run.rate_all()
+    _require_same_model(request, folder)
     summary = Summary.of(folder.path)
     details = {
         **run.details(time.monotonic() - started),
@@ -233,6 +236,26 @@ def _score(
     folder.finish(summary.keys, folder.fingerprint["prompts"])
     draw(request, folder.path)
     return manifest
+
+
+def _require_same_model(request: ScoringRequest, folder: ScoreFolder) -> None:
+    """Refuse scores whose model's files were changed while it was read or used.
+
+    What was rated in between cannot be told from what was rated before, so none of it stays.
+
+    Raises
+    ------
+    UserError
+        Naming what changed.
+    """
+    changed = differences(folder.fingerprint, scoring_fingerprint(request))
+    if changed:
+        folder.discard()
+        raise UserError(
+            f"{changed[0].name} of {request.model.path} or its records was changed while they "
+            "were in use",
+            hint="wait until the files are complete, and run again",
+        )
 
 
 def draw(request: ScoringRequest, out: Path) -> None:

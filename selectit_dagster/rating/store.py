@@ -9,6 +9,7 @@ digests and one digest per record's text.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ OK, TOO_LONG, FAILED = range(3)
 PENDING = 255
 _ENGINE, _PROMPTS = b"selectit.engine", b"selectit.prompts"
 _RECORDS, _RATINGS = b"selectit.records", b"selectit.ratings"
+_KEY = re.compile(r"[0-9a-f]{16,128}")
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
@@ -185,12 +187,21 @@ def read_index(path: Path) -> PartIndex | None:
         return None
     if not {_ENGINE, _PROMPTS, _RECORDS, _RATINGS} <= set(metadata):
         return None
-    return PartIndex(
-        metadata[_ENGINE].decode(),
-        json.loads(metadata[_PROMPTS]),
-        json.loads(metadata[_RECORDS]),
-        int(metadata[_RATINGS]),
-    )
+    try:
+        index = PartIndex(
+            metadata[_ENGINE].decode(),
+            json.loads(metadata[_PROMPTS]),
+            json.loads(metadata[_RECORDS]),
+            int(metadata[_RATINGS]),
+        )
+    except (ValueError, RecursionError):
+        return None
+    lists = (index.prompts, index.keys)
+    if any(not isinstance(names, list) for names in lists) or index.ratings < 1:
+        return None
+    if not all(isinstance(name, str) for names in lists for name in names):
+        return None
+    return index if all(map(_KEY.fullmatch, index.keys)) else None
 
 
 def read_part(path: Path) -> Ratings:
@@ -214,7 +225,12 @@ def read_part(path: Path) -> Ratings:
     asked = len(index.prompts)
     if table.num_rows != asked * len(index.keys):
         raise ArtefactError(f"{path} does not have {asked} rows per record", hint="score again")
-    return _decode(table, index)
+    try:
+        return _decode(table, index)
+    except (KeyError, ValueError, TypeError, OverflowError, pa.ArrowException) as error:
+        raise ArtefactError(
+            f"{path} does not hold what a score file holds: {error}", hint="score again"
+        ) from error
 
 
 def _decode(table: pa.Table, index: PartIndex) -> Ratings:

@@ -162,7 +162,9 @@ def _reason(
         return "new record"
     if new_rank is None:
         return "removed record"
-    change = (new_score or 0.0) - (old_score or 0.0)
+    if old_score is None or new_score is None:
+        return "cut moved"  # an arm without scores
+    change = new_score - old_score
     if verb == "entered" and change > tolerance:
         return "score rose"
     if verb == "left" and change < -tolerance:

@@ -160,13 +160,17 @@ def resolved_count(request: SelectionRequest) -> int:
 
 
 def _reaching(ranking: Path, threshold: float) -> int:
+    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     count = 0
-    for batch in pq.ParquetFile(ranking).iter_batches(columns=["score"]):
-        reached = pc.sum(pc.greater_equal(batch.column("score"), threshold)).as_py()
-        count += reached or 0
+    try:
+        for batch in pq.ParquetFile(ranking).iter_batches(columns=["score"]):
+            reached = pc.sum(pc.greater_equal(batch.column("score"), threshold)).as_py()
+            count += reached or 0
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise ArtefactError(f"{ranking} cannot be read: {error}", hint="rank again") from error
     return count
 
 

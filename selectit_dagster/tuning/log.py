@@ -56,13 +56,16 @@ class StepLog:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """Read the whole lines of a ``log.jsonl``; a half-written last line is left out."""
+    """Read the whole lines of a ``log.jsonl``, up to the first that is not one of ours."""
     lines: list[dict[str, float]] = []
     if not path.exists():
         return lines
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_bytes().split(b"\n"):
         try:
-            lines.append(json.loads(text))
-        except ValueError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(line, dict) or type(line.get("step")) is not int:
+            break
+        lines.append(line)
     return lines

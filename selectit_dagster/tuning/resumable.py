@@ -193,11 +193,12 @@ def last_resume_point(folder: Path) -> Path | None:
         try:
             marker = read_json(candidate / MARKER)
             sizes = {name: (candidate / name).stat().st_size for name in marker["files"]}
-        except (UserError, OSError, KeyError, TypeError):
+            step = int(marker["step"])
+        except (UserError, OSError, KeyError, TypeError, ValueError):
             shutil.rmtree(candidate, ignore_errors=True)
             continue
         if sizes == marker["files"]:
-            whole.append((int(marker["step"]), candidate))
+            whole.append((step, candidate))
         else:
             shutil.rmtree(candidate, ignore_errors=True)
     return max(whole)[1] if whole else None

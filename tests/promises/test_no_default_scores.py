@@ -1,0 +1,147 @@
+"""Promise 2: no number without a forward pass behind it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from selectit_dagster.experiment import RatingSection, ScoringModel
+from selectit_dagster.models import load_model
+from selectit_dagster.rating.backend import local_backend
+from selectit_dagster.rating.scoring import ScoringRequest, score
+from selectit_dagster.rating.store import OK, read_scores
+
+ROOT = Path(__file__).resolve().parents[2]
+# the engines that make or carry scores; zeros that are counts, masks or sums of nothing are
+# the ones named here, each with its reason
+ENGINES = ("rating", "selection")
+ALLOWED = {
+    # a weight of a sum that is NaN where nothing was asked
+    ("rating/levels.py", "sentence_level"),
+    # keeps an exponential from overflowing on rows that are marked bad in the same function
+    ("rating/careful.py", "judged"),
+    # without any rated row there is nothing to warn of; the stage refuses such a result
+    ("rating/summary.py", "warnings"),
+    # the borders of an empty histogram
+    ("selection/plots.py", "score_histogram"),
+}
+
+
+class Recorder:
+    """A backend that notes every row that it really ran, and fails some."""
+
+    def __init__(self, inner, fails=lambda row: False):
+        self.inner, self.fails = inner, fails
+        self.facts, self.notes = inner.facts, inner.notes
+        self.ran: dict[bytes, np.ndarray] = {}
+
+    def rate(self, batch):
+        if any(self.fails(batch.row(i)) for i in range(len(batch))):
+            raise RuntimeError("the device broke")
+        found = self.inner.rate(batch)
+        for i in range(len(batch)):
+            self.ran[batch.row(i).tobytes()] = found[i]
+        return found
+
+    def peak_memory_bytes(self):
+        return 0
+
+
+@pytest.fixture
+def request_for(tmp_path, tiny_model_folder):
+    rows = [(f"r{i}", f"Say {i}.", "", f"It is {i}.") for i in range(12)]
+    rows.append(("long", "word " * 900, "", "too long"))
+    names = ("record_id", "instruction", "input", "response")
+    table = pa.table({n: list(c) for n, c in zip(names, zip(*rows, strict=True), strict=True)})
+    pq.write_table(table, tmp_path / "records.parquet")
+    model = ScoringModel(name="m", path=str(tiny_model_folder))
+    rating = RatingSection(num_prompts=2, max_batch_tokens=256)
+    return ScoringRequest(tmp_path / "records.parquet", model, rating)
+
+
+def _backend(request, fails=lambda row: False):
+    from selectit_dagster.rating.rating_tokens import Encoder, find_rating_tokens
+
+    loaded = load_model(request.model)
+    ids = find_rating_tokens(Encoder(loaded.tokenizer), ["The answer is: \n"], 5)
+    return Recorder(local_backend(loaded, ids), fails)
+
+
+def test_every_stored_distribution_came_out_of_the_backend(request_for, tmp_path):
+    backend = _backend(request_for)
+    manifest = score(request_for, tmp_path / "out", backend=backend)
+    stored = read_scores(tmp_path / "out", 2)
+    rated = stored.probabilities[stored.status == OK]
+    assert len(rated) == 24
+    logits = np.stack(list(backend.ran.values())).astype(np.float64)
+    expected = np.exp(logits - logits.max(axis=1, keepdims=True))
+    expected /= expected.sum(axis=1, keepdims=True)
+    for row in rated:
+        assert np.abs(expected - row).max(axis=1).min() < 1e-6
+    assert np.isnan(stored.probabilities[stored.status != OK]).all()
+    assert manifest.counts["too_long"] == 1
+
+
+def test_a_row_that_the_backend_fails_has_a_reason_and_no_number(request_for, tmp_path):
+    backend = _backend(request_for, fails=lambda row: int(row.sum()) % 5 == 0)
+    manifest = score(request_for, tmp_path / "out", backend=backend)
+    stored = read_scores(tmp_path / "out", 2)
+    assert manifest.counts["failed"] + manifest.counts["ok"] + 1 == 13
+    assert manifest.counts["failed"] > 0
+    for record, prompt in np.argwhere(stored.status != OK).tolist():
+        assert np.isnan(stored.probabilities[record, prompt]).all()
+        assert np.isnan(stored.rating_mass[record, prompt])
+        assert stored.reasons[record, prompt]
+
+
+def test_no_engine_fills_in_a_number_for_a_missing_one():
+    """Look for the ways in which Python code gives a score that nobody computed."""
+    found = []
+    for path in sorted(p for e in ENGINES for p in (ROOT / "selectit_dagster" / e).glob("*.py")):
+        module = path.relative_to(ROOT / "selectit_dagster").as_posix()
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(function, ast.FunctionDef) and (module, function.name) not in ALLOWED:
+                found += [f"{module}:{n.lineno} {what}" for n, what in _defaults(function)]
+    assert found == []
+
+
+def _defaults(function: ast.FunctionDef):
+    for node in ast.walk(function):
+        text = ast.unparse(node) if isinstance(node, ast.expr) else ""
+        if isinstance(node, ast.Call) and (_fills(node) or _looks_up(node, text)):
+            yield node, text
+        if isinstance(node, ast.Call) and text.startswith(("np.where(", "numpy.where(")):
+            floats = [
+                a for a in node.args if isinstance(a, ast.Constant) and type(a.value) is float
+            ]
+            yield from ((node, text) for _ in floats)
+        if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or):
+            last = node.values[-1]
+            if isinstance(last, ast.Constant) and type(last.value) is float:
+                yield node, text
+        if isinstance(node, ast.ExceptHandler):
+            returns = [inner for inner in ast.walk(node) if isinstance(inner, ast.Return)]
+            yield from ((r, ast.unparse(r)) for r in returns if _is_number(r.value))
+
+
+def _fills(call: ast.Call) -> bool:
+    names = {"nan_to_num", "fillna", "fill_null", "coalesce"}
+    return isinstance(call.func, ast.Attribute) and call.func.attr in names
+
+
+def _looks_up(call: ast.Call, text: str) -> bool:
+    """Tell whether a score is looked up with a number for when it is not there."""
+    looks = isinstance(call.func, ast.Attribute) and call.func.attr in {"get", "setdefault", "pop"}
+    score_like = any(word in text for word in ("score", "prob", "rating_mass"))
+    return looks and score_like and len(call.args) == 2 and _is_number(call.args[1])
+
+
+def _is_number(node) -> bool:
+    if not isinstance(node, ast.Constant):
+        return False
+    return isinstance(node.value, int | float) and not isinstance(node.value, bool)
