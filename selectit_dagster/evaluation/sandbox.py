@@ -2,8 +2,9 @@
 
 Each program gets a fresh interpreter that confines itself (``sandbox_child.py`` has the
 layers), an empty environment, a temporary folder of its own and a few seconds. Its whole
-process tree dies with it. What this protects is the machine; a program that set out to deceive
-its own test, from inside the process that both share, could still do so.
+process tree dies with it. What it is judged by is kept from it (``sandbox_runner.py``). A program
+is not prevented from cheating the test that it is given, for instance by answering with an
+object that says it equals everything.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 from selectit_dagster.errors import UserError
 
 _CHILD = Path(__file__).with_name("sandbox_child.py")
+_RUNNER = Path(__file__).with_name("sandbox_runner.py")
 _START_SECONDS = 60.0
 _MOST_OUTPUT = 1 << 16
 LAYERS = ("namespaces", "rlimits", "landlock", "seccomp")
@@ -97,6 +99,8 @@ def run_program(program: str, limits: Limits | None = None, *, anyway: bool = Fa
             "limits": limits.as_rlimits(),
             "readable": _readable(),
             "anyway": anyway,
+            "python": _python(),
+            "runner": _RUNNER.read_text(encoding="utf-8"),
         }
         try:
             process = _start(writer, folder)
@@ -213,5 +217,10 @@ def _readable() -> list[str]:
     library = {paths["stdlib"], paths["platstdlib"], sysconfig.get_config_var("LIBDIR") or ""}
     system = {"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/etc/localtime"}
     devices = {"/dev/null", "/dev/zero", "/dev/urandom"}
-    shared = "/usr/share/zoneinfo"
-    return sorted({p for p in library | system | devices | {shared} if p and Path(p).exists()})
+    shared = {"/usr/share/zoneinfo", _python()}
+    return sorted({p for p in library | system | devices | shared if p and Path(p).exists()})
+
+
+def _python() -> str:
+    """Return the interpreter itself: not a virtual environment's link to it."""
+    return str(Path(getattr(sys, "_base_executable", None) or sys.executable).resolve())

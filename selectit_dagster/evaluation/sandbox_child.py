@@ -1,4 +1,4 @@
-"""The inner side of the sandbox: a script that confines itself and then runs one program.
+"""The inner side of the sandbox: a script that confines itself and then becomes the runner.
 
 Started as ``python -I -S -B sandbox_child.py VERDICT_FD`` with a JSON job on its standard
 input; it uses the standard library alone. The layers, from the outside in:
@@ -9,9 +9,11 @@ input; it uses the standard library alone. The layers, from the outside in:
 * seccomp: no new processes, no sockets, no changes of modes or owners (which Landlock does
   not see), no mounts, no tracing.
 
-It reports the layers in force before the program starts, and refuses to start it when one is
-missing and the job does not allow that. The program ends well only if the job's nonce comes
-back: an exit status could be forged by the program.
+It refuses to go on when one is missing and the job does not allow that. Then it becomes a fresh
+interpreter (``sandbox_runner.py``), which holds nothing of what the confining needed: a program
+with ``ctypes`` at hand could read any memory. The filter allows that one ``execve`` by the
+address of its path, which no later program can have. The program ends well only if the job's
+nonce comes back: an exit status could be forged by the program.
 """
 
 from __future__ import annotations
@@ -41,14 +43,15 @@ _THREAD_FLAG = 0x00010000
 
 # system calls that a program under test has no use for, by architecture: processes; sockets;
 # modes, owners, times and attributes; mounts and roots; tracing and kernel interfaces
-_ARCHITECTURES: dict[str, tuple[int, int, int, tuple[int, ...]]] = {
-    # audit name, clone, clone3, denied
+_ARCHITECTURES: dict[str, tuple[int, int, int, int, tuple[int, ...]]] = {
+    # audit name, clone, clone3, execve, denied
     "x86_64": (
         0xC000003E,
         56,
         435,
+        59,
         (
-            *(57, 58, 59, 322),
+            *(57, 58, 322),
             *(41, 42, 43, 44, 46, 49, 50, 53, 288, 299, 307),
             *(90, 91, 92, 93, 94, 132, 188, 189, 190, 197, 198, 199, 235, 260, 261, 268, 280),
             *(452, 463, 466),
@@ -61,8 +64,9 @@ _ARCHITECTURES: dict[str, tuple[int, int, int, tuple[int, ...]]] = {
         0xC00000B7,
         220,
         435,
+        221,
         (
-            *(221, 281),
+            *(281,),
             *(198, 199, 200, 201, 202, 203, 206, 211, 242, 243, 269),
             *(5, 6, 7, 14, 15, 16, 52, 53, 54, 55, 88, 452, 463, 466),
             *(39, 40, 41, 51, 97, 268, 428, 429, 430, 431, 432, 433, 442),
@@ -147,9 +151,12 @@ def _forbid_new_privileges() -> None:
     _call("prctl", _NO_NEW_PRIVILEGES, *map(ctypes.c_ulong, (1, 0, 0, 0)))
 
 
-def filter_calls() -> None:
-    """Install the seccomp filter; the calls of other architectures kill the process."""
-    audit, clone, clone3, denied = _ARCHITECTURES[platform.machine()]
+def filter_calls(runner: int) -> None:
+    """Install the seccomp filter; the calls of other architectures kill the process.
+
+    ``runner`` is the address of the only path that may be executed.
+    """
+    audit, clone, clone3, execve, denied = _ARCHITECTURES[platform.machine()]
 
     def jump(code: int, value: int, yes: int, no: int) -> bytes:
         return struct.pack("=HBBI", code, yes, no, value)
@@ -170,6 +177,13 @@ def filter_calls() -> None:
     for number in denied:
         filters += [jump(equal, number, 0, 1), jump(give, _DENY, 0, 0)]
     filters += [
+        jump(equal, execve, 0, 6),
+        jump(load, 16, 0, 0),
+        jump(equal, runner & 0xFFFFFFFF, 0, 3),
+        jump(load, 20, 0, 0),
+        jump(equal, runner >> 32, 0, 1),
+        jump(give, _ALLOW, 0, 0),
+        jump(give, _DENY, 0, 0),
         jump(equal, clone, 0, 3),
         jump(load, 16, 0, 0),
         # threads are bounded by memory and the process limit; processes are not allowed
@@ -203,34 +217,52 @@ def _become_child() -> None:
     _call("prctl", _DEATH_SIGNAL, *map(ctypes.c_ulong, (signal.SIGKILL, 0, 0, 0)))
 
 
+def _hand_over(job: dict[str, Any]) -> int:
+    """Return a descriptor from which the runner reads the job; it lies in memory alone."""
+    handle = os.memfd_create("job", 0)
+    os.write(handle, json.dumps(job).encode())
+    os.lseek(handle, 0, os.SEEK_SET)
+    return handle
+
+
+def _become_runner(path: ctypes.Array[ctypes.c_char], arguments: list[str]) -> None:
+    """Replace this process by the runner's interpreter, with an empty environment."""
+    words = (ctypes.c_char_p * (len(arguments) + 1))(*(a.encode() for a in arguments), None)
+    _call("execve", path, words, (ctypes.c_char_p * 1)(None))
+
+
 def main() -> None:
-    """Confine this process, run the job's program and report on the verdict's pipe."""
+    """Confine this process and become the runner of the job's program."""
     verdict = int(sys.argv[1])
     job: dict[str, Any] = json.loads(sys.stdin.buffer.read())
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
+    os.close(null)
     layers: list[str] = []
     missing: list[str] = []
+    report = {"layers": layers, "missing": missing}
     _attempt("namespaces", leave_namespaces, layers, missing)
     # twice: process 1 of the namespace would be deaf to most signals
     _become_child()
     _become_child()
     os.chdir(job["folder"])
-    _attempt("rlimits", lambda: limit_resources(job["limits"]), layers, missing)
+    handed: dict[str, Any] = {"program": job["program"], "nonce": job["nonce"], "report": report}
+    python = ctypes.create_string_buffer(job["python"].encode())
+    # what is handed over may be longer than a file of the program may be
+    sizes = {name: value for name, value in job["limits"].items() if name != "FSIZE"}
+    _attempt("rlimits", lambda: limit_resources(sizes), layers, missing)
     _attempt("landlock", lambda: lock_files(job["readable"], job["folder"]), layers, missing)
-    _attempt("seccomp", filter_calls, layers, missing)
-    os.write(verdict, json.dumps({"layers": layers, "missing": missing}).encode() + b"\n")
+    _attempt("seccomp", lambda: filter_calls(ctypes.addressof(python)), layers, missing)
     if missing and not job["anyway"]:
+        os.write(verdict, json.dumps(report).encode() + b"\n")
         os._exit(3)
-    nonce, source = job.pop("nonce"), job.pop("program")
-    try:
-        exec(compile(source, "<program>", "exec"), {"__name__": "program"})  # noqa: S102
-    except BaseException as error:
-        os.write(verdict, f"failed {type(error).__name__}\n".encode())
-    else:
-        os.write(verdict, f"passed {nonce}\n".encode())
-    os._exit(0)
+    handle = _hand_over(handed)
+    limit_resources({"FSIZE": job["limits"]["FSIZE"]})
+    os.set_inheritable(handle, True)
+    os.set_inheritable(verdict, True)
+    options = ["-I", "-S", "-B", "-c", job["runner"]]
+    _become_runner(python, [job["python"], *options, str(handle), str(verdict)])
 
 
 if __name__ == "__main__":
