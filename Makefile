@@ -4,6 +4,7 @@
 #   make ui      Dagster's and MLflow's web pages on this machine
 #   make test    set-up, then the test suite
 #   make bench   the benchmarks; figures and machine go to performance/results/
+#   make torture kills, faults and hostile input, for an hour or two; see docs/torture.md
 #
 # PYTHON chooses the interpreter (3.11 to 3.13). TORCH chooses another torch, for instance
 # one built for your GPU that is already in a wheel folder: make run TORCH=./torch-....whl
@@ -13,13 +14,14 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 EXPERIMENT ?= experiments/default.yaml
+TORTURE ?= all
 HOME_FLAG := $(if $(SELECTIT_HOME),--home $(SELECTIT_HOME),)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev deployment run ui test test-slow test-browser test-deployment soak lint bench demo-data demo-models lock clean pictures
+.PHONY: help setup dev deployment run ui test test-slow test-browser test-deployment soak lint bench demo-data demo-models lock audit licences errors torture clean pictures
 
 help:
-	@sed -n '1,10s/^# \{0,1\}//p' Makefile
+	@sed -n '1,11s/^# \{0,1\}//p' Makefile
 
 setup: $(VENV)/.installed
 dev: $(VENV)/.installed-dev
@@ -28,16 +30,17 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "selectit-dagster needs Python 3.11, 3.12 or 3.13; this is %d.%d. Name one with make PYTHON=python3.12 ..." % v)'
 	$(PYTHON) -m venv $(VENV)
 
-# torch goes first and alone: asked for by another package it would come with several
-# gigabytes of CUDA libraries on machines that have no GPU
+# with hashes and without dependencies: nothing comes that the lock file does not name. torch
+# comes alone, by its exact version: which file that is depends on the machine, and asked for
+# by another package it would bring gigabytes of CUDA libraries to machines without a GPU
 $(VENV)/.installed: requirements.lock pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.lock $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-dev.lock
 	@touch $@
 
 run: setup
@@ -57,7 +60,8 @@ test-browser: dev
 
 # PostgreSQL's server comes from the distribution: apt-get install postgresql
 deployment: dev requirements-postgres.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-postgres.lock kubernetes-validate==1.37.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-postgres.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check kubernetes-validate==1.37.0
 
 test-deployment: deployment
 	$(BIN)/python -m pytest -m deployment
@@ -87,6 +91,29 @@ demo-models: setup
 
 lock:
 	$(PYTHON) scripts/lock.py
+
+# known vulnerabilities in what the lock files pin; says so and passes where there is no network
+audit: dev
+	$(BIN)/python scripts/audit.py
+
+licences: dev
+	$(BIN)/python scripts/licences.py
+
+errors: dev
+	$(BIN)/python scripts/errors.py
+
+# the long campaigns: kill -9, hostile input, faults, sandbox attacks; docs/torture.md says
+# what was run. It goes on where it stopped; TORTURE="kills --kills 20" runs one part
+torture: dev $(VENV)/.fuzzing
+	$(BIN)/python -m torture $(TORTURE)
+
+# coverage-guided mutation, beside the project's own packages; without it own mutators are used
+$(VENV)/.fuzzing: | $(VENV)/.installed-dev
+	$(PYTHON) -m venv $(VENV)/fuzzing
+	-$(VENV)/fuzzing/bin/python -m pip install --quiet --disable-pip-version-check atheris==3.0.0
+	@for place in $(VENV)/fuzzing/lib/python*/site-packages; do \
+		$(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' > $$place/project.pth; done
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
