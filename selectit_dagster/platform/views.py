@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -368,7 +369,10 @@ def track_checkpoint(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
             run.artifact(stage.folder / name)
     trained = json.loads((stage.folder / "trained_tokens.json").read_text(encoding="utf-8"))
     run.tables({"trained_tokens.json": _columns(trained)})
-    track_figures(run, stage, manifest)
+    details = dict(manifest.details)
+    # the series of the steps has the plain name
+    details["mean_tokens_per_second"] = details.pop("tokens_per_second", None)
+    track_figures(run, stage, replace(manifest, details=details))
     adapter, name = stage.folder / "adapter", f"{arm}-seed-{stage.settings['seed']}"
     tags = {"base": json.dumps(manifest.details.get("base", {}), default=str)[:2000]}
     if adapter.is_dir():
