@@ -272,7 +272,8 @@ class TrackedRun:
 
         client = self.tracker.client
         # the registry looks a models:/ address up in the process's own tracking store
-        mlflow.set_tracking_uri(self.tracker.uri)
+        with _environment_kept("MLFLOW_TRACKING_URI"):
+            mlflow.set_tracking_uri(self.tracker.uri)
         found = client.search_logged_models(
             [self.tracker.experiment_id],
             filter_string=f"name = '{name}'",
@@ -623,6 +624,19 @@ class Tracker:
             return []
         notes = sorted((self.folder / "parents").glob("*.json"))
         return [note.stem for note in notes if not read_json(note).get("closed")]
+
+
+@contextlib.contextmanager
+def _environment_kept(name: str) -> Iterator[None]:
+    """Put a variable back: MLflow writes its setting there, where another home would read it."""
+    before = os.environ.get(name)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
 
 
 def _system_monitor(run_id: str, uri: str) -> Any:  # noqa: ANN401 - a SystemMetricsMonitor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -96,6 +97,7 @@ def test_an_adapter_is_registered_with_the_champion_alias(store, tmp_path):
     assert tracker.failures() == []
     version = tracker.client.get_model_version_by_alias("world", "champion")
     assert version.run_id == run.run_id
+    assert "MLFLOW_TRACKING_URI" not in os.environ  # another home in this process has its own
 
 
 def test_a_store_that_fails_costs_no_work_and_is_reported(tmp_path):
