@@ -79,7 +79,7 @@ def sandbox(state: Path, asked: argparse.Namespace) -> dict[str, Any]:
 
 def faults(state: Path, asked: argparse.Namespace) -> dict[str, Any]:
     """Run the tests of faults, the slow ones too."""
-    tests = ["tests/promises/test_faults.py", "tests/promises/test_inputs.py"]
+    tests = ["tests/promises/test_outside_faults.py", "tests/promises/test_inputs.py"]
     answer = subprocess.run(
         [sys.executable, "-m", "pytest", "-m", "slow or not slow", "-q", "-rs", *tests],
         capture_output=True,
