@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("selectit_dagster")
 _NOTHING = TokenBatch((), (), ())
 _IN_FLIGHT = 2
+# Ray needs about half a minute to notice that a node is gone
+_AGAIN_SECONDS = 10.0
 
 
 def model_on_ray(request: ScoringRequest) -> ScoringModel:
@@ -199,6 +201,8 @@ class RayRun(Run):
     actors: set[str] = field(default_factory=set)
     nodes: int = 0
     nodes_lost: int = 0
+    streams_again: int = 0
+    _counted: set[int] = field(default_factory=set)
     _works: dict[int, ChunkWork] = field(default_factory=dict)
     _seen: dict[int, set[int]] = field(default_factory=dict)
     _halvings: dict[str, int] = field(default_factory=dict)
@@ -213,14 +217,36 @@ class RayRun(Run):
             self._reader = ChunkReader(
                 self.setup.request.records_file, self.setup.plan["chunk_records"]
             )
-            todo = list(self.descriptors())
+            while not self._passed_through():
+                self.streams_again += 1
+                time.sleep(_AGAIN_SECONDS)
+            self.nodes_lost = len(before - {node["id"] for node in self.cluster.nodes()})
+        self.busy_seconds = time.monotonic() - self.started
+
+    def _passed_through(self) -> bool:
+        """Stream what is still to do; False when Ray gave up on it and it is worth going on.
+
+        A node that dies takes its actors along, and where no other node has room for them Ray
+        gives up on their work. What came back is in the journals; the rest goes through a new
+        stream over the nodes that are left.
+        """
+        todo = list(self.descriptors())
+        try:
             if todo:
                 # closed at once when an error ends it: the actors are to go
                 with contextlib.closing(self._stream(todo)) as rows:
                     for row in rows:
                         self._enter(row)
-            self.nodes_lost = len(before - {node["id"] for node in self.cluster.nodes()})
-        self.busy_seconds = time.monotonic() - self.started
+        except TransientError:
+            if self.streams_again >= self.setup.request.ray.retries:
+                raise
+            for work in self._works.values():
+                if work.journal is not None:
+                    work.journal.close()
+            self._works.clear()
+            self._seen.clear()
+            return False
+        return True
 
     # --- what there is to do ------------------------------------------------------------------
 
@@ -238,7 +264,9 @@ class RayRun(Run):
             return
         for chunk in read_chunks(self.setup.request.records_file, size):
             if self._has_part(chunk):
-                self._passed(len(chunk.record_ids) * len(self.digests))
+                if chunk.index not in self._counted:
+                    self._counted.add(chunk.index)
+                    self._passed(len(chunk.record_ids) * len(self.digests))
                 continue
             work = self.maker.open(chunk)
             reused = work.ratings.status != PENDING
@@ -259,6 +287,10 @@ class RayRun(Run):
         self._advance(rows)
 
     def _count(self, work: ChunkWork) -> None:
+        """Count what was there when the chunk was opened first."""
+        if work.index in self._counted:
+            return
+        self._counted.add(work.index)
         self.counts["reused"] += work.reused
         self.counts["resumed"] += work.resumed
         self._advance(work.ratings.status.size - work.pending)
@@ -411,6 +443,7 @@ class RayRun(Run):
             "actors": len(self.actors),
             "groups": self.groups,
             "groups_twice": self.groups_twice,
+            "streams_again": self.streams_again,
         }
         return {**super().details(seconds), "ray": ray}
 
