@@ -24,8 +24,10 @@ from selectit_dagster.storage.layout import Item
 from selectit_dagster.storage.store import ArtefactStore
 
 LOGGER = logging.getLogger("selectit_dagster")
-# files up to that size are read in one go, so that one that grows is sent as it was
+# files up to that size, and journals, are read in one go, so that what grows is sent as it was
 _SNAPSHOT = 32 << 20
+# files that are only ever appended to, line by line; a torn last line is passed over
+_JOURNAL = ".jsonl"
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class Sender:
             return  # complete: publishing follows
         files = self.work.files(self.folder)
         sent = [(path, item) for path in files if (item := self._send(path)) is not None]
-        # a file that changed since it was read does not go with those read after it
+        # a file that changed since it was read does not go with those read after it; a journal
+        # grows all the time, and each beginning of it is a journal
         items = [item for path, item in sent if self._is_as_sent(path, item)]
         if items and items != self._noted:
             self.store.note_unfinished(self.folder, self.fingerprint, items)
@@ -134,7 +137,7 @@ class Sender:
             before = _state(path)
             if name in self._sent and self._sent[name][0] == before:
                 return self._sent[name][1]
-            if before[0] <= _SNAPSHOT:
+            if before[0] <= _SNAPSHOT or path.suffix == _JOURNAL:
                 content = path.read_bytes()
                 item = Item(name, len(content), hashlib.sha256(content).hexdigest())
                 self.store.remote.write(self._key(item), content)
@@ -149,6 +152,8 @@ class Sender:
         return item
 
     def _is_as_sent(self, path: Path, item: Item) -> bool:
+        if path.suffix == _JOURNAL:
+            return True
         try:
             return self._sent[item.name][0] == _state(path)
         except FileNotFoundError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from pathlib import Path
 
 import pytest
 from artefact import make
@@ -96,19 +97,38 @@ def test_beside_work_of_its_own_rows_go_where_they_are_taken_over_from(new_store
     assert aside.read_bytes() == b"theirs"
 
 
-def test_a_file_that_changes_while_it_is_sent_is_not_listed(new_store, tmp_path):
-    class Racing(Remote):
-        def write(self, key: str, content: bytes) -> None:
-            super().write(key, content)
-            if key.endswith("journal-1.jsonl"):
-                with (folder_of(store) / "journal-1.jsonl").open("ab") as handle:
-                    handle.write(b"more\n")
+class Racing(Remote):
+    """A place on the disk; whatever is sent to it goes on growing."""
 
-    store = new_store("here", Racing(f"file://{tmp_path}/place"))
-    work(folder_of(store), part__0_parquet=b"rows", journal__1_jsonl=b"a\n")
-    sender(store).round()
-    _, items = store.unfinished(folder_of(store))
-    assert [item.name for item in items] == ["part-0.parquet"]
+    folder: Path
+
+    def write(self, key: str, content: bytes) -> None:
+        super().write(key, content)
+        if "/objects/" in key:
+            with (self.folder / key.rpartition("/")[2]).open("ab") as handle:
+                handle.write(b"more\n")
+
+
+@pytest.fixture
+def racing(new_store, tmp_path):
+    place = Racing(f"file://{tmp_path}/place")
+    store = new_store("here", place)
+    place.folder = folder_of(store)
+    return store
+
+
+def test_a_file_that_changes_while_it_is_sent_is_not_listed(racing):
+    work(folder_of(racing), part__0_parquet=b"rows")
+    sender(racing).round()
+    assert racing.unfinished(folder_of(racing)) is None
+
+
+def test_a_journal_that_grows_all_the_time_is_listed_as_it_was(racing, new_store):
+    work(folder_of(racing), journal__1_jsonl=b"a\n")
+    sender(racing).round()
+    fresh = new_store("fresh")
+    assert take_up(fresh, folder_of(fresh), FINGERPRINT, SCORE_ROWS) == 1
+    assert (folder_of(fresh) / "journal-1.jsonl").read_bytes() == b"a\n"
 
 
 def test_work_goes_on_without_the_storage_and_one_warning_says_so(new_store, tmp_path, caplog):
