@@ -96,7 +96,7 @@ def open_parquet(path: Path) -> TypedReader:
 
     try:
         parquet = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}",
             hint="the file is damaged, or was not written to its end",

@@ -170,7 +170,7 @@ class Probe:
         return (None if self.error else self.backend.rate(batch)), self.error
 
 
-def facts_unloaded(model: ScoringModel) -> BackendFacts:
+def facts_unloaded(reference: ScoringModel) -> BackendFacts:
     """Return the facts that the configuration tells; no weights are read."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -178,15 +178,17 @@ def facts_unloaded(model: ScoringModel) -> BackendFacts:
     from selectit_dagster.models import hub_commit, is_local, load_config
     from selectit_dagster.rating.transformers_backend import usual_batch_tokens
 
-    config = load_config(model)
+    config = load_config(reference)
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
-    device = "cpu" if model.device == "cpu" else "cuda:0"
+        empty = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=reference.trust_remote_code
+        )
+    device = "cpu" if reference.device == "cpu" else "cuda:0"
     return BackendFacts(
         parameters=sum(weight.numel() for weight in empty.parameters()),
-        dtype=model.dtype,
+        dtype=reference.dtype,
         device=device,
-        revision=None if is_local(model) else hub_commit(model.path, model.revision),
+        revision=None if is_local(reference) else hub_commit(reference.path, reference.revision),
         batch_tokens=usual_batch_tokens(config, device),
     )
 

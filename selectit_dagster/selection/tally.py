@@ -68,8 +68,9 @@ class ScoreSummary:
         quantiles = {}
         for name, share in _QUANTILES.items():
             first, second, way = self._places(share)
-            upper, lower = self._wanted[first] or 0.0, self._wanted[second] or 0.0
-            quantiles[name] = upper + (lower - upper) * way
+            upper, lower = self._wanted[first], self._wanted[second]
+            if upper is not None and lower is not None:
+                quantiles[name] = upper + (lower - upper) * way
         return {
             "min": low,
             "max": high,

@@ -61,7 +61,7 @@ def test_the_lock_files_of_the_image_exist(stages):
 def test_boto3_is_of_the_locked_botocores_release():
     storage = (ROOT / "requirements-s3.lock").read_text(encoding="utf-8")
     mlflow = (ROOT / "docker" / "mlflow-s3.lock").read_text(encoding="utf-8")
-    release = re.search(r"^botocore==(.*)$", storage, re.MULTILINE)[1]
+    release = re.search(r"^botocore==(\S+)", storage, re.MULTILINE)[1]
     assert f"boto3=={release}\n" in mlflow
 
 
@@ -76,9 +76,9 @@ def test_every_lock_file_holds_exact_versions():
 
 def test_the_integrations_are_of_dagsters_own_release():
     text = "\n".join(path.read_text("utf-8") for path in ROOT.glob("requirements*.lock"))
-    core = re.search(r"^dagster==1\.(\d+)\.(\d+)$", text, re.MULTILINE)
+    core = re.search(r"^dagster==1\.(\d+)\.(\d+)\b", text, re.MULTILINE)
     for name in ("dagster-postgres", "dagster-k8s"):
-        library = re.search(rf"^{name}==0\.(\d+)\.(\d+)$", text, re.MULTILINE)
+        library = re.search(rf"^{name}==0\.(\d+)\.(\d+)\b", text, re.MULTILINE)
         # 1.N.P of the core goes with 0.(N + 16).P of the libraries
         assert (int(library[1]), library[2]) == (int(core[1]) + 16, core[2])
 

@@ -186,5 +186,5 @@ def test_the_instance_in_the_cluster_agrees_with_the_one_in_compose():
 def test_the_charts_version_is_that_of_the_locked_dagster():
     text = (FOLDER / "dagster-values.yaml").read_text(encoding="utf-8")
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    version = re.search(r"^dagster==(.*)$", lock, re.MULTILINE)[1]
+    version = re.search(r"^dagster==(\S+)", lock, re.MULTILINE)[1]
     assert f"--version {version}" in text

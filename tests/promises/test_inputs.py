@@ -47,7 +47,9 @@ try:
     said = ""
 except UserError as error:
     counts, said = {}, str(error)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+# of this program alone: ru_maxrss would begin with what the parent had
+status = open("/proc/self/status").read()
+peak = int(status.split("VmHWM:")[1].split()[0]) // 1024
 print(json.dumps({"counts": counts, "said": said, "peak_mb": peak,
                   "seconds": time.monotonic() - started}))
 """
@@ -82,7 +84,11 @@ def bomb(path: Path, megabytes: int, begin: bytes = b"", filler: bytes = b" ") -
 GOOD = b'{"instruction": "Say 1.", "output": "It is 1."}\n'
 
 
-@pytest.mark.parametrize("filler", [b" ", b"x", b"\n", b"["])
+# 1.2 billion empty lines are looked at one by one
+_SLOW = pytest.param(b"\n", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("filler", [b" ", b"x", _SLOW, b"["])
 def test_a_gzip_bomb_costs_time_and_not_memory(tmp_path, filler):
     path = tmp_path / "bomb.jsonl.gz"
     bomb(path, 1200, GOOD * 3, filler)
