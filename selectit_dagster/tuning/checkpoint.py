@@ -96,7 +96,8 @@ def _with_adapter(base: ModelReference, adapter: Path) -> LoadedModel:
     from peft import PeftModel
 
     loaded = load_model(base)
-    tuned = PeftModel.from_pretrained(loaded.model, str(adapter), use_safetensors=True)
+    with quiet():
+        tuned = PeftModel.from_pretrained(loaded.model, str(adapter), use_safetensors=True)
     model: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
     return replace(loaded, model=model.eval())
 
