@@ -109,7 +109,7 @@ def test_every_question_is_a_row_of_a_table_in_mlflow(site, page):
     page.goto(f"{site.dagster}/assets/untuned_evaluation")
     address = _follow(page, page.locator(f'a[href^="{site.mlflow}"][href*="/runs/"]'))
     run, _, rest = address.partition("?")
-    page.goto(f"{run}/artifacts/answers_miniature.json?{rest}")
+    page.goto(f"{run}/artifacts/answers/miniature.json?{rest}")
     page.get_by_text("View as table").wait_for()
     page.get_by_text("question_id", exact=True).wait_for()
 
