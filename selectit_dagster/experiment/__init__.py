@@ -1,0 +1,52 @@
+"""The experiment file: one YAML that says a whole run, checked before anything starts.
+
+Every section is a Pydantic model that forbids unknown keys, so a misspelt key or a value
+out of range is refused with its path in the file, what was found and what was expected.
+Relative paths are relative to the experiment file's folder; a name that is no existing
+path and has at most one slash is a hub name. The rest of the project imports from here.
+"""
+
+from selectit_dagster.experiment.data import (
+    ColumnMapping,
+    CurationSection,
+    DatasetSection,
+    NearDuplicates,
+)
+from selectit_dagster.experiment.loading import (
+    check_experiment,
+    is_hub_name,
+    load_experiment,
+    parse_experiment,
+)
+from selectit_dagster.experiment.rating import (
+    ActorShape,
+    ModelReference,
+    RatingSection,
+    RaySection,
+    ScoringModel,
+)
+from selectit_dagster.experiment.selection import Arm, SelectionSection
+from selectit_dagster.experiment.tuning import Benchmark, ComparisonSection, TuningSection
+from selectit_dagster.experiment.whole import Experiment
+
+__all__ = [
+    "ActorShape",
+    "Arm",
+    "Benchmark",
+    "ColumnMapping",
+    "ComparisonSection",
+    "CurationSection",
+    "DatasetSection",
+    "Experiment",
+    "ModelReference",
+    "NearDuplicates",
+    "RatingSection",
+    "RaySection",
+    "ScoringModel",
+    "SelectionSection",
+    "TuningSection",
+    "check_experiment",
+    "is_hub_name",
+    "load_experiment",
+    "parse_experiment",
+]
