@@ -8,8 +8,9 @@ from assets import benchmark_questions, groups, lora_checkpoints
 from selectit_dagster.artefacts import Manifest
 from selectit_dagster.platform import inspections, views
 from selectit_dagster.platform.inspections import Inspection
-from selectit_dagster.platform.pipeline import Pipeline, Stage
+from selectit_dagster.platform.pipeline import Pipeline
 from selectit_dagster.platform.resources import Access
+from selectit_dagster.platform.stages.stage import Stage
 from selectit_dagster.platform.steps import run_stage
 
 KEY = dg.AssetKey("benchmark_evaluations")

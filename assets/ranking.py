@@ -12,8 +12,9 @@ from selectit_dagster.artefacts import Manifest
 from selectit_dagster.experiment import Experiment
 from selectit_dagster.platform import inspections, views
 from selectit_dagster.platform.inspections import Inspection
-from selectit_dagster.platform.pipeline import Overrides, Stage
 from selectit_dagster.platform.resources import Access
+from selectit_dagster.platform.stages.overrides import Overrides
+from selectit_dagster.platform.stages.stage import Stage
 from selectit_dagster.platform.steps import run_stage
 
 KEY = dg.AssetKey("ranking")

@@ -9,8 +9,10 @@ from assets import curated_dataset, groups, ranking
 from selectit_dagster.artefacts import Manifest
 from selectit_dagster.platform import inspections, views
 from selectit_dagster.platform.inspections import Inspection
-from selectit_dagster.platform.pipeline import Overrides, Pipeline, Stage
+from selectit_dagster.platform.pipeline import Pipeline
 from selectit_dagster.platform.resources import Access
+from selectit_dagster.platform.stages.overrides import Overrides
+from selectit_dagster.platform.stages.stage import Stage
 from selectit_dagster.platform.steps import run_stage
 from selectit_dagster.selection.select import needs_model
 

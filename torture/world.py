@@ -9,7 +9,8 @@ from typing import Any
 from selectit_dagster.artefacts import read_manifest, verify
 from selectit_dagster.experiment import load_experiment
 from selectit_dagster.home import Home
-from selectit_dagster.platform.pipeline import Pipeline, Stage
+from selectit_dagster.platform.pipeline import Pipeline
+from selectit_dagster.platform.stages.stage import Stage
 
 MODELS = Path(__file__).resolve().parents[1] / "selectit_dagster" / "miniature" / "models"
 # times, rates and what was taken over are of a run and not of its result

@@ -16,7 +16,8 @@ from selectit_dagster.artefacts import read_manifest
 from selectit_dagster.experiment import load_experiment
 from selectit_dagster.files import sha256_file
 from selectit_dagster.home import Home
-from selectit_dagster.platform.pipeline import Pipeline, Stage
+from selectit_dagster.platform.pipeline import Pipeline
+from selectit_dagster.platform.stages.stage import Stage
 
 from .graphql import GraphQL
 from .processes import Topology

@@ -59,13 +59,3 @@ class SelectionSection(Section):
         if self.threshold is not None:
             return "threshold", self.threshold
         return "share", 0.2 if self.share is None else self.share
-
-    def arm_names(self) -> list[str]:
-        """Return the names of the subsets to be made: one per arm, one per random seed."""
-        names: list[str] = []
-        for arm in self.arms:
-            if arm.kind == "random":
-                names += [f"random-{seed}" for seed in arm.seeds]
-            else:
-                names.append(arm.kind)
-        return names

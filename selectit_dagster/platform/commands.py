@@ -14,7 +14,8 @@ from selectit_dagster.errors import UserError
 from selectit_dagster.files import sha256_json
 from selectit_dagster.platform import storage_commands  # noqa: F401 - registers its commands
 from selectit_dagster.platform.cli import EXAMPLE, cli
-from selectit_dagster.platform.pipeline import Overrides, Pipeline, apply_overrides
+from selectit_dagster.platform.pipeline import Pipeline
+from selectit_dagster.platform.stages.overrides import Overrides, apply_overrides
 from selectit_dagster.progress import Reporter, Silent
 
 _HOME = click.option(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.artefacts import read_manifest
+from selectit_dagster.platform.stages.units import group_of
 
 if TYPE_CHECKING:
     from selectit_dagster.experiment import Arm
-    from selectit_dagster.platform.pipeline import Pipeline
+    from selectit_dagster.platform.stages.wiring import Wiring
 
 _FACTS = (
     *("seconds", "tokens", "token_positions", "device", "processes", "workers"),
@@ -16,7 +17,7 @@ _FACTS = (
 )
 
 
-def stored_costs(line: Pipeline) -> dict[str, Any]:
+def stored_costs(line: Wiring) -> dict[str, Any]:
     """Return the costs for ``ComparisonRequest.costs``; see ``comparison.costs.cost_rows``."""
     scoring = {}
     for model in line.experiment.scoring_models:
@@ -25,10 +26,8 @@ def stored_costs(line: Pipeline) -> dict[str, Any]:
     return {"scoring": scoring, "choosing": _choosing(line), "tuning": _tuning(line)}
 
 
-def _choosing(line: Pipeline) -> dict[str, dict[str, Any]]:
+def _choosing(line: Wiring) -> dict[str, dict[str, Any]]:
     """Return, per arm, how long its choice took and the models whose scores it rests on."""
-    from selectit_dagster.platform.pipeline import group_of
-
     entries: dict[str, dict[str, Any]] = {}
     for name, (arm, _) in line.arms.items():
         if (manifest := read_manifest(line.home.selected(name))) is not None:
@@ -38,7 +37,7 @@ def _choosing(line: Pipeline) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def _models_behind(line: Pipeline, arm: Arm) -> list[str]:
+def _models_behind(line: Wiring, arm: Arm) -> list[str]:
     names = [model.name for model in line.experiment.scoring_models]
     if arm.kind == "selectit":
         return names
@@ -51,9 +50,7 @@ def _models_behind(line: Pipeline, arm: Arm) -> list[str]:
     return [max(sorted(theta), key=lambda name: theta[name])]
 
 
-def _tuning(line: Pipeline) -> dict[str, list[dict[str, Any]]]:
-    from selectit_dagster.platform.pipeline import group_of
-
+def _tuning(line: Wiring) -> dict[str, list[dict[str, Any]]]:
     runs: dict[str, list[dict[str, Any]]] = {}
     for unit in line.units.values():
         if (manifest := read_manifest(line.home.checkpoint(unit.arm, unit.seed))) is not None:

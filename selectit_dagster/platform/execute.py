@@ -14,9 +14,10 @@ from assets.uncertainty_scores import asset_name
 from selectit_dagster.definitions import build_defs
 from selectit_dagster.platform import workers
 from selectit_dagster.platform.closing import close_run
-from selectit_dagster.platform.pipeline import Pipeline, Stage
+from selectit_dagster.platform.pipeline import Pipeline
 from selectit_dagster.platform.resources import make_tracker
 from selectit_dagster.platform.run import StageFailedError
+from selectit_dagster.platform.stages.stage import Stage
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance

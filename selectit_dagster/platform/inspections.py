@@ -15,7 +15,7 @@ from selectit_dagster.accounting import Account, RecordsLostError
 from selectit_dagster.artefacts import Manifest, require_manifest
 from selectit_dagster.errors import ArtefactError
 from selectit_dagster.experiment import ModelReference
-from selectit_dagster.platform.pipeline import Stage
+from selectit_dagster.platform.stages.stage import Stage
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import Experiment, parse_experiment
 from selectit_dagster.files import atomic_file
 from selectit_dagster.home import Home
-from selectit_dagster.platform.pipeline import Pipeline, Stage
+from selectit_dagster.platform.pipeline import Pipeline
+from selectit_dagster.platform.stages.stage import Stage
 from selectit_dagster.progress import Reporter
 
 # those who come from the authors' scripts get their records back as they were: what

@@ -20,7 +20,8 @@ from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import is_hub_name, load_experiment
 from selectit_dagster.files import folder_lock
 from selectit_dagster.home import open_home
-from selectit_dagster.platform.pipeline import Pipeline, Stage
+from selectit_dagster.platform.pipeline import Pipeline
+from selectit_dagster.platform.stages.stage import Stage
 from selectit_dagster.progress import duration
 from selectit_dagster.storage.address import is_address
 

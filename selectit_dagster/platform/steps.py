@@ -17,7 +17,7 @@ from selectit_dagster.errors import TransientError, UserError, of_the_machine
 from selectit_dagster.platform import workers
 from selectit_dagster.platform.inspections import Inspection
 from selectit_dagster.platform.metadata import Metadata, base_metadata
-from selectit_dagster.platform.pipeline import Stage
+from selectit_dagster.platform.stages.stage import Stage
 from selectit_dagster.platform.tracking import TrackedRun, Tracker, record_manifest
 from selectit_dagster.progress import Reporter
 

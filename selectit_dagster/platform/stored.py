@@ -21,7 +21,7 @@ from selectit_dagster.storage.store import ArtefactStore, Stored
 from selectit_dagster.storage.unfinished import Sender, UnfinishedWork, take_up
 
 if TYPE_CHECKING:
-    from selectit_dagster.platform.pipeline import Stage
+    from selectit_dagster.platform.stages.stage import Stage
 
 LOGGER = logging.getLogger("selectit_dagster")
 NO_WORK = UnfinishedWork(())

@@ -17,7 +17,10 @@ import dagster as dg
 
 from selectit_dagster.artefacts import Manifest, read_manifest
 from selectit_dagster.platform.metadata import Metadata, lineage, picture, shorten, table
-from selectit_dagster.platform.pipeline import Pipeline, Stage, group_of
+from selectit_dagster.platform.pipeline import Pipeline
+from selectit_dagster.platform.previous import last_change, moved
+from selectit_dagster.platform.stages.stage import Stage
+from selectit_dagster.platform.stages.units import group_of
 from selectit_dagster.platform.steps import Track
 from selectit_dagster.platform.tracking import TrackedRun, numbers
 
@@ -222,26 +225,6 @@ def selected(stage: Stage, manifest: Manifest) -> Metadata:
         deps[name] = [dg.TableColumnDep(asset_key=dg.AssetKey("ranking"), column_name=name)]
     shown["dagster/column_lineage"] = dg.TableColumnLineage(deps)
     return shown
-
-
-def last_change(folder: Path) -> dict[str, Any] | None:
-    """Return what entered and left since the selection before, None where there is none."""
-    from selectit_dagster.platform.pipeline import previous_folder
-    from selectit_dagster.selection.change import compare_selections
-
-    old = previous_folder(folder)
-    if read_manifest(old) is None:
-        return None
-    return compare_selections(old, folder).summary()
-
-
-def moved(change: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the records that entered and left, as table rows."""
-    return [
-        {"moved": verb, **{name: "-" if v is None else v for name, v in record.items()}}
-        for verb, records in change["examples"].items()
-        for record in records
-    ]
 
 
 def sensitivity(stage: Stage, manifest: Manifest) -> Metadata:

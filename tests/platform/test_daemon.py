@@ -28,8 +28,8 @@ from selectit_dagster.home import Home
 from selectit_dagster.platform.closing import REMEDY_TAG
 from selectit_dagster.platform.instance import open_instance
 from selectit_dagster.platform.pipeline import Pipeline
+from selectit_dagster.platform.previous import last_change
 from selectit_dagster.platform.resources import make_tracker
-from selectit_dagster.platform.views import last_change
 
 pytestmark = pytest.mark.slow
 

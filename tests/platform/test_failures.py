@@ -17,8 +17,8 @@ from selectit_dagster.artefacts import write_manifest
 from selectit_dagster.errors import TransientError, UserError
 from selectit_dagster.platform import closing, steps, workers
 from selectit_dagster.platform.instance import DAGSTER_YAML, open_instance
-from selectit_dagster.platform.pipeline import Stage
 from selectit_dagster.platform.resources import make_tracker
+from selectit_dagster.platform.stages.stage import Stage
 
 
 class World:

@@ -18,7 +18,7 @@ from selectit_dagster.experiment import load_experiment
 from selectit_dagster.home import Home
 from selectit_dagster.platform.instance import open_instance
 from selectit_dagster.platform.pipeline import Pipeline
-from selectit_dagster.platform.views import last_change
+from selectit_dagster.platform.previous import last_change
 from selectit_dagster.progress import Silent
 
 

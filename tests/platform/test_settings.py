@@ -8,8 +8,8 @@ import pytest
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.platform.commands import _weights
-from selectit_dagster.platform.pipeline import Overrides, apply_overrides
 from selectit_dagster.platform.quick import select_experiment, select_records
+from selectit_dagster.platform.stages.overrides import Overrides, apply_overrides
 
 
 def experiment(path="data.json", models=("a/small", "a/large")):

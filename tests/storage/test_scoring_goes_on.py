@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "rating"))
 from scoring_world import HashedBackend, request_for, some_records, write_records
 
 from selectit_dagster.artefacts import verify
-from selectit_dagster.platform.pipeline import Stage
+from selectit_dagster.platform.stages.stage import Stage
 from selectit_dagster.platform.stored import Habits, stored
 from selectit_dagster.progress import Silent
 from selectit_dagster.rating import run, scoring

@@ -7,7 +7,7 @@ from artefact import content, make
 
 from selectit_dagster.artefacts import MANIFEST, is_current, read_manifest, require_manifest
 from selectit_dagster.errors import TransientError
-from selectit_dagster.platform.pipeline import Stage
+from selectit_dagster.platform.stages.stage import Stage
 from selectit_dagster.platform.stored import Habits, bring, stored
 from selectit_dagster.progress import Silent
 from selectit_dagster.storage.remote import Remote

@@ -8,9 +8,10 @@ from selectit_dagster.artefacts import read_manifest
 from selectit_dagster.platform.pipeline import Pipeline
 from selectit_dagster.platform.reporting.blocks import Block, Cell, Section, Table
 from selectit_dagster.platform.reporting.sections import local_name
+from selectit_dagster.platform.stages.wiring import Wiring
 
 
-def stages(line: Pipeline) -> list[tuple[str, Path]]:
+def stages(line: Wiring) -> list[tuple[str, Path]]:
     """Return every stage's name with its folder, in pipeline order."""
     home = line.home
     found = [("raw_dataset", home.raw), ("curated_dataset", home.curated)]
