@@ -11,7 +11,7 @@ from assets import (
     sensitivity,
 )
 from selectit_dagster.experiment import Experiment
-from selectit_dagster.platform import views
+from selectit_dagster.platform import logged, views
 from selectit_dagster.platform.resources import Access
 from selectit_dagster.platform.steps import run_stage
 
@@ -46,7 +46,7 @@ def build_comparison(access: Access) -> dg.AssetsDefinition:
             line.comparison(),
             tracker,
             describe=views.comparison,
-            track=views.track_comparison(line),
+            track=logged.track_comparison(line),
         )
 
     return arm_comparison
@@ -78,7 +78,7 @@ def build_report(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
             line.report(),
             tracker,
             describe=views.report,
-            track=views.track_report,
+            track=logged.track_report,
         )
 
     return report

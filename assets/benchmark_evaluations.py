@@ -6,7 +6,7 @@ import dagster as dg
 
 from assets import benchmark_questions, groups, lora_checkpoints
 from selectit_dagster.artefacts import Manifest
-from selectit_dagster.platform import inspections, views
+from selectit_dagster.platform import inspections, logged, views
 from selectit_dagster.platform.inspections import Inspection
 from selectit_dagster.platform.pipeline import Pipeline
 from selectit_dagster.platform.resources import Access
@@ -47,7 +47,7 @@ def build(pipeline: Pipeline, access: Access) -> list[dg.AssetsDefinition]:
             tracker,
             describe=views.evaluation,
             inspect=_inspect,
-            track=views.track_evaluation,
+            track=logged.track_evaluation,
         )
 
     @dg.asset(
@@ -69,7 +69,7 @@ def build(pipeline: Pipeline, access: Access) -> list[dg.AssetsDefinition]:
             tracker,
             describe=views.evaluation,
             inspect=_inspect,
-            track=views.track_evaluation,
+            track=logged.track_evaluation,
         )
 
     return [benchmark_evaluations, untuned_evaluation]

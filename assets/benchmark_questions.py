@@ -3,7 +3,7 @@
 import dagster as dg
 
 from assets import groups
-from selectit_dagster.platform import views
+from selectit_dagster.platform import logged, views
 from selectit_dagster.platform.resources import Access
 from selectit_dagster.platform.steps import run_stage
 
@@ -34,7 +34,7 @@ def build(access: Access) -> dg.AssetsDefinition:
             tracker,
             data_file="questions.parquet",
             describe=views.nothing_more,
-            track=views.track_dataset("benchmarks"),
+            track=logged.track_dataset("benchmarks"),
         )
 
     return benchmark_questions

@@ -7,7 +7,7 @@ import dagster as dg
 from assets import benchmark_questions, groups, raw_dataset
 from selectit_dagster.artefacts import Manifest
 from selectit_dagster.experiment import Experiment
-from selectit_dagster.platform import inspections, views
+from selectit_dagster.platform import inspections, logged, views
 from selectit_dagster.platform.inspections import Inspection
 from selectit_dagster.platform.resources import Access
 from selectit_dagster.platform.stages.stage import Stage
@@ -54,7 +54,7 @@ def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
             data_file="records.parquet",
             describe=views.curated_dataset,
             inspect=_inspect,
-            track=views.track_dataset("curated"),
+            track=logged.track_dataset("curated"),
         )
 
     return curated_dataset

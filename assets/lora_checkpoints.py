@@ -7,7 +7,7 @@ from pydantic import Field
 
 from assets import groups, selective_alpaca
 from selectit_dagster.artefacts import Manifest
-from selectit_dagster.platform import inspections, views
+from selectit_dagster.platform import inspections, logged, views
 from selectit_dagster.platform.inspections import Inspection
 from selectit_dagster.platform.pipeline import Pipeline
 from selectit_dagster.platform.resources import Access
@@ -84,7 +84,7 @@ def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
             tracker,
             describe=views.checkpoint,
             inspect=lambda stage, manifest: _inspect(line, stage, manifest),
-            track=views.track_checkpoint,
+            track=logged.track_checkpoint,
         )
 
     return lora_checkpoints

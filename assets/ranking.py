@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from assets import curated_dataset, groups, uncertainty_scores
 from selectit_dagster.artefacts import Manifest
 from selectit_dagster.experiment import Experiment
-from selectit_dagster.platform import inspections, views
+from selectit_dagster.platform import inspections, logged, views
 from selectit_dagster.platform.inspections import Inspection
 from selectit_dagster.platform.resources import Access
 from selectit_dagster.platform.stages.overrides import Overrides
@@ -127,7 +127,7 @@ def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
             data_file="ranking.parquet",
             describe=views.ranking,
             inspect=_inspect,
-            track=views.track_figures,
+            track=logged.track_figures,
         )
 
     return ranking

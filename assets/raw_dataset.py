@@ -7,7 +7,7 @@ import dagster as dg
 from assets import groups
 from selectit_dagster.artefacts import Manifest
 from selectit_dagster.experiment import Experiment
-from selectit_dagster.platform import inspections, views
+from selectit_dagster.platform import inspections, logged, views
 from selectit_dagster.platform.inspections import Inspection
 from selectit_dagster.platform.resources import Access
 from selectit_dagster.platform.stages.stage import Stage
@@ -50,7 +50,7 @@ def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
             data_file="records.parquet",
             describe=views.raw_dataset,
             inspect=_inspect,
-            track=views.track_dataset("raw"),
+            track=logged.track_dataset("raw"),
         )
 
     return raw_dataset

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from assets import curated_dataset, groups, ranking
 from selectit_dagster.artefacts import Manifest
-from selectit_dagster.platform import inspections, views
+from selectit_dagster.platform import inspections, logged, views
 from selectit_dagster.platform.inspections import Inspection
 from selectit_dagster.platform.pipeline import Pipeline
 from selectit_dagster.platform.resources import Access
@@ -102,7 +102,7 @@ def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
             data_file="dataset.parquet",
             describe=views.selected,
             inspect=_inspect,
-            track=views.track_dataset("selected"),
+            track=logged.track_dataset("selected"),
         )
 
     return selective_alpaca

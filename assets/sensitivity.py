@@ -3,7 +3,7 @@
 import dagster as dg
 
 from assets import groups, ranking
-from selectit_dagster.platform import views
+from selectit_dagster.platform import logged, views
 from selectit_dagster.platform.resources import Access
 from selectit_dagster.platform.steps import run_stage
 
@@ -33,7 +33,7 @@ def build(access: Access) -> dg.AssetsDefinition:
             line.sensitivity(),
             tracker,
             describe=views.sensitivity,
-            track=views.track_figures,
+            track=logged.track_figures,
         )
 
     return sensitivity

@@ -7,7 +7,7 @@ import dagster as dg
 from assets import curated_dataset, groups
 from selectit_dagster.artefacts import Manifest
 from selectit_dagster.experiment import ScoringModel
-from selectit_dagster.platform import inspections, views
+from selectit_dagster.platform import inspections, logged, views
 from selectit_dagster.platform.inspections import Inspection
 from selectit_dagster.platform.resources import Access
 from selectit_dagster.platform.stages.stage import Stage
@@ -70,7 +70,7 @@ def build(model: ScoringModel, access: Access) -> dg.AssetsDefinition:
             tracker,
             describe=views.uncertainty_scores,
             inspect=_inspect,
-            track=views.track_scores,
+            track=logged.track_scores,
         )
 
     return uncertainty_scores

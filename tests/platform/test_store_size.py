@@ -14,10 +14,10 @@ from small_home import make_pipeline
 from selectit_dagster.artefacts import write_manifest
 from selectit_dagster.files import write_text
 from selectit_dagster.platform import steps
+from selectit_dagster.platform.excerpts import spread_lines
 from selectit_dagster.platform.instance import open_instance
 from selectit_dagster.platform.resources import make_tracker
 from selectit_dagster.platform.stages.stage import Stage
-from selectit_dagster.platform.views import spread_lines
 from selectit_dagster.progress import Reporter
 
 WEEK = 7 * 24 * 3600

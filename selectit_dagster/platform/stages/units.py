@@ -1,4 +1,4 @@
-"""What there is one of each of: the subsets that are chosen, and the checkpoints tuned on them."""
+"""The subsets that are chosen and the checkpoints that are tuned on them: a partition each."""
 
 from __future__ import annotations
 

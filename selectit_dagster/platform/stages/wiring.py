@@ -1,4 +1,4 @@
-"""What every stage is built from: experiment, home and storage, and what there is one of each of.
+"""What every stage is built from: experiment, home, storage, the subsets and the checkpoints.
 
 Must not be here: a particular stage.
 """

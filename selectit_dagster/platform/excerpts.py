@@ -1,0 +1,65 @@
+"""Small parts of an artefact for pages and tracked runs: pictures drawn from it, lines of it."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from selectit_dagster.artefacts import Manifest
+from selectit_dagster.platform.stages.stage import Stage
+
+
+def pictures(stage: Stage, manifest: Manifest) -> dict[str, bytes]:
+    """Return the PNGs that are drawn from an artefact rather than stored in it, by name."""
+    from selectit_dagster.data import plots
+
+    profile = manifest.details.get("profile")
+    drawn: dict[str, bytes] = {}
+    if stage.asset in {"raw_dataset", "curated_dataset"} and profile and manifest.counts["kept"]:
+        drawn["lengths"] = plots.lengths_plot(profile)
+        drawn["languages_inputs_turns"] = plots.shares_plot(profile)
+    if stage.asset == "curated_dataset":
+        drawn["curation"] = plots.curation_plot(manifest.counts, manifest.details)
+    if stage.asset == "selective_alpaca" and stage.partition == "selectit":
+        return _selection_pictures(stage.folder, manifest.digest)
+    return drawn
+
+
+@lru_cache(maxsize=2)  # the page and MLflow show the same ones, and they read every record
+def _selection_pictures(folder: Path, digest: str) -> dict[str, bytes]:
+    from selectit_dagster.selection import plots
+
+    home = folder.parents[1]
+    ranking = home / "ranking"
+    return {
+        "selected_and_rejected": plots.score_histogram(ranking, folder),
+        "length_against_score": plots.length_against_score(home / "curated", ranking, folder),
+    }
+
+
+def first_lines(path: Path, count: int) -> list[dict[str, Any]]:
+    """Return the first objects of a JSON Lines file."""
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8", errors="replace") as handle:
+        for line in handle:
+            if len(rows) == count:
+                break
+            rows.append(json.loads(line))
+    return rows
+
+
+def spread_lines(path: Path, most: int) -> list[dict[str, Any]]:
+    """Return at most ``most`` objects of a JSON Lines file, evenly over it, first and last too."""
+    if not path.exists():
+        return []
+    with path.open("rb") as handle:
+        count = sum(1 for _ in handle)
+    if count <= most:
+        return first_lines(path, count)
+    wanted = {round(index * (count - 1) / (most - 1)) for index in range(most)}
+    with path.open(encoding="utf-8", errors="replace") as handle:
+        return [json.loads(line) for number, line in enumerate(handle) if number in wanted]
