@@ -91,12 +91,13 @@ class ChoiceStages(Wiring):
 
         spec, seed = self._arm(arm, overrides)
         rule, size = apply_overrides(self.experiment, overrides).selection.size
+        fused = ranking or self.home.ranking
         request = engine.SelectionRequest(
             arm=arm,
             kind=spec.kind,
             seed=seed,
             records=self.home.curated,
-            ranking=ranking or self.home.ranking,
+            ranking=fused,
             scores=self._score_folders(),
             size_rule=rule,
             size=size,
@@ -117,7 +118,7 @@ class ChoiceStages(Wiring):
             unit="records",
             settings={"arm": spec.model_dump(mode="json"), "size": {rule: size}, "seed": seed},
             partition=arm,
-            inputs=[self.home.curated, request.ranking, *self._score_places()],
+            inputs=[self.home.curated, fused, *self._score_places()],
             make_room=(lambda: keep_previous(out)) if arm == "selectit" else None,
         )
 
