@@ -208,9 +208,9 @@ def _parent(context: dg.AssetExecutionContext, tracking: Tracker) -> str | None:
     }
     parent = tracking.parent(run.run_id, f"{what} · {run.run_id[:8]}", tags)
     if parent is not None:
-        context.instance.add_run_tags(
-            run.run_id, {"mlflow/run_id": parent, "mlflow/url": tracking.link(parent)}
-        )
+        link = tracking.link(parent)
+        found = {"mlflow/run_id": parent, **({"mlflow/url": link} if link else {})}
+        context.instance.add_run_tags(run.run_id, found)
     return parent
 
 

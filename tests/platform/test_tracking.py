@@ -165,3 +165,29 @@ def test_the_newest_runs_of_each_partition_are_compared(store):
     assert json.dumps([ids["full_seed-1"], ids["selectit_seed-1"]]) in link
     assert link.startswith("http://127.0.0.1:5000/#/compare-runs?runs=")
     assert tracker.comparison_link("never made") is None
+
+
+def test_a_server_that_is_gone_costs_no_waiting_and_gives_no_link(tmp_path, monkeypatch, caplog):
+    """A later step of a run whose parent was opened while the server still answered."""
+    import time
+
+    from selectit_dagster.platform.services import free_port
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    tracker = Tracker(
+        uri=f"http://127.0.0.1:{free_port(0)}",
+        experiment="test",
+        folder=tmp_path,
+        ui_url="http://127.0.0.1:5000",
+        wait=lambda seconds: None,
+    )
+    assert tracker.link("a run that is known") is None
+    started = time.monotonic()
+    with tracker.asset_run("parent", "ranking", {}) as run:
+        run.metrics({"a": 1.0})
+        run.tags({"b": "c"})
+    assert time.monotonic() - started < 2.0
+    noted = [failure["what"] for failure in tracker.failures()]
+    assert noted == ["find the experiment", "open a run"]
+    # told once, not at every call
+    assert len([r for r in caplog.records if "MLflow tracking failed" in r.message]) == 1

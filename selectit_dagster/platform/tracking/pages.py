@@ -19,9 +19,12 @@ _EARLIER = 5  # runs of an asset without partitions that a comparison shows
 class Pages(TrackingStore):
     """What a browser finds in the store."""
 
-    def link(self, run_id: str) -> str:
-        """Return the address of a run's page."""
-        return f"{self.ui_url}/#/experiments/{self.experiment_id}/runs/{run_id}?{_TRAINING}"
+    def link(self, run_id: str) -> str | None:
+        """Return the address of a run's page, None when the store does not answer."""
+        experiment = self.attempt("find the experiment", lambda: self.experiment_id)
+        if experiment is None:
+            return None
+        return f"{self.ui_url}/#/experiments/{experiment}/runs/{run_id}?{_TRAINING}"
 
     def comparison_link(self, asset: str, run: TrackedRun | None = None) -> str | None:
         """Return the address that compares the newest runs of an asset.

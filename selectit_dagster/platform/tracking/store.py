@@ -49,6 +49,20 @@ def check_reachable(uri: str) -> None:
         socket.create_connection((parts.hostname, port), timeout=5).close()
 
 
+def check_listens(uri: str) -> None:
+    """Raise at once when nothing listens at the address of a tracking server.
+
+    Raises
+    ------
+    OSError
+        When there is no connection within two seconds.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme in ("http", "https") and parts.hostname:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname, port), timeout=2).close()
+
+
 @dataclass
 class TrackingStore:
     """One experiment of a tracking store, which may fail without harm to the work.
@@ -92,6 +106,8 @@ class TrackingStore:
 
             logging.getLogger("alembic").setLevel(logging.WARNING)
             logging.getLogger("mlflow.store").setLevel(logging.WARNING)
+            # one line for each of MLflow's tries; the failure itself is told here
+            logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
             with self._lock("initialise"):
                 # the first opening of an empty sqlite file runs its migrations, which two
                 # processes must not do at once
@@ -131,14 +147,19 @@ class TrackingStore:
         attempts = 1 if self._dead else _ATTEMPTS
         for number in range(1, attempts + 1):
             try:
+                if self._dead:
+                    # MLflow would try again for seconds, for each of a hundred notes
+                    check_listens(self.uri)
                 result = call(*arguments)
             except Exception as error:
                 if number < attempts:
                     self.wait(0.5 * 4 ** (number - 1))
                     continue
-                self._dead = True
                 self.note_failure(what, error)
+                self._dead = True
             else:
+                if self._dead:
+                    LOGGER.warning("MLflow answers again")
                 self._dead = False
                 return result
         return None
@@ -149,9 +170,16 @@ class TrackingStore:
         return self.folder / "tracking-failures.jsonl"
 
     def note_failure(self, what: str, error: Exception) -> None:
-        """Append a failed call to the notes and warn once per call."""
+        """Append a failed call to the notes; warn of the first in a row."""
         text = redacted(str(error))
-        LOGGER.warning("MLflow tracking failed (%s): %s", what, text.splitlines()[0:1])
+        if not self._dead:
+            first = next(iter(text.splitlines()), type(error).__name__)[:200]
+            LOGGER.warning(
+                "MLflow tracking failed (%s): %s; the work goes on, what MLflow misses is in %s",
+                what,
+                first,
+                self.failures_file,
+            )
         entry = {"at": time.strftime("%Y-%m-%dT%H:%M:%S"), "what": what, "error": text[:500]}
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)

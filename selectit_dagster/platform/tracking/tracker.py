@@ -37,7 +37,7 @@ class Tracker(ParentRuns, Pages):
             raise
         finally:
             if run_id is not None:
-                self.attempt("close a run", self.client.set_terminated, run_id, status)
+                self.attempt("close a run", lambda: self.client.set_terminated(run_id, status))
 
     def _open_child(self, parent: str | None, name: str, tags: dict[str, str]) -> str:
         nested = {"mlflow.parentRunId": parent} if parent else {}
