@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def read(path: Path, folder: Path, memory: int = 600 * _MB):
         [sys.executable, "-c", _READ, str(path), str(folder / "out"), str(memory)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert answer.returncode == 0, answer.stderr[-2000:]
@@ -84,15 +85,16 @@ def bomb(path: Path, megabytes: int, begin: bytes = b"", filler: bytes = b" ") -
 GOOD = b'{"instruction": "Say 1.", "output": "It is 1."}\n'
 
 
-# 1.2 billion empty lines are looked at one by one
-_SLOW = pytest.param(b"\n", marks=pytest.mark.slow)
+# `make torture` asks for the sizes that were promised: 10 GB unpacked, a line of 1 GB
+_BOMB_MB = int(os.environ.get("SELECTIT_BOMB_MB", "1200"))
+_LINE_MB = int(os.environ.get("SELECTIT_LINE_MB", "700"))
 
 
-@pytest.mark.parametrize("filler", [b" ", b"x", _SLOW, b"["])
+@pytest.mark.parametrize("filler", [b" ", b"x", b"\n", b"["])
 def test_a_gzip_bomb_costs_time_and_not_memory(tmp_path, filler):
     path = tmp_path / "bomb.jsonl.gz"
-    bomb(path, 1200, GOOD * 3, filler)
-    assert path.stat().st_size < 3 * _MB
+    bomb(path, _BOMB_MB, GOOD * 3, filler)
+    assert path.stat().st_size < _BOMB_MB * _MB / 400
     found = read(path, tmp_path)
     assert found["counts"].get("kept") == 3, found
     assert found["peak_mb"] < 1000
@@ -114,7 +116,7 @@ def test_a_line_longer_than_memory_is_rejected_and_named(tmp_path, kind):
     }[kind]
     with path.open("wb") as handle:
         handle.write(begin)
-        for _ in range(700):
+        for _ in range(_LINE_MB):
             handle.write(b"x" * _MB)
         handle.write(end)
     found = read(path, tmp_path)
