@@ -18,7 +18,7 @@ TORTURE ?= all
 HOME_FLAG := $(if $(SELECTIT_HOME),--home $(SELECTIT_HOME),)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev deployment run ui test test-slow test-browser test-deployment soak lint bench demo-data demo-models lock audit licences errors torture clean pictures
+.PHONY: help setup dev deployment run ui test test-slow test-browser test-deployment soak lint bench demo-data demo-models lock audit licences errors provoked torture clean pictures
 
 help:
 	@sed -n '1,11s/^# \{0,1\}//p' Makefile
@@ -98,6 +98,10 @@ audit: dev
 
 licences: dev
 	$(BIN)/python scripts/licences.py
+
+# which of the errors in docs/errors.md the suite provokes
+provoked: dev
+	$(BIN)/python scripts/provoked.py
 
 errors: dev
 	$(BIN)/python scripts/errors.py

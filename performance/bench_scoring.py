@@ -201,8 +201,13 @@ def child(case: Case, data: Path) -> dict[str, Any]:
             if turn == 0:
                 peak = peak_memory(case) - before
                 maker = RowMaker(encoder, request.prompts())
-                some = records[: case.plain_records]
+                # every n-th by length: as long on average as all of them
+                order = np.argsort([len(a) + len(b) for a, b in records], kind="stable")
+                step = len(records) // case.plain_records
+                chosen = np.sort(order[step // 2 :: step])
+                some = [records[index] for index in chosen]
                 texts = ["".join(maker.parts(k, *r)) for r in some for k in range(PROMPTS)]
+                plain_tokens = float(np.mean([len(tokenizer(t)["input_ids"]) for t in texts]))
                 plain_loop(loaded.model, tokenizer, ids, texts[:3])
                 started, used = time.perf_counter(), time.process_time()
                 plain = plain_loop(loaded.model, tokenizer, ids, texts)
@@ -210,8 +215,8 @@ def child(case: Case, data: Path) -> dict[str, Any]:
                 plain_busy = time.process_time() - used
         rate.append(matrix_rate(loaded.model, backend.facts.workers))
         stored = read_scores(Path(work) / "scores-1", PROMPTS)
-    good = (stored.status[: case.plain_records] == OK).ravel()
-    found = stored.probabilities[: case.plain_records].reshape(-1, plain.shape[1])
+    good = (stored.status[chosen] == OK).ravel()
+    found = stored.probabilities[chosen].reshape(-1, plain.shape[1])
     prompts, best = len(records) * PROMPTS, float(np.mean(seconds))
     flops = must_run(loaded.model.config, manifests[1]) / best
     details = manifests[1].details
@@ -221,6 +226,7 @@ def child(case: Case, data: Path) -> dict[str, Any]:
         "prompts": prompts,
         "load_average": os.getloadavg()[0],
         "tokens_per_prompt": details["tokens"] / manifests[1].counts["scored"],
+        "plain_tokens_per_prompt": plain_tokens,
         "prefix_tokens": float(np.mean(details["prefix_tokens"])),
         "batch_tokens": details["batch_tokens"],
         "workers": details["workers"],

@@ -41,6 +41,7 @@ class Entry:
     function: str
     message: str
     remedy: str
+    lines: range
 
 
 def _shown(node: ast.expr | None) -> str:
@@ -91,7 +92,8 @@ def entries() -> list[Entry]:
             hint = next((k.value for k in call.keywords if k.arg == "hint"), None)
             message = " ".join(_shown(call.args[0]).split())
             remedy = " ".join(_shown(hint).split())
-            found.append(Entry(part, module, function, message, remedy))
+            lines = range(call.lineno, (call.end_lineno or call.lineno) + 1)
+            found.append(Entry(part, module, function, message, remedy, lines))
     return found
 
 

@@ -79,7 +79,8 @@ def sandbox(state: Path, asked: argparse.Namespace) -> dict[str, Any]:
 
 def faults(state: Path, asked: argparse.Namespace) -> dict[str, Any]:
     """Run the tests of faults, the slow ones too."""
-    tests = ["tests/promises/test_outside_faults.py", "tests/promises/test_inputs.py"]
+    names = ("outside_faults", "faults_in_a_run", "inputs", "secrets", "no_code")
+    tests = [f"tests/promises/test_{name}.py" for name in names]
     answer = subprocess.run(
         [sys.executable, "-m", "pytest", "-m", "slow or not slow", "-q", "-rs", *tests],
         capture_output=True,

@@ -122,13 +122,13 @@ class Trap:
 
     def _half_files(self) -> None:
         import peft.peft_model
-        import torch
+        import safetensors.torch
         import transformers.modeling_utils
 
         saved = (
             (transformers.modeling_utils, "safe_save_file", 1, "checkpoint"),
             (peft.peft_model, "safe_save_file", 1, "checkpoint"),
-            (torch, "save", 1, "checkpoint"),
+            (safetensors.torch, "save_file", 1, "checkpoint"),
             (shutil, "copy2", 1, "artifact"),
         )
         for module, name, place, kind in saved:

@@ -154,7 +154,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, Floats]:
 
     try:
         table = pq.read_table(path, columns=["question_id", "group", "score"])
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise ArtefactError(
             f"{path} cannot be read as benchmark outputs: {error}", hint="evaluate that arm again"
         ) from error

@@ -108,7 +108,7 @@ def open_parquet(path: Path) -> TypedReader:
             for batch in parquet.iter_batches(batch_size=BATCH_ROWS):
                 done += batch.num_rows
                 yield batch
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise UserError(
                 f"{path}: the Parquet data are damaged after row {done:,}: "
                 f"{str(error).splitlines()[0]}",

@@ -104,7 +104,7 @@ def read_questions(path: Path) -> list[tuple[str, str, str]]:
         values = [table.column(name).cast(pa.string()).to_pylist() for name in columns]
         rows = zip(*values, strict=True)
         return [(str(a), str(b), text or "") for a, b, text in rows]
-    except (OSError, KeyError, pa.ArrowException) as error:
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise UserError(
             f"{file} cannot be read as the questions of the benchmarks: "
             f"{str(error).splitlines()[0]}",

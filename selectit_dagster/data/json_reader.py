@@ -121,7 +121,7 @@ class LineReader:
         self.line = 0
 
     def __iter__(self) -> Iterator[Row]:
-        for raw in _bounded_lines(self.source, self.max_bytes):
+        for raw in self._bounded_lines():
             self.line += 1
             if not raw:
                 if raw is None:
@@ -142,30 +142,36 @@ class LineReader:
                 reason = f"is not JSON: {error.message} (column {error.offset + 1})"
                 yield raw, Unusable(WHOLE_RECORD, reason)
 
+    def _bounded_lines(self) -> Iterator[bytes | None]:
+        """Yield each line without its line feed, or None for one that is too long.
+
+        Blocks of blanks alone are only counted: a gigabyte of line feeds packs to a megabyte.
+        """
+        parts: list[bytes] = []
+        held, skipping = 0, False
+        for block in self.source.blocks():
+            if not (held or skipping) and block.isspace() and (end := block.rfind(b"\n")) >= 0:
+                self.line += block.count(b"\n")
+                parts, held = [block[end + 1 :]], len(block) - end - 1
+                continue
+            first, *rest = block.split(b"\n")
+            if not skipping:
+                parts.append(first)
+                held += len(first)
+                if held > self.max_bytes:
+                    parts, held, skipping = [], 0, True
+            if not rest:
+                continue
+            yield None if skipping else b"".join(parts)
+            *whole, last = rest
+            for line in whole:
+                yield line if len(line) <= self.max_bytes else None
+            parts, held, skipping = [last], len(last), False
+        if skipping or held:
+            yield None if skipping else b"".join(parts)
+
 
 def too_big(max_bytes: int) -> Unusable:
     """Return the reason for a record above the limit."""
     size = f"{max_bytes >> 20} MiB" if max_bytes >= 1 << 20 else f"{max_bytes} bytes"
     return Unusable(WHOLE_RECORD, f"is larger than {size}")
-
-
-def _bounded_lines(source: ByteSource, max_bytes: int) -> Iterator[bytes | None]:
-    """Yield each line without its line feed, or None for one that is too long."""
-    parts: list[bytes] = []
-    held, skipping = 0, False
-    for block in source.blocks():
-        first, *rest = block.split(b"\n")
-        if not skipping:
-            parts.append(first)
-            held += len(first)
-            if held > max_bytes:
-                parts, held, skipping = [], 0, True
-        if not rest:
-            continue
-        yield None if skipping else b"".join(parts)
-        *whole, last = rest
-        for line in whole:
-            yield line if len(line) <= max_bytes else None
-        parts, held, skipping = [last], len(last), False
-    if skipping or held:
-        yield None if skipping else b"".join(parts)

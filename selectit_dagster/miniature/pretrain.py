@@ -21,6 +21,7 @@ from selectit_dagster.miniature.card import write_card
 from selectit_dagster.miniature.corpus import rating_guides
 from selectit_dagster.miniature.growth import grow
 from selectit_dagster.miniature.tokenizer import CONTEXT, build_tokenizer
+from selectit_dagster.states import read_state, write_state
 
 if TYPE_CHECKING:
     import torch
@@ -95,12 +96,10 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """The file that an interrupted run goes on from."""
-        return self.folder / "checkpoint.pt"
+        return self.folder / "checkpoint.safetensors"
 
     def save(self) -> None:
         """Write the checkpoint whole or not at all."""
-        import torch
-
         state = {
             "recipe": asdict(self.recipe),
             "model": self.model.state_dict(),
@@ -109,9 +108,7 @@ class Run:
             "seconds": self.seconds,
             "history": self.history,
         }
-        partial = self.checkpoint.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.checkpoint)
+        write_state(self.checkpoint, state)
 
     def resume(self) -> None:
         """Go on from the checkpoint, if there is one.
@@ -121,11 +118,9 @@ class Run:
         ValueError
             If the checkpoint belongs to another recipe.
         """
-        import torch
-
         if not self.checkpoint.exists():
             return
-        state = torch.load(self.checkpoint, weights_only=True)
+        state = read_state(self.checkpoint)
         if state["recipe"] != asdict(self.recipe):
             raise ValueError(f"{self.checkpoint} was made by another recipe; remove it first")
         self.model.load_state_dict(state["model"])
@@ -164,7 +159,7 @@ def _trained(folder: Path) -> "PreTrainedModel":
     """
     from transformers import LlamaForCausalLM
 
-    if not (folder / "training.json").exists() or (folder / "checkpoint.pt").exists():
+    if not (folder / "training.json").exists() or (folder / "checkpoint.safetensors").exists():
         raise FileNotFoundError(f"train the model in {folder} first: this one grows from it")
     return LlamaForCausalLM.from_pretrained(folder)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from selectit_dagster.files import write_text
 if TYPE_CHECKING:
     import dagster as dg
 
+_LOCKED = "database is locked"
+_LOCKED_SECONDS = 60.0
 # One model in memory at a time: the default limit of a pool is 1. One run at a time: two over
 # the same home would replace each other's inputs between their steps. Run monitoring frees what
 # a killed worker held; the launcher is Dagster's own, which here also notices that a worker is
@@ -71,16 +74,33 @@ def open_instance(folder: Path) -> Iterator[dg.DagsterInstance]:
     """
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    import dagster as dg
-
     prepare_dagster_home(folder)
     os.environ["DAGSTER_HOME"] = str(folder)
     try:
-        instance = dg.DagsterInstance.from_config(str(folder))
+        instance = _opened(folder)
     except Exception as error:
+        if _LOCKED in str(error):
+            raise UserError(
+                f"another program has held a database in {folder} for a minute",
+                hint="end it (a backup, a database's shell) and start again",
+            ) from error
         raise UserError(
             f"the Dagster instance in {folder} cannot be opened: {error}",
             hint=f"mend {folder / 'dagster.yaml'}, or choose another home with --home",
         ) from error
     with instance:
         yield instance
+
+
+def _opened(folder: Path) -> dg.DagsterInstance:
+    """Open the instance, waiting a while for a database that another program has locked."""
+    import dagster as dg
+
+    deadline = time.monotonic() + _LOCKED_SECONDS
+    while True:
+        try:
+            return dg.DagsterInstance.from_config(str(folder))
+        except Exception as error:
+            if _LOCKED not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)

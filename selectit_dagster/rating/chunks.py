@@ -50,7 +50,7 @@ def count_records(path: Path) -> int:
     try:
         with pq.ParquetFile(path) as file:
             names, rows = set(file.schema_arrow.names), file.metadata.num_rows
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(
             f"the records {path} cannot be read: {error}", hint="materialise curated_dataset first"
         ) from error

@@ -183,7 +183,7 @@ def read_index(path: Path) -> PartIndex | None:
 
     try:
         metadata = pq.read_schema(path).metadata or {}
-    except (OSError, pa.ArrowException):
+    except (OSError, ValueError, pa.ArrowException):
         return None
     if not {_ENGINE, _PROMPTS, _RECORDS, _RATINGS} <= set(metadata):
         return None
@@ -220,7 +220,7 @@ def read_part(path: Path) -> Ratings:
         raise ArtefactError(f"{path} is no score file of this project", hint="score again")
     try:
         table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise ArtefactError(f"{path} cannot be read: {error}", hint="score again") from error
     asked = len(index.prompts)
     if table.num_rows != asked * len(index.keys):

@@ -169,7 +169,7 @@ def _reaching(ranking: Path, threshold: float) -> int:
         for batch in pq.ParquetFile(ranking).iter_batches(columns=["score"]):
             reached = pc.sum(pc.greater_equal(batch.column("score"), threshold)).as_py()
             count += reached or 0
-    except (OSError, KeyError, pa.ArrowException) as error:
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise ArtefactError(f"{ranking} cannot be read: {error}", hint="rank again") from error
     return count
 

@@ -67,7 +67,7 @@ def read_records(dataset: Path) -> list[dict[str, str]]:
     path = dataset / "dataset.parquet"
     try:
         rows = pq.read_table(path, columns=_COLUMNS).to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise ArtefactError(
             f"{path} cannot be read as a selected dataset: {error}",
             hint="materialise the selected dataset again",

@@ -192,6 +192,17 @@ def test_a_record_above_the_limit_is_skipped_in_a_stream(workshop, kind):
     assert rows[1][1].reason == "is larger than 1000 bytes"
 
 
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 64, 1 << 20])
+def test_blank_lines_are_counted_wherever_the_blocks_end(workshop, monkeypatch, block):
+    monkeypatch.setattr("selectit_dagster.data.sources.BLOCK", block)
+    monkeypatch.setattr("selectit_dagster.data.sources._DISK_BLOCK", block)
+    blanks = b"\n" * 90 + b" \r\n\t\n" * 30
+    path = workshop.write("a", blanks + b"  " + GOOD + b"\n" + blanks + b"oops\n" + blanks + GOOD)
+    reader = LineReader(ByteSource(path, "none"), max_bytes=1000)
+    rows = [(reader.line, raw, isinstance(value, dict)) for raw, value in reader]
+    assert rows == [(151, b"  " + GOOD, True), (302, b"oops", False), (453, GOOD, True)]
+
+
 @pytest.mark.parametrize("kind", ["json", "jsonl", "csv"])
 def test_a_line_of_many_blocks_does_not_fill_the_memory(workshop, monkeypatch, kind):
     import tracemalloc

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -209,3 +211,16 @@ def test_a_step_ends_with_its_killed_run_worker(tmp_path):
     parent.kill()
     parent.wait()
     step.wait(timeout=20)
+
+
+def test_a_database_that_is_locked_for_good_is_named(tmp_path, monkeypatch):
+    folder = tmp_path / "home" / "dagster"
+    (folder / "history").mkdir(parents=True)
+    monkeypatch.setattr("selectit_dagster.platform.instance._LOCKED_SECONDS", 0.0)
+    with contextlib.closing(sqlite3.connect(folder / "history" / "runs.db")) as store:
+        store.execute("BEGIN EXCLUSIVE")
+        with (
+            pytest.raises(UserError, match="another program has held a database in"),
+            open_instance(folder),
+        ):
+            pass

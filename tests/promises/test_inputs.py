@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from selectit_dagster.errors import UserError
 from torture import targets
 from torture.inputs import LONGEST_SECONDS, attack
 
@@ -184,3 +185,14 @@ def test_a_benchmark_file_that_unpacks_without_end_is_refused(tmp_path, monkeypa
     path.write_bytes(gzip.compress(b" " * (1 << 20)))
     with pytest.raises(UserError, match="holds more than"):
         sources.read_jsonl(path)
+
+
+@pytest.mark.parametrize("name", ["score part", "ranking", "parquet"])
+def test_a_column_whose_name_is_no_text_is_a_message(name):
+    """Found by the long campaign: the name is decoded outside of what Arrow says is damage."""
+    one = next(entry for entry in targets.attacks() if entry.name == name)
+    whole = one.seeds[0]
+    names = {"score part": b"probabilities", "ranking": b"score", "parquet": b"output"}
+    assert names[name] in whole
+    with pytest.raises(UserError):
+        one.target(whole.replace(names[name], b"\xb9" + names[name][1:]))

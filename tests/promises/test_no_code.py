@@ -80,7 +80,7 @@ def test_a_home_holds_no_pickle(tmp_path):
     from torture.world import write_world
 
     path = write_world(tmp_path)
-    run_experiment(path, tmp_path / "home", upto="raw_dataset")
+    run_experiment(path, tmp_path / "home", upto="report")
     assert (tmp_path / "home" / "dagster" / "history" / "runs.db").exists()
     assert pickles_in(tmp_path / "home") == []
     assert not _values_in_storage(tmp_path / "home" / "dagster" / "storage")
