@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -87,6 +88,7 @@ def faults(state: Path, asked: argparse.Namespace) -> dict[str, Any]:
         text=True,
         check=False,
         cwd=ROOT,
+        env={**os.environ, "SELECTIT_BOMB_MB": "10240", "SELECTIT_LINE_MB": "1024"},
     )
     lines = answer.stdout.strip().splitlines()
     skipped = [line for line in lines if line.startswith("SKIPPED")]
