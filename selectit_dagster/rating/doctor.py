@@ -36,7 +36,7 @@ def machine_facts(folder: Path) -> dict[str, Any]:
     import psutil
     import torch
 
-    from selectit_dagster.models import available_devices
+    from selectit_dagster.devices import available_devices
 
     memory = psutil.virtual_memory()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
@@ -56,7 +56,7 @@ def device_facts(device: str) -> dict[str, Any]:
     """Return a torch device's name, memory and the dtype that is used on it by default."""
     import torch
 
-    from selectit_dagster.models import resolve_dtype
+    from selectit_dagster.devices import resolve_dtype
 
     facts: dict[str, Any] = {"device": device, "dtype": resolve_dtype("auto", device)}
     if device.startswith("cuda"):

@@ -89,7 +89,7 @@ class RayBackend:
         make: Callable[[], Backend] | None = None,
     ) -> RayBackend:
         """Return the backend of a request; ``make`` replaces the model (tests)."""
-        from selectit_dagster.models import model_identity
+        from selectit_dagster.model_identity import model_identity
 
         shape = request.ray.shape(request.model.name)
         spread = shape.device_map or ("auto" if shape.gpus_per_actor > 1 else None)
@@ -175,7 +175,8 @@ def facts_unloaded(reference: ScoringModel) -> BackendFacts:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from selectit_dagster.models import hub_commit, is_local, load_config
+    from selectit_dagster.model_identity import hub_commit, is_local
+    from selectit_dagster.models import load_config
     from selectit_dagster.rating.transformers_backend import usual_batch_tokens
 
     config = load_config(reference)

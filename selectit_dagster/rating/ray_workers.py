@@ -160,7 +160,8 @@ class RaterSpec:
         """
         if self.make is not None:
             return self.make()
-        from selectit_dagster.models import load_model, model_identity
+        from selectit_dagster.model_identity import model_identity
+        from selectit_dagster.models import load_model
 
         found = differences(model_identity(self.model), self.identity)
         if found:

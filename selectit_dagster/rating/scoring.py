@@ -80,7 +80,7 @@ def scoring_fingerprint(request: ScoringRequest) -> Fingerprint:
     UserError
         When the records, the prompts or the model are not there.
     """
-    from selectit_dagster.models import model_identity
+    from selectit_dagster.model_identity import model_identity
 
     rating, model = request.rating, request.model
     identity = model_identity(model)
@@ -101,7 +101,7 @@ def scoring_fingerprint(request: ScoringRequest) -> Fingerprint:
 
 def _dtype(request: ScoringRequest) -> str:
     """Return the dtype in which the model rates, wherever it runs."""
-    from selectit_dagster.models import resolve_device, resolve_dtype
+    from selectit_dagster.devices import resolve_device, resolve_dtype
 
     if request.rating.engine == "ray":
         from selectit_dagster.rating.ray_engine import model_on_ray

@@ -138,7 +138,7 @@ def _context(
 def _model_identity(request: SelectionRequest) -> dict[str, str]:
     if not ARMS[request.kind].needs_model or request.model is None:
         return {}
-    from selectit_dagster.models import model_identity
+    from selectit_dagster.model_identity import model_identity
 
     return {**model_identity(request.model), "dtype": request.model.dtype}
 

@@ -6,9 +6,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selectit_dagster.devices import resolve_device, resolve_dtype
 from selectit_dagster.errors import UserError
 from selectit_dagster.files import read_json, staged_folder, write_json
-from selectit_dagster.models import LoadedModel, load_model, quiet, resolve_device, resolve_dtype
+from selectit_dagster.models import LoadedModel, load_model, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

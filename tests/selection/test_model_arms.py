@@ -241,7 +241,7 @@ def test_arms_without_a_model_load_none(base, tmp_path, monkeypatch):
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr("selectit_dagster.models.load_model", refuse)
-    monkeypatch.setattr("selectit_dagster.models.model_identity", refuse)
+    monkeypatch.setattr("selectit_dagster.model_identity.model_identity", refuse)
     for kind in ("selectit", "random", "longest", "full", "token-level", "sentence-level"):
         changed = replace(base, arm=kind, kind=kind, seed=1)
         select(changed, tmp_path / kind)

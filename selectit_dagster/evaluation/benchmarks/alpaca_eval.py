@@ -103,7 +103,7 @@ class AlpacaEvalTask(Task):
         """Return what the data and the judge are known by."""
         identity = super().data_identity()
         if self.benchmark.judge is not None:
-            from selectit_dagster.models import model_identity
+            from selectit_dagster.model_identity import model_identity
 
             identity["judge"] = sha256_json(model_identity(self.benchmark.judge))
         return identity
