@@ -161,11 +161,11 @@ def test_half_precision_is_close_and_keeps_the_last_product_in_float32() -> None
 
 
 def test_the_output_layer_may_be_multiplied_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    from selectit_dagster.rating import transformers_backend
+    from selectit_dagster.rating import last_logits
 
     model = model_of("phi with a bias").to(torch.bfloat16)
     whole = backend_of(model, "bfloat16").rate(shared_prefix())
-    monkeypatch.setattr(transformers_backend, "_HEAD_BYTES", 4096)
+    monkeypatch.setattr(last_logits, "_HEAD_BYTES", 4096)
     pieces = backend_of(model_of("phi with a bias").to(torch.bfloat16), "bfloat16")
     np.testing.assert_allclose(pieces.rate(shared_prefix()), whole, atol=1e-5)
 
