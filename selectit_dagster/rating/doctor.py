@@ -100,10 +100,10 @@ def _try(model: ScoringModel, rating: RatingSection, facts: dict[str, Any]) -> N
     from selectit_dagster.rating.batches import plan_by_prompt
     from selectit_dagster.rating.careful import CarefulRater
     from selectit_dagster.rating.levels import base_rating
+    from selectit_dagster.rating.preparation import max_length, vocabulary_size
     from selectit_dagster.rating.prompts import load_prompts
     from selectit_dagster.rating.rating_tokens import Encoder, find_rating_tokens
     from selectit_dagster.rating.rows import RowMaker
-    from selectit_dagster.rating.run import max_length, vocabulary_size
 
     prompts = load_prompts(rating.prompts, rating.num_prompts, rating.variant)
     encoder = Encoder(load_tokenizer(model), chat_template=rating.chat_template)

@@ -24,7 +24,7 @@ from selectit_dagster.rating.batches import PlannedBatch
 from selectit_dagster.rating.careful import CarefulRater
 from selectit_dagster.rating.chunks import ChunkReader
 from selectit_dagster.rating.folder import RowSource
-from selectit_dagster.rating.run import chunk_maker, row_maker
+from selectit_dagster.rating.preparation import chunk_maker, row_maker
 from selectit_dagster.rating.wire import pack_batches, pack_ratings, unpack_batches
 
 if TYPE_CHECKING:

@@ -104,7 +104,7 @@ def _dtype(request: ScoringRequest) -> str:
     from selectit_dagster.devices import resolve_device, resolve_dtype
 
     if request.rating.engine == "ray":
-        from selectit_dagster.rating.ray_engine import model_on_ray
+        from selectit_dagster.rating.ray_backend import model_on_ray
 
         return str(model_on_ray(request).dtype)
     return resolve_dtype(request.model.dtype, resolve_device(request.model.device))
@@ -204,7 +204,8 @@ def _score(
     on_mismatch: OnMismatch,
 ) -> Manifest:
     from selectit_dagster.rating.audit import Audit
-    from selectit_dagster.rating.run import open_run, run_of
+    from selectit_dagster.rating.preparation import open_run
+    from selectit_dagster.rating.run import run_of
     from selectit_dagster.rating.summary import Summary
 
     started = time.monotonic()
