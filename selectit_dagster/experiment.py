@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from selectit_dagster.errors import UserError
+from selectit_dagster.errors import UserError, first_line
 from selectit_dagster.storage.address import checked_address, is_address
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
@@ -554,7 +554,7 @@ def load_experiment(path: Path) -> Experiment:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or first_line(error)
         raise UserError(f"{path}{where}: not valid YAML: {problem}") from error
     if not isinstance(value, dict):
         raise UserError(

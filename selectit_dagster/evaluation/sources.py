@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from selectit_dagster.errors import TransientError, UserError
+from selectit_dagster.errors import TransientError, UserError, first_line
 from selectit_dagster.files import sha256_file, sha256_json
 
 T = TypeVar("T")
@@ -166,10 +166,9 @@ def hub_records(data: HubData, split: str, commit: str | None = None) -> list[di
 
 
 def _hub_error(data: HubData, error: Exception) -> UserError:
-    first = next((line for line in str(error).splitlines() if line.strip()), "")
     return UserError(
         f"benchmark data {data.name!r} is neither a local folder nor a hub dataset that can be "
-        f"reached: {first[:300]}",
+        f"reached: {first_line(error)}",
         hint="give the benchmark's path: a local folder in the published layout",
     )
 

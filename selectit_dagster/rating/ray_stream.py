@@ -12,7 +12,7 @@ import logging
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
-from selectit_dagster.errors import TransientError
+from selectit_dagster.errors import TransientError, first_line
 from selectit_dagster.rating.ray_workers import Planner, Rater, RaterSpec
 from selectit_dagster.ray_cluster import Cluster, Pool, pool_for
 
@@ -62,7 +62,7 @@ def rated_groups(
         raise
     except ray.exceptions.RayError as error:
         raise TransientError(
-            f"Ray gave up on a piece of work: {str(error).splitlines()[0][:300]}; what was "
+            f"Ray gave up on a piece of work: {first_line(error)}; what was "
             "rated is kept, run again to go on"
         ) from error
 

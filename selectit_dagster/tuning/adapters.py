@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.devices import resolve_device, resolve_dtype
-from selectit_dagster.errors import UserError
+from selectit_dagster.errors import UserError, first_line
 from selectit_dagster.files import read_json, staged_folder, write_json
 from selectit_dagster.models import LoadedModel, load_model, quiet
 
@@ -119,7 +119,7 @@ def prepare(model: PreTrainedModel, tuning: TuningSection) -> PreTrainedModel:
         known = sorted(linear_names(model))
         raise UserError(
             f"tuning.target_modules {list(tuning.target_modules or ())} do not go onto "
-            f"{tuning.base_model.path}: {str(error).splitlines()[0][:200]}",
+            f"{tuning.base_model.path}: {first_line(error)}",
             hint=f"its linear layers are {', '.join(known)}; leave the key out to take them all",
         ) from error
 
