@@ -88,7 +88,7 @@ class TransformersBackend:
             weights_bytes=sum(w.numel() * w.element_size() for w in loaded.model.parameters()),
         )
         self._notes = BackendNotes()
-        self._ways: dict[bool, str] = {}
+        self._ways: dict[tuple[bool, bool], str] = {}
         self._lock = threading.RLock()
         self._prefixes = KeptPrefixes(lambda prefix: self._states(self._tensor(prefix)[None]))
         self._last_logits = LastLogits(self.model)
@@ -116,14 +116,15 @@ class TransformersBackend:
         """Return (rows, R) float32 log-probabilities; see the protocol."""
         import torch
 
-        shared = len(batch.prefixes) == 1
+        # without a prefix the fastest way is whole rows, which says nothing of prefixes
+        kind = (len(batch.prefixes) == 1, len(batch.prefixes[0]) > 0)
         try:
             with torch.inference_mode(), self._one_thread_each():
-                if shared not in self._ways:
+                if kind not in self._ways:
                     with self._lock:
-                        if shared not in self._ways:
-                            return self._choose_way(batch, shared)
-                return self._run(batch, self._ways[shared])
+                        if kind not in self._ways:
+                            return self._choose_way(batch, kind)
+                return self._run(batch, self._ways[kind])
         except (torch.OutOfMemoryError, MemoryError) as error:
             self._free_memory()
             raise BatchTooLargeError(str(error)) from error
@@ -135,11 +136,11 @@ class TransformersBackend:
 
     # --- which way --------------------------------------------------------------------------
 
-    def _choose_way(self, batch: TokenBatch, shared: bool) -> LogProbabilities:
+    def _choose_way(self, batch: TokenBatch, kind: tuple[bool, bool]) -> LogProbabilities:
         """Rate a first batch by the fastest way that agrees with the plain one; keep that way."""
         probes = sorted({0, len(batch) - 1})
         plain = np.stack([self._plain(batch.row(index)) for index in probes])
-        for way in _WAYS:
+        for way in _WAYS if kind[1] else _WAYS[1:]:
             try:
                 found = self._run(batch, way)
             except (TypeError, ValueError, AttributeError, IndexError, NotImplementedError) as e:
@@ -152,8 +153,9 @@ class TransformersBackend:
                 f"{way} batches differ from the plain way by {away:.2g} on this model; "
                 "a slower way is used"
             )
-        self._ways[shared] = way
-        self._notes.way = way
+        self._ways[kind] = way
+        if kind[1] or not self._notes.way:
+            self._notes.way = way
         return found
 
     def _run(self, batch: TokenBatch, way: str) -> LogProbabilities:
@@ -161,8 +163,6 @@ class TransformersBackend:
             return np.stack([self._plain(batch.row(index)) for index in range(len(batch))])
         if way == "padded":
             return self._padded([batch.row(index) for index in range(len(batch))])
-        if not len(batch.prefixes[0]):
-            return self._padded(list(batch.suffixes))
         if len(batch.prefixes) == 1:
             return self._shared_prefix(batch)
         return self._several_prefixes(batch)
