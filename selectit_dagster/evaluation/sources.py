@@ -84,6 +84,24 @@ def read_csv(path: Path) -> list[list[str]]:
         raise UserError(f"{path} is not CSV: {error}") from error
 
 
+def objects(value: Any, where: str, name: str | None = None) -> list[dict[str, Any]]:  # noqa: ANN401
+    """Return a list of objects: a file's value, or what it has under ``name``.
+
+    Raises
+    ------
+    UserError
+        When it is something else, naming the place.
+    """
+    found = value.get(name) if name is not None and isinstance(value, dict) else value
+    wrong = name is not None and not isinstance(value, dict)
+    if wrong or not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        what = f"a list of objects under {name!r}" if name else "a list of objects"
+        raise UserError(
+            f"{where}: expected {what}", hint="give the file in the benchmark's published layout"
+        )
+    return found
+
+
 def field(record: dict[str, Any], name: str, where: str) -> str:
     """Return a text field of a question.
 
