@@ -169,7 +169,11 @@ def _refuse_pickles(reference: ModelReference) -> None:
     """Refuse local folders that have weights only as pickles, before anything is opened."""
     for place in filter(None, (reference.path, reference.adapter)):
         folder = Path(place).expanduser()
-        if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        safe = "*.safetensors"
+        if place == reference.adapter and (folder / "adapter_model.bin").exists():
+            # peft takes the pickle unless the weights lie beside it under their own name
+            safe = "adapter_model.safetensors"
+        if not folder.is_dir() or any(folder.glob(safe)):
             continue
         found = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
         what = f"only {found[0]}, a pickle, which can run code" if found else "no weights"

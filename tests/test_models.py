@@ -56,6 +56,18 @@ def test_never_opens_a_pickle(tiny_model_folder: Path, tmp_path: Path) -> None:
         models.load_model(ModelReference(path=str(folder), device="cpu"))
 
 
+def test_an_adapter_saved_as_a_pickle_is_refused_whatever_lies_beside_it(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "target_modules": ["q_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapter_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    shutil.copy(tiny_model_folder / "model.safetensors", tmp_path / "optimizer.safetensors")
+    reference = ModelReference(path=str(tiny_model_folder), adapter=str(tmp_path), device="cpu")
+    with pytest.raises(UserError, match="a pickle, which can run code"):
+        models.load_model(reference)
+
+
 def test_refuses_weights_that_do_not_match_the_configuration(
     tiny_model_folder: Path, tmp_path: Path
 ) -> None:
