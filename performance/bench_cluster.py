@@ -126,7 +126,7 @@ def first_forward(work: Path) -> dict[str, Any]:
     """Return the seconds from the call to the first forward pass, and for the whole plan."""
     from selectit_dagster.rating.chunks import read_chunks
     from selectit_dagster.rating.folder import RowSource
-    from selectit_dagster.rating.run import chunk_maker, row_maker
+    from selectit_dagster.rating.preparation import chunk_maker, row_maker
     from selectit_dagster.rating.scoring import score
 
     records = real_records(work)
@@ -198,8 +198,9 @@ def plan_millions(count: int, work: Path) -> dict[str, Any]:
     from selectit_dagster.rating.chunks import ChunkReader, count_records
     from selectit_dagster.rating.folder import ScoreFolder
     from selectit_dagster.rating.journal import Journal
-    from selectit_dagster.rating.ray_engine import RayBackend, RayRun
-    from selectit_dagster.rating.run import Setup, row_maker
+    from selectit_dagster.rating.preparation import Setup, row_maker
+    from selectit_dagster.rating.ray_backend import RayBackend
+    from selectit_dagster.rating.ray_engine import RayRun
     from selectit_dagster.rating.scoring import scoring_fingerprint
 
     made = made_up(work, count)

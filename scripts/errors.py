@@ -30,6 +30,8 @@ _TITLES = {
     "selection": "Ranking and selection",
     "tuning": "Tuning",
 }
+# modules whose errors stand with those of another
+_WITH = {"devices": "models", "model_identity": "models"}
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def entries() -> list[Entry]:
         module = path.relative_to(ROOT).as_posix()
         names = module.split("/")
         part = names[1].removesuffix(".py") if names[0] == "selectit_dagster" else "platform"
+        part = _WITH.get(part, part)
         for function, call in _calls(ast.parse(path.read_text(encoding="utf-8"))):
             if not call.args:
                 continue

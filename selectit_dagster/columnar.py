@@ -1,8 +1,9 @@
 """Tables that are larger than memory: one DuckDB connection with a limit, streams in and out.
 
 Belongs here: opening the columnar engine with its memory limit and spill folder, streaming
-a query's result or a file in batches, and writing a stream of batches to Parquet. Must not be
-here: anything that knows what a record, a score or an arm is.
+a query's result or a file in batches, writing a stream of batches to Parquet, and the ``with``
+block for which such things are open. Must not be here: anything that knows what a record, a
+score or an arm is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     import duckdb
@@ -29,7 +30,30 @@ BATCH_ROWS = 1 << 16
 _GLOB_CHARACTERS = frozenset("*?[]{}")
 
 
-class Workspace:
+class Scoped:
+    """What is open for the length of a ``with`` block."""
+
+    def __enter__(self) -> Self:
+        self._begin()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end(failed=error is not None)
+
+    def _begin(self) -> None:
+        """Open what is not open from the start."""
+
+    def _end(self, *, failed: bool) -> None:
+        """Close it; ``failed`` says that an error ends the block."""
+        raise NotImplementedError
+
+
+class Workspace(Scoped):
     """A scratch folder beside an artefact, with a DuckDB connection that spills into it.
 
     Everything in it is gone when the block ends, however it ends.
@@ -47,7 +71,7 @@ class Workspace:
         self.threads = min(MOST_THREADS, os.cpu_count() or 1)
         self.memory_limit = memory_limit or MEMORY_PER_THREAD * max(2, self.threads)
 
-    def __enter__(self) -> Workspace:
+    def _begin(self) -> None:
         import duckdb
 
         self.beside.mkdir(parents=True, exist_ok=True)
@@ -66,14 +90,8 @@ class Workspace:
                 "autoinstall_known_extensions": False,
             }
         )
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def _end(self, *, failed: bool) -> None:
         self.connection.close()
         shutil.rmtree(self.folder, ignore_errors=True)
         shutil.rmtree(self._links, ignore_errors=True)
@@ -169,7 +187,7 @@ class RowStream:
             self._held = next(self._batches, None)
 
 
-class ParquetStream:
+class ParquetStream(Scoped):
     """Write batches to one Parquet file, whose schema is the first batch's or given.
 
     The file is complete when the block ends; write it in a :class:`Workspace` and move it.
@@ -187,39 +205,32 @@ class ParquetStream:
     ) -> None:
         self.path = path
         self.dictionary = dictionary
-        self.schema = schema
         self.compression = compression
         self.rows = 0
-        self._writer: pq.ParquetWriter | None = None
-
-    def __enter__(self) -> ParquetStream:
-        if self.schema is not None:
-            self._open(self.schema)
-        return self
+        self._writer = None if schema is None else self._open(schema)
 
     def _open(self, schema: pa.Schema) -> pq.ParquetWriter:
         import pyarrow.parquet as pq
 
-        self._writer = pq.ParquetWriter(
+        return pq.ParquetWriter(
             self.path, schema, compression=self.compression, use_dictionary=self.dictionary
         )
-        return self._writer
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append a batch as one row group."""
-        writer = self._writer or self._open(batch.schema)
-        writer.write_batch(batch)
+        if self._writer is None:
+            self._writer = self._open(batch.schema)
+        self._writer.write_batch(batch)
         self.rows += batch.num_rows
         release_unused()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Complete the file, for a caller that has no block."""
         if self._writer is not None:
             self._writer.close()
+
+    def _end(self, *, failed: bool) -> None:
+        self.close()
 
 
 def move_into(stage: Path, out: Path, names: list[str], old_names: list[str]) -> None:

@@ -48,6 +48,12 @@ def _visible(character: str) -> str:
     return character
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an error of another library says, on one line; its name when that is nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
 class UserError(Exception):
     """Something in the user's input is wrong: one clear message and what to do about it.
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from selectit_dagster.errors import UserError
+from selectit_dagster.errors import UserError, first_line
 from selectit_dagster.experiment import ActorShape, RaySection
 
 LOGGER = logging.getLogger("selectit_dagster")
@@ -124,7 +124,7 @@ def _open(section: RaySection) -> None:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         where = f"the Ray cluster at {address}" if address else "Ray on this machine"
         raise UserError(
-            f"{where} cannot be used: {str(error).splitlines()[0][:300]}",
+            f"{where} cannot be used: {first_line(error)}",
             hint="run on one of its nodes, and give the processes its token (RAY_AUTH_TOKEN or "
             "RAY_AUTH_TOKEN_PATH) when it asks for one",
         ) from error

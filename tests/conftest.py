@@ -1,8 +1,9 @@
-"""Fixtures shared by all tests: a tiny real model and the optional folder of real data."""
+"""Fixtures shared by all tests: a tiny model, the optional real data, a kernel that confines."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,15 @@ def shared_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("SELECTIT_SHARED_DATA does not name a folder of real data")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def confined() -> None:
+    """A kernel with all the layers of the sandbox; without it the test is skipped."""
+    from selectit_dagster.evaluation.sandbox import Limits, run_program
+
+    if not sys.platform.startswith("linux"):
+        pytest.skip("the sandbox is for Linux")
+    probe = run_program("pass", Limits(seconds=20))
+    if probe.missing:
+        pytest.skip(f"this machine lacks {', '.join(probe.missing)}")

@@ -1,4 +1,4 @@
-"""Loading models: identity, devices, refusals."""
+"""Loading models, and refusing those that cannot be trusted or are not whole."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from selectit_dagster import models
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import ModelReference
+from selectit_dagster.model_identity import model_identity
 
 
 @pytest.fixture(autouse=True)
@@ -42,46 +43,7 @@ def test_training_mode_asks_for_gradients(tiny_model_folder: Path) -> None:
     assert all(p.requires_grad for p in loaded.model.parameters())
 
 
-def test_identity_follows_the_content_and_not_the_path(
-    tiny_model_folder: Path, second_tiny_model_folder: Path, tmp_path: Path
-) -> None:
-    identity = models.model_identity(ModelReference(path=str(tiny_model_folder)))
-    moved = copy_of(tiny_model_folder, tmp_path / "moved")
-    assert models.model_identity(ModelReference(path=str(moved))) == identity
-    other = models.model_identity(ModelReference(path=str(second_tiny_model_folder)))
-    assert other["weights"] != identity["weights"]
-    assert other["tokenizer"] == identity["tokenizer"]
-    (moved / "README.md").write_text("a note")
-    assert models.model_identity(ModelReference(path=str(moved))) == identity
-    config = json.loads((moved / "tokenizer_config.json").read_text())
-    (moved / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 9}))
-    assert (
-        models.model_identity(ModelReference(path=str(moved)))["tokenizer"]
-        != (identity["tokenizer"])
-    )
-
-
-def test_hash_of_a_big_file_is_remembered_until_it_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(b"a" * (1 << 20))
-    monkeypatch.setattr(models, "_RACY_SECONDS", -1.0)
-    first = models.hash_files(tmp_path, ("*.safetensors",))
-
-    def refuse(path: Path) -> str:
-        raise AssertionError(f"{path} was read again")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(models, "sha256_file", refuse)
-        assert models.hash_files(tmp_path, ("*.safetensors",)) == first
-    path.write_bytes(b"b" * (1 << 20))
-    assert models.hash_files(tmp_path, ("*.safetensors",)) != first
-
-
-def test_refuses_a_missing_folder_naming_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no/where"):
-        models.model_identity(ModelReference(path="no/where"))
+def test_refuses_a_folder_without_weights(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="weights are read from"):
         models.load_model(ModelReference(path=str(tmp_path), device="cpu"))
 
@@ -92,6 +54,18 @@ def test_never_opens_a_pickle(tiny_model_folder: Path, tmp_path: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(UserError, match="a pickle, which can run code"):
         models.load_model(ModelReference(path=str(folder), device="cpu"))
+
+
+def test_an_adapter_saved_as_a_pickle_is_refused_whatever_lies_beside_it(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "target_modules": ["q_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapter_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    shutil.copy(tiny_model_folder / "model.safetensors", tmp_path / "optimizer.safetensors")
+    reference = ModelReference(path=str(tiny_model_folder), adapter=str(tmp_path), device="cpu")
+    with pytest.raises(UserError, match="a pickle, which can run code"):
+        models.load_model(reference)
 
 
 def test_refuses_weights_that_do_not_match_the_configuration(
@@ -112,13 +86,6 @@ def test_refuses_a_truncated_file(tiny_model_folder: Path, tmp_path: Path) -> No
         models.load_model(ModelReference(path=str(folder), device="cpu"))
 
 
-def test_refuses_a_device_that_is_not_there() -> None:
-    with pytest.raises(UserError, match="this machine, which has cpu"):
-        models.resolve_device("cuda:99")
-    with pytest.raises(UserError, match="quantum"):
-        models.resolve_device("quantum")
-
-
 def test_an_adapter_is_merged_and_is_part_of_the_identity(
     tiny_model_folder: Path, tmp_path: Path
 ) -> None:
@@ -137,6 +104,6 @@ def test_an_adapter_is_merged_and_is_part_of_the_identity(
     loaded = models.load_model(reference)
     assert loaded.parameters == base.parameters
     torch.testing.assert_close(loaded.model(rows).logits, expected, atol=1e-5, rtol=1e-4)
-    assert set(models.model_identity(reference)) == {*models.model_identity(plain), "adapter"}
+    assert set(model_identity(reference)) == {*model_identity(plain), "adapter"}
     with pytest.raises(UserError, match="adapter"):
         models.load_model(plain.model_copy(update={"adapter": str(tiny_model_folder)}))

@@ -18,7 +18,7 @@ import orjson
 from selectit_dagster.data.fields import Unusable
 from selectit_dagster.data.json_reader import Row
 from selectit_dagster.data.text import shown
-from selectit_dagster.errors import TransientError, UserError
+from selectit_dagster.errors import TransientError, UserError, first_line
 from selectit_dagster.experiment import DatasetSection
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def open_parquet(path: Path) -> TypedReader:
         parquet = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}",
+            f"{path} cannot be read as Parquet: {first_line(error)}",
             hint="the file is damaged, or was not written to its end",
         ) from error
 
@@ -110,8 +110,7 @@ def open_parquet(path: Path) -> TypedReader:
                 yield batch
         except (pa.ArrowException, OSError, ValueError) as error:
             raise UserError(
-                f"{path}: the Parquet data are damaged after row {done:,}: "
-                f"{str(error).splitlines()[0]}",
+                f"{path}: the Parquet data are damaged after row {done:,}: {first_line(error)}",
                 hint="copy or make the file again",
             ) from error
 
@@ -149,7 +148,7 @@ def open_saved(path: Path, split: str) -> TypedReader:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:  # the library raises many kinds for a damaged folder
         raise UserError(
-            f"{path} cannot be loaded as a saved dataset: {str(error).splitlines()[0]}",
+            f"{path} cannot be loaded as a saved dataset: {first_line(error)}",
             hint="save it again with datasets.save_to_disk",
         ) from error
     if isinstance(loaded, datasets.DatasetDict):
@@ -224,9 +223,9 @@ def open_loaded(section: DatasetSection, revision: str | None) -> TypedReader:
     except ConnectionError as error:
         raise TransientError(f"dataset {section.path!r} cannot be fetched: {error}") from error
     except Exception as error:  # the library raises many kinds for a bad folder or split
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"dataset {section.path!r} (split {section.split!r}) cannot be loaded: {text}",
+            f"dataset {section.path!r} (split {section.split!r}) cannot be loaded: "
+            f"{first_line(error)}",
             hint="check dataset.path, dataset.split and dataset.revision",
         ) from error
     return TypedReader(features.arrow_schema, _guarded(_arrow_batches(loaded), section.path))
@@ -274,9 +273,8 @@ def _guarded(batches: Iterator[pa.RecordBatch], name: str) -> Iterator[pa.Record
     except ConnectionError as error:
         raise TransientError(f"dataset {name!r}: connection lost after row {done:,}") from error
     except Exception as error:  # the library's readers raise many kinds
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"dataset {name!r}: the data cannot be read after row {done:,}: {text}"
+            f"dataset {name!r}: the data cannot be read after row {done:,}: {first_line(error)}"
         ) from error
 
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from selectit_dagster.columnar import release_unused
+from selectit_dagster.columnar import Scoped, release_unused
 
 _PENDING = 2  # batches that may wait: memory stays flat
 
 
-class BackgroundWriter:
+class BackgroundWriter(Scoped):
     """Writes record batches in order; an error in the thread is raised by the next call."""
 
     def __init__(self, handle: IO[bytes], schema: pa.Schema, **options: Any) -> None:  # noqa: ANN401
@@ -33,17 +32,9 @@ class BackgroundWriter:
         self._writer.write_batch(batch)
         release_unused()
 
-    def __enter__(self) -> BackgroundWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def _end(self, *, failed: bool) -> None:
         try:
-            if error is None:
+            if not failed:
                 while self._pending:
                     self._pending.popleft().result()
         finally:

@@ -126,7 +126,9 @@ def _message(entry: object, where: str) -> Message:
     role = entry.get(role_key) if role_key else None
     if not isinstance(role, str) or is_blank(role):
         found = f"is {type_name(role)}, expected text" if role_key else "is missing"
-        raise Unusable(f"{where}.{role_key or 'role'}", found if role != "" else "is blank")
+        raise Unusable(
+            f"{where}.{role_key or 'role'}", "is blank" if isinstance(role, str) else found
+        )
     lowered = role.strip().lower()
     kind = "user" if lowered in _USER else "assistant" if lowered in _ASSISTANT else "other"
     text_key = _key_of(entry, _TEXT_KEYS) or "content"

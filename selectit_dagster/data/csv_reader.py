@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -154,7 +155,7 @@ class CsvReader:
         self._check_header(text)
         try:
             tries = {
-                mark: next(csv.reader(text.splitlines(keepends=True), delimiter=mark), [])
+                mark: next(csv.reader(io.StringIO(text, newline="\n"), delimiter=mark), [])
                 for mark in _DELIMITERS
             }
         except csv.Error as error:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from selectit_dagster.data.steps import Curator
 
 DROPPED = "dropped.jsonl"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selectit_dagster.data.text import words
-from selectit_dagster.errors import UserError
+from selectit_dagster.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,6 @@ def read_questions(path: Path) -> list[tuple[str, str, str]]:
         return [(str(a), str(b), text or "") for a, b, text in rows]
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise UserError(
-            f"{file} cannot be read as the questions of the benchmarks: "
-            f"{str(error).splitlines()[0]}",
+            f"{file} cannot be read as the questions of the benchmarks: {first_line(error)}",
             hint="materialise benchmark_questions first, or switch curation.decontamination off",
         ) from error

@@ -13,11 +13,10 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
-from selectit_dagster.columnar import ParquetStream, Workspace
+from selectit_dagster.columnar import ParquetStream, Scoped, Workspace
 from selectit_dagster.data.text import words
 
 SEED = 1
@@ -37,7 +36,7 @@ class Duplicates:
     similarity: np.ndarray
 
 
-class Digests:
+class Digests(Scoped):
     """Digests of normal forms in a scratch file, one per row that takes part.
 
     Use it in a ``with`` block while digests are added.
@@ -47,17 +46,8 @@ class Digests:
         self.work = work
         self._sink = ParquetStream(work.folder / "digests.parquet", compression="none")
 
-    def __enter__(self) -> Digests:
-        self._sink.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._sink.__exit__(kind, error, trace)
+    def _end(self, *, failed: bool) -> None:
+        self._sink.close()
 
     def add(self, rows: np.ndarray, digests: list[bytes]) -> None:
         """Add digests of 16 bytes and the rows that they belong to, (n,) each."""

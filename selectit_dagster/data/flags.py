@@ -138,16 +138,17 @@ def injection_candidates(whole: list[str]) -> np.ndarray:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    union = "|".join(f"(?:{_without_lookahead(p.pattern)})" for p in (*_INJECTIONS, _VERDICT))
+    union = "|".join(f"(?:{_for_re2(p.pattern)})" for p in (*_INJECTIONS, _VERDICT))
     found = pc.match_substring_regex(pa.array(whole, pa.large_string()), union)
     return found.to_numpy(zero_copy_only=False)
 
 
-def _without_lookahead(pattern: str) -> str:
+def _for_re2(pattern: str) -> str:
     """Return a pattern that matches at least as much and that RE2 can run."""
     for lookahead in (_NO_STARS, _NO_MORE_DIGITS):
         pattern = pattern.replace(lookahead, "")
-    return pattern
+    # to RE2 only ASCII letters make a word: a border beside another one would be missed
+    return pattern.replace(r"\b", "").replace(r"\w", r"[\pL\pN_]")
 
 
 def is_injection(instruction: str, given: str, response: str) -> bool:

@@ -12,12 +12,11 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from selectit_dagster.columnar import ParquetStream, RowStream, Workspace
+from selectit_dagster.columnar import ParquetStream, RowStream, Scoped, Workspace
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,7 +43,7 @@ def content_digest(text: bytes) -> bytes:
     return hashlib.sha256(text).digest()[:16]
 
 
-class Identities:
+class Identities(Scoped):
     """Collects what the ids depend on, and gives them out in a second pass.
 
     What is remembered per record lies in a scratch file and is resolved outside memory.
@@ -67,18 +66,12 @@ class Identities:
         self.own_unique = 0
         self.own_repeated = 0
 
-    def __enter__(self) -> Identities:
-        self._sink = ParquetStream(self._path, compression="none").__enter__()
-        return self
+    def _begin(self) -> None:
+        self._sink = ParquetStream(self._path, compression="none")
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def _end(self, *, failed: bool) -> None:
         if self._sink is not None:
-            self._sink.__exit__(kind, error, trace)
+            self._sink.close()
 
     def add(self, digests: list[bytes], ids: list[str | None], raws: list[bytes]) -> None:
         """Remember one batch: content digests, own ids and raw bytes of its records."""

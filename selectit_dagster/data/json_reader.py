@@ -168,7 +168,7 @@ class LineReader:
                 yield line if len(line) <= self.max_bytes else None
             parts, held, skipping = [last], len(last), False
         if skipping or held:
-            yield None if skipping else b"".join(parts)
+            yield None if skipping or held > self.max_bytes else b"".join(parts)
 
 
 def too_big(max_bytes: int) -> Unusable:

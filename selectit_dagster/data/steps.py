@@ -7,7 +7,6 @@ duplicates, where they are asked for, cost about 1 KiB per record more.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -22,14 +21,15 @@ from selectit_dagster.data.collect import (
     PARQUET_OPTIONS,
     RECORD_FIELDS,
 )
-from selectit_dagster.data.decontamination import Decontaminator, Hit, read_questions
+from selectit_dagster.data.decisions import DUPLICATE, NEAR, REASONS, Decisions
+from selectit_dagster.data.decontamination import Decontaminator, read_questions
 from selectit_dagster.data.duplicates import (
     Digests,
     Duplicates,
     near_duplicates,
     normal_digest,
 )
-from selectit_dagster.data.flags import CUT_OFF, EMPTY, FLAGS, INJECTION, REFUSAL, flag_batch
+from selectit_dagster.data.flags import FLAGS, flag_batch
 from selectit_dagster.data.ingest import RECORDS
 from selectit_dagster.data.profile import Profile
 from selectit_dagster.data.rejects import EXAMPLES, preview_rows
@@ -43,16 +43,6 @@ if TYPE_CHECKING:
 CURATED_SCHEMA = pa.schema([*RECORD_FIELDS, pa.field("flags", pa.list_(pa.string()))])
 TEXTS = ("instruction", "input", "response")
 
-KEPT, DUPLICATE, CONTAMINATED, NEAR = "kept", "duplicate", "contaminated", "near_duplicate"
-# codes of what happens to a record; a flag that drops has the flag's own name
-STEPS = (KEPT, *FLAGS, DUPLICATE, CONTAMINATED, NEAR)
-_REASONS = {
-    EMPTY: "the response is blank",
-    CUT_OFF: "the response ends in the middle",
-    REFUSAL: "the response declines to answer",
-    INJECTION: "the text addresses the rater",
-}
-
 
 class Curator:
     """Decides about every record of one raw dataset, then writes what is left."""
@@ -62,16 +52,11 @@ class Curator:
     ) -> None:
         self.request = request
         self.section = request.curation
+        self.decided = Decisions(request.curation, total)
         self.path = request.raw / RECORDS
         self.total = total
         self.work = work
         self.progress = progress
-        self.codes = np.zeros(total, np.uint8)
-        self.bits = np.zeros(total, np.uint8)
-        self.repeats: list[Duplicates] = []
-        self.hits: dict[int, Hit] = {}
-        self.similarity: dict[int, float] = {}
-        self.index: Decontaminator | None = None
         self.profile = Profile()
         self.preview: list[dict[str, Any]] = []
         self.examples: dict[str, list[dict[str, Any]]] = {}
@@ -86,55 +71,36 @@ class Curator:
         with digests:
             self._look(digests)
         if self.section.exact_duplicates:
-            self._mark(DUPLICATE, digests.repeated(self.path))
-        if self.index is not None:
-            rows = np.fromiter(self.hits, np.int64, len(self.hits))
-            rows = rows[self.codes[rows] == 0]
-            self.codes[rows] = STEPS.index(CONTAMINATED)
+            self.decided.drop_repeats(DUPLICATE, digests.repeated(self.path))
+        self.decided.drop_contaminated()
         if self.section.near_duplicates.enabled:
             self._near()
 
     def _look(self, digests: Digests) -> None:
         """Find flags and contamination, and take the digests of the normal forms that stay."""
-        if self.section.decontamination and self.request.questions is not None:
+        decided, section = self.decided, self.section
+        if section.decontamination and self.request.questions is not None:
             questions = read_questions(self.request.questions)
-            self.index = Decontaminator(questions, self.section.decontamination_ngram)
+            decided.index = Decontaminator(questions, section.decontamination_ngram)
         start = 0
         for batch in self._batches(list(TEXTS)):
             columns = [batch.column(name).to_pylist() for name in TEXTS]
             normal = list(map(normal_record, *columns))
             part = slice(start, start + batch.num_rows)
-            self.bits[part] = flag_batch(normal, columns[2])
-            self._drop_flagged(part)
-            if self.section.exact_duplicates:
-                alive = np.flatnonzero(self.codes[part] == 0)
+            decided.flag(part, flag_batch(normal, columns[2]))
+            if section.exact_duplicates:
+                alive = decided.left(part)
                 digests.add(alive + start, [normal_digest(normal[i]) for i in alive.tolist()])
-            if self.index is not None:
+            if decided.index is not None:
                 for row, texts in enumerate(normal, start):
-                    if (hit := self.index.hit(*texts.split("\n"))) is not None:
-                        self.hits[row] = hit
+                    if (hit := decided.index.hit(*texts.split("\n"))) is not None:
+                        decided.hits[row] = hit
             start = part.stop
             self._report(start, share=0.6)
 
     def _report(self, done: int, share: float, before: float = 0.0) -> None:
         """Report the part of the whole work that is done."""
         self.progress.update(int(done * share + self.total * before), self.total)
-
-    def _drop_flagged(self, part: slice) -> None:
-        """Drop the flags that the options say to drop; forget those to be ignored."""
-        actions = {
-            EMPTY: self.section.empty_responses,
-            CUT_OFF: self.section.cut_off_responses,
-            REFUSAL: self.section.refusals,
-            INJECTION: self.section.rating_injection,
-        }
-        codes, bits = self.codes[part], self.bits[part]
-        for index, name in enumerate(FLAGS):
-            flagged = (bits >> index & 1).astype(bool)
-            if actions[name] == "drop":
-                codes[flagged & (codes == 0)] = STEPS.index(name)
-            elif actions[name] == "ignore":
-                bits[flagged] &= ~np.uint8(1 << index)
 
     def _ids(self, rows: np.ndarray) -> pa.Array:
         """Return the record ids of ascending ``rows``, reading no other column."""
@@ -145,14 +111,10 @@ class Curator:
             start += batch.num_rows
         return pa.chunked_array(parts, pa.string()).combine_chunks()
 
-    def _mark(self, step: str, found: Duplicates) -> None:
-        self.codes[found.rows] = STEPS.index(step)
-        self.repeats.append(found)
-
     def _near(self) -> None:
         """Find near duplicates among what is left."""
         options = self.section.near_duplicates
-        rows = np.flatnonzero(self.codes == 0)
+        rows = self.decided.left()
 
         def texts() -> Iterator[str]:
             start = 0
@@ -171,12 +133,12 @@ class Curator:
             permutations=options.permutations,
             on_progress=lambda done: self._report(done, share=0.2, before=0.6),
         )
-        self._mark(NEAR, Duplicates(rows[found.rows], rows[found.kept], found.similarity))
-        self.similarity = dict(zip(rows[found.rows].tolist(), found.similarity, strict=True))
+        whole = Duplicates(rows[found.rows], rows[found.kept], found.similarity)
+        self.decided.drop_repeats(NEAR, whole)
 
     def write(self, records: Path, dropped: Path) -> None:
         """Write the records that are left, and every other one with its reason."""
-        instead = _Instead(self.repeats, self._ids)
+        instead = _Instead(self.decided.repeats, self._ids)
         with (
             atomic_file(records) as kept_file,
             atomic_file(dropped) as dropped_file,
@@ -191,8 +153,8 @@ class Curator:
         self.progress.update(self.total, self.total)
 
     def _write_kept(self, batch: pa.RecordBatch, part: slice, writer: BackgroundWriter) -> None:
-        alive = np.flatnonzero(self.codes[part] == 0)
-        bits = self.bits[part][alive]
+        alive = self.decided.left(part)
+        bits = self.decided.bits[part][alive]
         kept = batch if len(alive) == batch.num_rows else batch.take(pa.array(alive))
         flags = _flag_lists(bits)
         kept = pa.record_batch([*kept.columns, flags], schema=CURATED_SCHEMA)
@@ -203,7 +165,7 @@ class Curator:
         for index, name in enumerate(FLAGS):
             rows = np.flatnonzero(bits >> index & 1)
             for row in rows[: max(0, EXAMPLES - len(self.examples.get(name, [])))].tolist():
-                self._keep_example(name, kept, row, _REASONS[name])
+                self._keep_example(name, kept, row, REASONS[name])
 
     def _write_dropped(
         self,
@@ -212,11 +174,11 @@ class Curator:
         handle: IO[bytes],
         instead: _Instead,
     ) -> None:
-        for index in np.flatnonzero(self.codes[part]).tolist():
+        for index in self.decided.dropped(part).tolist():
             row = part.start + index
-            step = STEPS[self.codes[row]]
+            step = self.decided.step(row)
             kept = instead.of(row) if step in {DUPLICATE, NEAR} else ""
-            reason = self._reason(row, step, kept)
+            reason = self.decided.reason(row, kept)
             entry = {
                 "record_id": batch.column("record_id")[index].as_py(),
                 "step": step,
@@ -224,16 +186,6 @@ class Curator:
             }
             handle.write(json.dumps(entry, ensure_ascii=False).encode("utf-8") + b"\n")
             self._keep_example(step, batch, index, reason)
-
-    def _reason(self, row: int, step: str, instead: str) -> str:
-        if step == DUPLICATE:
-            return f"has the same text as {instead}"
-        if step == NEAR:
-            return f"is {self.similarity[row]:.3f} similar to {instead}"
-        if step == CONTAMINATED:
-            hit = self.hits[row]
-            return f"shares a run of words with {hit.benchmark}/{hit.question_id}: {hit.gram}"
-        return _REASONS[step]
 
     def _keep_example(self, name: str, batch: pa.RecordBatch, index: int, reason: str) -> None:
         """Keep the first few records of each step and flag, to be shown."""
@@ -244,64 +196,16 @@ class Curator:
 
     def counts(self) -> dict[str, int]:
         """Return the counts of the steps and of the flags."""
-        tally = np.bincount(self.codes, minlength=len(STEPS)).tolist()
-        steps = dict(zip(STEPS, tally, strict=True))
-        flagged = {f"flagged_{n}": int((self.bits >> i & 1).sum()) for i, n in enumerate(FLAGS)}
-        return {
-            "raw": self.done,
-            "kept": steps[KEPT],
-            "rejected": sum(steps[name] for name in FLAGS),
-            "duplicate": steps[DUPLICATE],
-            "near_duplicate": steps[NEAR],
-            "contaminated": steps[CONTAMINATED],
-            **{f"dropped_{name}": steps[name] for name in FLAGS},
-            **flagged,
-        }
+        return {"raw": self.done, **self.decided.counts()}
 
     def details(self, count_tokens: Callable[[str], int] | None = None) -> dict[str, Any]:
         """Return what the asset's page shows: steps, examples, contamination, profile."""
         return {
-            "steps": self._step_table(),
+            "steps": self.decided.table(),
             "examples": self.examples,
-            "decontamination": self._contamination(),
+            "decontamination": self.decided.contamination(),
             "profile": self.profile.details(count_tokens),
             "preview": self.preview,
-        }
-
-    def _step_table(self) -> list[dict[str, Any]]:
-        counts = self.counts()
-        section = self.section
-        settings: list[tuple[str, str, int]] = [
-            (EMPTY, section.empty_responses, counts[f"flagged_{EMPTY}"]),
-            (CUT_OFF, section.cut_off_responses, counts[f"flagged_{CUT_OFF}"]),
-            (REFUSAL, section.refusals, counts[f"flagged_{REFUSAL}"]),
-            (INJECTION, section.rating_injection, counts[f"flagged_{INJECTION}"]),
-            (DUPLICATE, "drop" if section.exact_duplicates else "off", counts[DUPLICATE]),
-            (CONTAMINATED, "drop" if self.index is not None else "off", counts[CONTAMINATED]),
-            (NEAR, "drop" if section.near_duplicates.enabled else "off", counts[NEAR]),
-        ]
-        dropped = {
-            name: counts.get(f"dropped_{name}", counts.get(name, 0)) for name, _, _ in settings
-        }
-        return [
-            {"step": name, "setting": setting, "found": found, "dropped": dropped[name]}
-            for name, setting, found in settings
-        ]
-
-    def _contamination(self) -> dict[str, Any]:
-        """Return how many records each benchmark cost, and what was compared."""
-        if self.index is None:
-            return {"checked": False}
-        dropped = np.flatnonzero(self.codes == STEPS.index(CONTAMINATED)).tolist()
-        return {
-            "checked": True,
-            "ngram": self.index.ngram,
-            "questions": dict(self.index.questions),
-            "questions_compared_as_a_whole": dict(self.index.too_short),
-            "contaminated": dict(Counter(self.hits[row].benchmark for row in dropped)),
-            "contained_questions": len(
-                {(self.hits[row].benchmark, self.hits[row].question_id) for row in dropped}
-            ),
         }
 
 

@@ -73,7 +73,7 @@ class EvaluationRequest:
 
 def evaluation_fingerprint(request: EvaluationRequest) -> Fingerprint:
     """Return what the evaluation depends on; no model is loaded."""
-    from selectit_dagster.models import model_identity
+    from selectit_dagster.model_identity import model_identity
 
     digest = None
     if request.checkpoint is not None:

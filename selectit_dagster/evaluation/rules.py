@@ -15,7 +15,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Literal
 
@@ -173,6 +173,3 @@ def pass_at_k(samples: int, passed: int, k: int) -> float:
     for i in range(samples - passed + 1, samples + 1):
         missed *= 1.0 - k / i
     return 1.0 - missed
-
-
-Score = Callable[[str, str], float]

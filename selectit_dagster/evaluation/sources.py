@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from selectit_dagster.errors import TransientError, UserError
+from selectit_dagster.errors import TransientError, UserError, first_line
 from selectit_dagster.files import sha256_file, sha256_json
 
 T = TypeVar("T")
@@ -82,6 +82,24 @@ def read_csv(path: Path) -> list[list[str]]:
         return list(csv.reader(io.StringIO(open_text(path), newline="")))
     except csv.Error as error:
         raise UserError(f"{path} is not CSV: {error}") from error
+
+
+def objects(value: Any, where: str, name: str | None = None) -> list[dict[str, Any]]:  # noqa: ANN401
+    """Return a list of objects: a file's value, or what it has under ``name``.
+
+    Raises
+    ------
+    UserError
+        When it is something else, naming the place.
+    """
+    found = value.get(name) if name is not None and isinstance(value, dict) else value
+    wrong = name is not None and not isinstance(value, dict)
+    if wrong or not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        what = f"a list of objects under {name!r}" if name else "a list of objects"
+        raise UserError(
+            f"{where}: expected {what}", hint="give the file in the benchmark's published layout"
+        )
+    return found
 
 
 def field(record: dict[str, Any], name: str, where: str) -> str:
@@ -166,10 +184,9 @@ def hub_records(data: HubData, split: str, commit: str | None = None) -> list[di
 
 
 def _hub_error(data: HubData, error: Exception) -> UserError:
-    first = next((line for line in str(error).splitlines() if line.strip()), "")
     return UserError(
         f"benchmark data {data.name!r} is neither a local folder nor a hub dataset that can be "
-        f"reached: {first[:300]}",
+        f"reached: {first_line(error)}",
         hint="give the benchmark's path: a local folder in the published layout",
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from selectit_dagster.errors import UserError
+from selectit_dagster.errors import UserError, first_line
 from selectit_dagster.experiment.messages import describe, shown
 from selectit_dagster.experiment.whole import Experiment
 from selectit_dagster.storage.address import is_address
@@ -37,7 +37,7 @@ def load_experiment(path: Path) -> Experiment:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or first_line(error)
         raise UserError(f"{path}{where}: not valid YAML: {problem}") from error
     if not isinstance(value, dict):
         raise UserError(

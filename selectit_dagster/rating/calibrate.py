@@ -51,7 +51,7 @@ def batch_tokens(request: ScoringRequest, rows: RowMaker, backend: Backend, reco
 
 
 def _entry(request: ScoringRequest, backend: Backend) -> Path:
-    from selectit_dagster.models import cache_folder, model_identity
+    from selectit_dagster.model_identity import cache_folder, model_identity
 
     facts = backend.facts
     state = [model_identity(request.model), facts.device, facts.dtype, facts.workers]

@@ -36,7 +36,7 @@ def machine_facts(folder: Path) -> dict[str, Any]:
     import psutil
     import torch
 
-    from selectit_dagster.models import available_devices
+    from selectit_dagster.devices import available_devices
 
     memory = psutil.virtual_memory()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
@@ -56,7 +56,7 @@ def device_facts(device: str) -> dict[str, Any]:
     """Return a torch device's name, memory and the dtype that is used on it by default."""
     import torch
 
-    from selectit_dagster.models import resolve_dtype
+    from selectit_dagster.devices import resolve_dtype
 
     facts: dict[str, Any] = {"device": device, "dtype": resolve_dtype("auto", device)}
     if device.startswith("cuda"):
@@ -100,10 +100,10 @@ def _try(model: ScoringModel, rating: RatingSection, facts: dict[str, Any]) -> N
     from selectit_dagster.rating.batches import plan_by_prompt
     from selectit_dagster.rating.careful import CarefulRater
     from selectit_dagster.rating.levels import base_rating
+    from selectit_dagster.rating.preparation import max_length, vocabulary_size
     from selectit_dagster.rating.prompts import load_prompts
     from selectit_dagster.rating.rating_tokens import Encoder, find_rating_tokens
     from selectit_dagster.rating.rows import RowMaker
-    from selectit_dagster.rating.run import max_length, vocabulary_size
 
     prompts = load_prompts(rating.prompts, rating.num_prompts, rating.variant)
     encoder = Encoder(load_tokenizer(model), chat_template=rating.chat_template)

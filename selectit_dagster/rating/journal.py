@@ -21,6 +21,11 @@ _KEY = re.compile(r"[0-9a-f]{16,128}")
 _OFF_BY = 1e-3
 
 
+def journal_name(index: int) -> str:
+    """Return the name of the journal of the chunk with that number."""
+    return f"journal-{index:06d}.jsonl"
+
+
 @dataclass(frozen=True)
 class JournalRow:
     """One rated row: where it belongs, what it is known by, and what came out."""

@@ -1,33 +1,24 @@
-"""Scoring on Ray: the local engine's plan, streamed through a pool of actors.
+"""Scoring on Ray: the local engine's plan, rated by a pool of actors.
 
 The plan is made as for the local engine: chunks of records, each of which becomes one part.
-Ray Data gets one descriptor per chunk and streams it through two pools of actors: planners on
-this node, which read and tokenise, and raters anywhere, of which each holds one model. Ray
-decides where and when, holds back the planners while the raters are busy, and runs again what
-was lost with a process or a node. This process enters what comes back into the journals and
-writes the parts, so the nodes need no common disk, and no part is ever written twice.
+What is to do is streamed through the cluster (see :mod:`selectit_dagster.rating.ray_stream`).
+This process enters what comes back into the journals and writes the parts, so the nodes need
+no common disk, and no part is ever written twice.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from selectit_dagster.errors import TransientError, UserError
-from selectit_dagster.rating.backend import (
-    Backend,
-    BackendFacts,
-    BackendNotes,
-    LogProbabilities,
-    TokenBatch,
-)
+from selectit_dagster.rating.backend import TokenBatch
 from selectit_dagster.rating.batches import PlannedBatch
 from selectit_dagster.rating.chunks import (
     ChunkReader,
@@ -35,162 +26,18 @@ from selectit_dagster.rating.chunks import (
     Tokenised,
     read_chunks,
 )
-from selectit_dagster.rating.ray_workers import Planner, Rater, RaterSpec, pack_mask, versions
-from selectit_dagster.rating.run import Run, journal_name
+from selectit_dagster.rating.journal import journal_name
+from selectit_dagster.rating.ray_backend import RayBackend
+from selectit_dagster.rating.ray_stream import rated_groups
+from selectit_dagster.rating.ray_workers import pack_mask, versions
+from selectit_dagster.rating.run import Run
 from selectit_dagster.rating.store import PENDING
 from selectit_dagster.rating.wire import unpack_ratings
-from selectit_dagster.ray_cluster import Cluster, connected, pool_for
+from selectit_dagster.ray_cluster import Cluster, connected
 
-if TYPE_CHECKING:
-    from selectit_dagster.experiment import ScoringModel
-    from selectit_dagster.rating.scoring import ScoringRequest
-
-LOGGER = logging.getLogger("selectit_dagster")
 _NOTHING = TokenBatch((), (), ())
-_IN_FLIGHT = 2
 # Ray needs about half a minute to notice that a node is gone
 _AGAIN_SECONDS = 10.0
-
-
-def model_on_ray(request: ScoringRequest) -> ScoringModel:
-    """Return the scoring model as an actor loads it: device and dtype do not depend on this node.
-
-    ``auto`` is float32 on a CPU and bfloat16 on a GPU.
-    """
-    on_gpu = request.ray.shape(request.model.name).gpus_per_actor > 0
-    auto = "bfloat16" if on_gpu else "float32"
-    return request.model.model_copy(
-        update={
-            "device": "cuda" if on_gpu else "cpu",
-            "dtype": auto if request.model.dtype == "auto" else request.model.dtype,
-        }
-    )
-
-
-@dataclass
-class RayBackend:
-    """Stands for the models in the actors: what is known of them here, and a probe.
-
-    ``rate`` asks a probe, an actor of its own that lives for the calibration only.
-    """
-
-    spec: RaterSpec
-    request: ScoringRequest
-    notes: BackendNotes = field(default_factory=BackendNotes)
-    peak: int = 0
-    _facts: BackendFacts | None = None
-    _probe: Any = None
-
-    @classmethod
-    def of(
-        cls,
-        request: ScoringRequest,
-        rating_ids: tuple[int, ...],
-        make: Callable[[], Backend] | None = None,
-    ) -> RayBackend:
-        """Return the backend of a request; ``make`` replaces the model (tests)."""
-        from selectit_dagster.models import model_identity
-
-        shape = request.ray.shape(request.model.name)
-        spread = shape.device_map or ("auto" if shape.gpus_per_actor > 1 else None)
-        model = model_on_ray(request)
-        return cls(
-            RaterSpec(
-                model,
-                tuple(rating_ids),
-                request.rating.num_ratings,
-                spread,
-                model_identity(model),
-                make,
-            ),
-            request,
-        )
-
-    @property
-    def facts(self) -> BackendFacts:
-        """What is recorded about the model; from its configuration until an actor has it."""
-        if self._facts is None:
-            self._facts = facts_unloaded(self.spec.model)
-        return self._facts
-
-    def learn(self, said: dict[str, Any]) -> None:
-        """Take over what an actor says about its model."""
-        self._facts = BackendFacts(**said["facts"])
-        self.notes.way = said["way"]
-        self.peak = max(self.peak, said["peak_memory_bytes"])
-        for text in said["warnings"]:
-            if text not in self.notes.warnings:
-                self.notes.warnings.append(text)
-
-    def rate(self, batch: TokenBatch) -> LogProbabilities:
-        """Rate a batch in the probe."""
-        import ray
-
-        if self._probe is None:
-            self._probe = self._start_probe()
-        found, error = ray.get(self._probe.rate.remote(batch))
-        if error is not None:
-            raise UserError(error[0], hint=error[1])
-        rated: LogProbabilities = found
-        return rated
-
-    def _start_probe(self) -> Any:  # noqa: ANN401 - an actor handle
-        import ray
-
-        with connected(self.request.ray) as cluster:
-            pool = pool_for(self.request.ray.shape(self.request.model.name), cluster.nodes())
-        options = {"num_cpus": pool.cpus, "num_gpus": pool.gpus, "max_concurrency": 8}
-        return ray.remote(**options)(Probe).remote(self.spec)
-
-    def close(self) -> None:
-        """End the probe, so that its place is free for the pool."""
-        if self._probe is not None:
-            import ray
-
-            ray.kill(self._probe)
-            self._probe = None
-
-    def peak_memory_bytes(self) -> int:
-        """Return the most that one actor took."""
-        return self.peak
-
-
-class Probe:
-    """One model for the calibration."""
-
-    def __init__(self, spec: RaterSpec) -> None:
-        self.error: tuple[str, str] | None = None
-        try:
-            self.backend = spec.backend()
-        except UserError as error:
-            self.error = error.message, error.hint
-
-    def rate(self, batch: TokenBatch) -> tuple[LogProbabilities | None, tuple[str, str] | None]:
-        """Return a batch's ratings, or message and hint of what the user must mend."""
-        return (None if self.error else self.backend.rate(batch)), self.error
-
-
-def facts_unloaded(reference: ScoringModel) -> BackendFacts:
-    """Return the facts that the configuration tells; no weights are read."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from selectit_dagster.models import hub_commit, is_local, load_config
-    from selectit_dagster.rating.transformers_backend import usual_batch_tokens
-
-    config = load_config(reference)
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(
-            config, trust_remote_code=reference.trust_remote_code
-        )
-    device = "cpu" if reference.device == "cpu" else "cuda:0"
-    return BackendFacts(
-        parameters=sum(weight.numel() for weight in empty.parameters()),
-        dtype=reference.dtype,
-        device=device,
-        revision=None if is_local(reference) else hub_commit(reference.path, reference.revision),
-        batch_tokens=usual_batch_tokens(config, device),
-    )
 
 
 @dataclass
@@ -297,78 +144,11 @@ class RayRun(Run):
         self.counts["resumed"] += work.resumed
         self._advance(work.ratings.status.size - work.pending)
 
-    # --- through the cluster ------------------------------------------------------------------
-
     def _stream(self, todo: list[dict[str, Any]]) -> Generator[dict[str, Any], None, None]:
-        """Yield the rated groups in the order in which they come."""
-        import ray
-
-        dataset = self._dataset(todo)
-        try:
-            for table in dataset.iter_batches(
-                batch_size=None, batch_format="pyarrow", prefetch_batches=0
-            ):
-                yield from table.to_pylist()
-        except ray.exceptions.RayTaskError:
-            raise
-        except ray.exceptions.RayError as error:
-            raise TransientError(
-                f"Ray gave up on a piece of work: {str(error).splitlines()[0][:300]}; what was "
-                "rated is kept, run again to go on"
-            ) from error
-
-    def _dataset(self, todo: list[dict[str, Any]]) -> Any:  # noqa: ANN401 - a ray.data.Dataset
-        from ray.data import ActorPoolStrategy, from_items
-
-        if self.cluster is None or not isinstance(self.setup.backend, RayBackend):
+        backend, request = self.setup.backend, self.setup.request
+        if self.cluster is None or not isinstance(backend, RayBackend):
             raise TypeError("a run on Ray needs a cluster and a RayBackend")
-        section = self.setup.request.ray
-        pool = pool_for(section.shape(self.setup.request.model.name), self.cluster.nodes())
-        LOGGER.info(
-            "scoring on Ray: %d nodes, %d actors of %d CPUs and %g GPUs, %d shards, dashboard %s",
-            self.nodes,
-            pool.size,
-            pool.cpus,
-            pool.gpus,
-            len(todo),
-            self.cluster.dashboard or "off",
-        )
-        settle_context(section.ahead_mb)
-
-        def bounded() -> dict[str, Any]:
-            # an actor is restarted as often as it must, a piece of work is not: one that kills
-            # its process each time would go round for ever
-            return {"max_restarts": -1, "max_task_retries": section.retries}
-
-        return (
-            from_items(todo, override_num_blocks=len(todo))
-            .map_batches(
-                Planner,
-                fn_constructor_args=(self.setup.request, self.setup.plan),
-                batch_size=1,
-                batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=min(section.planners, len(todo))),
-                num_cpus=0,
-                # the records lie on this node's disk
-                label_selector={"ray.io/node-id": self.cluster.here},
-                ray_remote_args_fn=bounded,
-            )
-            .map_batches(
-                Rater,
-                fn_constructor_args=(self.setup.backend.spec,),
-                batch_size=1,
-                batch_format="pyarrow",
-                compute=ActorPoolStrategy(
-                    min_size=1,
-                    max_size=pool.most,
-                    initial_size=pool.size,
-                    max_tasks_in_flight_per_actor=_IN_FLIGHT,
-                ),
-                num_cpus=pool.cpus,
-                num_gpus=pool.gpus,
-                ray_remote_args_fn=bounded,
-            )
-        )
+        return rated_groups(todo, request, self.setup.plan, backend.spec, self.cluster)
 
     # --- what comes back ----------------------------------------------------------------------
 
@@ -448,17 +228,3 @@ class RayRun(Run):
             "streams_again": self.streams_again,
         }
         return {**super().details(seconds), "ray": ray}
-
-
-def settle_context(ahead_mb: int) -> None:
-    """Set what Ray Data shows (nothing) and how much of the object store it may fill."""
-    from ray.data import DataContext, ExecutionOptions, ExecutionResources
-
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    # a block is what an actor gets at a time: each row, one group, is to be one
-    context.target_max_block_size = 1
-    options = ExecutionOptions()
-    options.resource_limits = ExecutionResources.for_limits(object_store_memory=ahead_mb << 20)
-    context.execution_options = options
-    logging.getLogger("ray.data").setLevel(logging.WARNING)

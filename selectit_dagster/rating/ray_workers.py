@@ -24,7 +24,7 @@ from selectit_dagster.rating.batches import PlannedBatch
 from selectit_dagster.rating.careful import CarefulRater
 from selectit_dagster.rating.chunks import ChunkReader
 from selectit_dagster.rating.folder import RowSource
-from selectit_dagster.rating.run import chunk_maker, row_maker
+from selectit_dagster.rating.preparation import chunk_maker, row_maker
 from selectit_dagster.rating.wire import pack_batches, pack_ratings, unpack_batches
 
 if TYPE_CHECKING:
@@ -160,7 +160,8 @@ class RaterSpec:
         """
         if self.make is not None:
             return self.make()
-        from selectit_dagster.models import load_model, model_identity
+        from selectit_dagster.model_identity import model_identity
+        from selectit_dagster.models import load_model
 
         found = differences(model_identity(self.model), self.identity)
         if found:

@@ -80,7 +80,7 @@ def scoring_fingerprint(request: ScoringRequest) -> Fingerprint:
     UserError
         When the records, the prompts or the model are not there.
     """
-    from selectit_dagster.models import model_identity
+    from selectit_dagster.model_identity import model_identity
 
     rating, model = request.rating, request.model
     identity = model_identity(model)
@@ -101,10 +101,10 @@ def scoring_fingerprint(request: ScoringRequest) -> Fingerprint:
 
 def _dtype(request: ScoringRequest) -> str:
     """Return the dtype in which the model rates, wherever it runs."""
-    from selectit_dagster.models import resolve_device, resolve_dtype
+    from selectit_dagster.devices import resolve_device, resolve_dtype
 
     if request.rating.engine == "ray":
-        from selectit_dagster.rating.ray_engine import model_on_ray
+        from selectit_dagster.rating.ray_backend import model_on_ray
 
         return str(model_on_ray(request).dtype)
     return resolve_dtype(request.model.dtype, resolve_device(request.model.device))
@@ -204,7 +204,8 @@ def _score(
     on_mismatch: OnMismatch,
 ) -> Manifest:
     from selectit_dagster.rating.audit import Audit
-    from selectit_dagster.rating.run import open_run, run_of
+    from selectit_dagster.rating.preparation import open_run
+    from selectit_dagster.rating.run import run_of
     from selectit_dagster.rating.summary import Summary
 
     started = time.monotonic()

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
 from selectit_dagster.rating.backend import TokenBatch
 from selectit_dagster.rating.batches import PlannedBatch
 from selectit_dagster.rating.careful import RatedBatch
 from selectit_dagster.rating.store import Floats
 
-Ints = npt.NDArray[np.int32]
 _INT, _FLOAT = np.dtype("<i4"), np.dtype("<f4")
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from selectit_dagster.selection.select import SelectionRequest
 
 CARD_FILE = "README.md"
+_RESUME = ".resume-"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def assemble(request: SelectionRequest, count: int, out: Path, progress: Progres
     ranking = read_manifest(request.ranking) if request.ranking is not None else None
     old = read_manifest(out)
     with Workspace(out) as work:
-        context = _context(request, ranking, count, out, work, progress)
+        context = _context(request, curated, ranking, count, out, work, progress)
         ordering = ARMS[request.kind].order(context)
         cut = _choose(ordering, count, work)
         written = write_selected(
@@ -79,7 +80,8 @@ def assemble(request: SelectionRequest, count: int, out: Path, progress: Progres
         )
         write_text(work.folder / CARD_FILE, dataset_card(facts))
         move_into(work.folder, out, names, list(old.files) if old else [])
-    shutil.rmtree(context.cache, ignore_errors=True)
+    for cache in out.glob(f"{_RESUME}*"):
+        shutil.rmtree(cache, ignore_errors=True)
     return Assembled(names, counts, details, written.content)
 
 
@@ -102,6 +104,7 @@ def source_of(curated: Manifest, folder: Path) -> dict[str, Any]:
 
 def _context(
     request: SelectionRequest,
+    curated: Manifest,
     ranking: Manifest | None,
     count: int,
     out: Path,
@@ -120,7 +123,8 @@ def _context(
             f"FROM {work.table(request.ranking / RANKING_FILE)} WHERE rank IS NOT NULL)"
         )
     # what a killed run computed with a model is kept under what it was computed from
-    basis = {"kind": request.kind, "model": _model_identity(request)}
+    model = _model_identity(request)
+    basis = {"kind": request.kind, "model": model, "records": curated.digest}
     return ArmContext(
         records=records,
         candidates=candidates,
@@ -130,7 +134,7 @@ def _context(
         scores=request.scores,
         ranked_with=ranking.details if ranking else {},
         work=work,
-        cache=out / f".resume-{sha256_json(basis)[:16]}",
+        cache=out / f"{_RESUME}{sha256_json(basis)[:16]}",
         progress=progress,
     )
 
@@ -138,7 +142,7 @@ def _context(
 def _model_identity(request: SelectionRequest) -> dict[str, str]:
     if not ARMS[request.kind].needs_model or request.model is None:
         return {}
-    from selectit_dagster.models import model_identity
+    from selectit_dagster.model_identity import model_identity
 
     return {**model_identity(request.model), "dtype": request.model.dtype}
 

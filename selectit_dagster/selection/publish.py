@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from selectit_dagster.artefacts import MANIFEST, verify
-from selectit_dagster.errors import TransientError, UserError
+from selectit_dagster.errors import TransientError, UserError, first_line
 from selectit_dagster.selection.change import CANDIDATES_FILE
 
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -61,7 +61,7 @@ def publish(
     except errors.OfflineModeIsEnabled as error:
         raise UserError("the hub is switched off (HF_HUB_OFFLINE)") from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise UserError(f"the hub refuses {name!r}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the hub refuses {name!r}: {first_line(error)}") from error
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", 0)
         if status in (401, 403):

@@ -203,7 +203,7 @@ def selection_fingerprint(request: SelectionRequest) -> Fingerprint:
     if request.kind == "token-level":
         fingerprint["scores"] = ranking.fingerprint["scores"]
     if needs_model(request.kind) and request.model is not None:
-        from selectit_dagster.models import model_identity
+        from selectit_dagster.model_identity import model_identity
 
         fingerprint["model"] = model_identity(request.model)
         fingerprint["dtype"] = request.model.dtype

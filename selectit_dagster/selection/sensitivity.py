@@ -23,7 +23,6 @@ from selectit_dagster.artefacts import (
     Manifest,
     is_current,
     library_versions,
-    read_manifest,
     require_manifest,
     write_manifest,
 )
@@ -160,9 +159,3 @@ def sentence(details: dict[str, Any]) -> str:
             "the scores say next to nothing about the records."
         )
     return text
-
-
-def stored_sensitivity(out: Path) -> dict[str, Any] | None:
-    """Return the details of a finished sensitivity analysis, None where there is none."""
-    manifest = read_manifest(out)
-    return manifest.details if manifest else None

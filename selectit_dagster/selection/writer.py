@@ -15,14 +15,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
-from selectit_dagster.columnar import ParquetStream, Workspace
+from selectit_dagster.columnar import ParquetStream, Scoped, Workspace
 from selectit_dagster.errors import ArtefactError
 from selectit_dagster.progress import Progress
 from selectit_dagster.selection.gather import RANK, ByRank, chosen_rows, row_bytes
@@ -183,7 +182,7 @@ class TypedWriter:
                 )
 
 
-class SelectedWriter:
+class SelectedWriter(Scoped):
     """Both files of a selected dataset, from batches in rank order."""
 
     def __init__(self, folder: Path, source: dict[str, Any], count: int) -> None:
@@ -198,18 +197,9 @@ class SelectedWriter:
         self._content = hashlib.sha256()
         self._characters = 0
 
-    def __enter__(self) -> SelectedWriter:
-        self._dataset.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._dataset.__exit__(kind, error, trace)
-        if error is None:
+    def _end(self, *, failed: bool) -> None:
+        self._dataset.close()
+        if not failed:
             self._data.close()
 
     def write(self, batch: pa.RecordBatch) -> None:

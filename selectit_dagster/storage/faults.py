@@ -10,7 +10,7 @@ import errno
 from collections.abc import Iterator
 from typing import Any
 
-from selectit_dagster.errors import TransientError, UserError
+from selectit_dagster.errors import TransientError, UserError, first_line
 from selectit_dagster.storage.address import without_secrets
 
 _CREDENTIALS = {
@@ -89,8 +89,7 @@ def explained(error: BaseException, address: str) -> UserError | TransientError:
         What was read or written, without secrets.
     """
     codes = _codes(error)
-    detail = without_secrets(str(error).strip().splitlines()[0] if str(error).strip() else "")
-    detail = detail or type(error).__name__
+    detail = without_secrets(first_line(error))
     if codes & _CREDENTIALS:
         return UserError(
             f"{address}: there are no usable credentials: {detail}",

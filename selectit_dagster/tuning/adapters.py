@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selectit_dagster.errors import UserError
+from selectit_dagster.devices import resolve_device, resolve_dtype
+from selectit_dagster.errors import UserError, first_line
 from selectit_dagster.files import read_json, staged_folder, write_json
-from selectit_dagster.models import LoadedModel, load_model, quiet, resolve_device, resolve_dtype
+from selectit_dagster.models import LoadedModel, load_model, load_tokenizer, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,9 +69,7 @@ def _load_four_bit(reference: ModelReference, device: str) -> LoadedModel:
     from peft import prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    from selectit_dagster import models
-
-    tokenizer = models.load_tokenizer(reference)
+    tokenizer = load_tokenizer(reference)
     model = AutoModelForCausalLM.from_pretrained(
         reference.path,
         revision=reference.revision,
@@ -110,15 +108,13 @@ def prepare(model: PreTrainedModel, tuning: TuningSection) -> PreTrainedModel:
         target_modules=list(tuning.target_modules) if tuning.target_modules else "all-linear",
     )
     try:
-        with warnings.catch_warnings():
-            # peft still asks transformers by names that are to go
-            warnings.simplefilter("ignore", FutureWarning)
+        with quiet():
             return get_peft_model(model, config)
     except ValueError as error:
         known = sorted(linear_names(model))
         raise UserError(
             f"tuning.target_modules {list(tuning.target_modules or ())} do not go onto "
-            f"{tuning.base_model.path}: {str(error).splitlines()[0][:200]}",
+            f"{tuning.base_model.path}: {first_line(error)}",
             hint=f"its linear layers are {', '.join(known)}; leave the key out to take them all",
         ) from error
 

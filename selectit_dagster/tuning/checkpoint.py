@@ -10,7 +10,8 @@ from selectit_dagster.artefacts import Manifest, read_manifest, require_manifest
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.experiment import ModelReference
 from selectit_dagster.files import staged_folder
-from selectit_dagster.models import LoadedModel, load_model, model_identity, quiet
+from selectit_dagster.model_identity import model_identity
+from selectit_dagster.models import LoadedModel, load_model, quiet
 from selectit_dagster.tuning.templates import encode_prompt, render_prompt
 
 if TYPE_CHECKING:

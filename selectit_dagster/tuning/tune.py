@@ -21,7 +21,7 @@ from selectit_dagster.artefacts import (
 )
 from selectit_dagster.experiment import RaySection
 from selectit_dagster.files import folder_lock, read_json, sha256_json, write_bytes, write_json
-from selectit_dagster.models import model_identity
+from selectit_dagster.model_identity import model_identity
 from selectit_dagster.progress import Progress, Silent
 from selectit_dagster.storage.unfinished import UnfinishedWork
 

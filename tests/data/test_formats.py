@@ -222,3 +222,10 @@ def test_the_stored_artefact_is_returned_until_something_changes(workshop, make)
     assert workshop.read(path, limit=2).counts["read"] == 2
     workshop.write("a.json", make(4))
     assert workshop.read(path).counts["read"] == 4
+
+
+def test_a_csv_header_ends_at_a_line_feed_and_nowhere_else(workshop):
+    header = "no\u2028te,mark\x0bed,instruction,output"
+    path = workshop.write("a.csv", f"{header}\na,b,Say 1.,It is 1.\n")
+    manifest = workshop.read(path)
+    assert manifest.counts == {"read": 1, "kept": 1, "rejected": 0}

@@ -349,3 +349,11 @@ def test_a_second_reader_of_the_same_folder_is_refused(workshop, make):
     path = workshop.write("a.json", make(1))
     with folder_lock(workshop.out, "a test"), pytest.raises(UserError, match="in use by a test"):
         ingest(IngestRequest(DatasetSection(path=str(path))), workshop.out)
+
+
+def test_a_last_line_that_is_too_long_is_no_record(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": "xxxxxxxxxxxx"}')
+    rows = list(LineReader(ByteSource(path, "none"), max_bytes=10))
+    assert [raw for raw, _ in rows] == [b'{"a": 1}', b""]
+    assert rows[1][1].reason == "is larger than 10 bytes"

@@ -132,6 +132,8 @@ def test_a_record_that_cannot_be_used_names_field_and_reason(record, field, reas
         ([None], "conversations[0]", "is null, expected a message"),
         ([{"value": "q"}], "conversations[0].role", "is missing"),
         ([{"from": 3, "value": "q"}], "conversations[0].from", "is a number, expected text"),
+        ([{"from": "", "value": "q"}], "conversations[0].from", "is blank"),
+        ([{"from": " ", "value": "q"}], "conversations[0].from", "is blank"),
         ([{"from": "human", "value": None}], "conversations[0].value", "is null"),
         ([{"from": "gpt", "value": "a"}], "conversations", "has no message by the user"),
         ([{"from": "human", "value": "q"}], "conversations", "has no answer to the user"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter
 
@@ -49,6 +50,61 @@ def test_mmlu_reads_the_most_likely_letter(mmlu_folder):
     task = task_of("mmlu", mmlu_folder)
     output = json.dumps({"A": 0.1, "B": 0.4, "C": 0.4, "D": 0.1})
     assert task.answer(output, task.questions()[0]) == "B"
+
+
+BROKEN = [{}, [], 5, ["x"], {"data": [{}], "examples": [3]}, {"data": 1, "examples": 1}]
+
+
+@pytest.mark.parametrize("content", BROKEN)
+def test_a_file_in_another_layout_is_named_and_not_a_traceback(bbh_folder, tydiqa_folder, content):
+    for task, folder, name in (
+        ("bbh", bbh_folder, "bbh/navigate.json"),
+        ("tydiqa", tydiqa_folder, "english_tydiqa_dev.json.gz"),
+    ):
+        raw = json.dumps(content).encode()
+        path = folder / name
+        path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+        with pytest.raises(UserError, match=path.name.split(".")[0]):
+            task_of(task, folder).all_questions()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"id": 3}, {"answers": 3}, {"answers": [{}]}, {"question": None}],
+)
+def test_a_tydiqa_question_that_lacks_something_is_named(tydiqa_folder, change):
+    path = tydiqa_folder / "english_tydiqa_dev.json.gz"
+    data = json.loads(gzip.decompress(path.read_bytes()))
+    data["data"][0]["paragraphs"][0]["qas"][0].update(change)
+    path.write_bytes(gzip.compress(json.dumps(data).encode()))
+    with pytest.raises(UserError, match=f"{next(iter(change))}"):
+        task_of("tydiqa", tydiqa_folder).all_questions()
+
+
+def test_a_question_without_an_answer_is_no_worked_example(tydiqa_folder, engine):
+    path = tydiqa_folder / "english_tydiqa_train.json.gz"
+    data = json.loads(gzip.decompress(path.read_bytes()))
+    data["data"][0]["paragraphs"][0]["qas"][0]["answers"] = []
+    path.write_bytes(gzip.compress(json.dumps(data).encode()))
+    for seed in range(1, 9):
+        task = task_of("tydiqa", tydiqa_folder, seed=seed)
+        question = next(q for q in task.questions() if q.group == "english")
+        assert "fox 1\n\n" in task.prompt(question, 1, engine).text
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, ["x"], 5])
+def test_alpaca_eval_takes_a_list_of_objects(tmp_path, content):
+    path = tmp_path / "alpaca_eval.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="alpaca_eval"):
+        task_of("alpaca-eval", path).all_questions()
+
+
+def test_an_input_that_is_no_text_is_named(tmp_path):
+    path = tmp_path / "short.jsonl"
+    path.write_text('{"instruction": "add", "input": [1, 2], "answer": "3"}\n')
+    with pytest.raises(UserError, match=r"question 1.*'input'"):
+        task_of("exact-match", path).all_questions()
 
 
 def test_a_bbh_prompt_has_the_published_examples(bbh_folder, engine):

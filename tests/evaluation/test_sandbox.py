@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -14,15 +13,7 @@ from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation import sandbox
 from selectit_dagster.evaluation.sandbox import LAYERS, Limits, run_program, run_programs
 
-
-@pytest.fixture(scope="module", autouse=True)
-def confined():
-    """These tests need a kernel with all the layers."""
-    if not sys.platform.startswith("linux"):
-        pytest.skip("the sandbox is for Linux")
-    probe = run_program("pass", Limits(seconds=20))
-    if probe.missing:
-        pytest.skip(f"this machine lacks {', '.join(probe.missing)}")
+pytestmark = pytest.mark.usefixtures("confined")
 
 
 def test_a_good_program_passes_under_all_layers():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,16 +10,7 @@ from selectit_dagster.evaluation.sandbox import Limits, run_program
 from torture.attacks import FORGED, GROUPS, attempt
 
 _ALL = [(group, name) for group, programs in GROUPS.items() for name in programs]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def confined():
-    """These tests need a kernel with all the layers."""
-    if not sys.platform.startswith("linux"):
-        pytest.skip("the sandbox is for Linux")
-    probe = run_program("pass", Limits(seconds=20))
-    if probe.missing:
-        pytest.skip(f"this machine lacks {', '.join(probe.missing)}")
+pytestmark = pytest.mark.usefixtures("confined")
 
 
 def test_no_attack_passes_or_leaves_a_trace():

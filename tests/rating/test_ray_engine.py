@@ -19,8 +19,8 @@ from scoring_world import HashedBackend, request_for, some_records, write_record
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import RaySection
 from selectit_dagster.files import sha256_file
-from selectit_dagster.rating import run, scoring
-from selectit_dagster.rating.ray_engine import RayBackend
+from selectit_dagster.rating import preparation, scoring
+from selectit_dagster.rating.ray_backend import RayBackend
 from selectit_dagster.rating.scoring import ScoringRequest, score
 
 pytest.importorskip("ray", reason='needs the extra "ray"')
@@ -28,7 +28,7 @@ pytest.importorskip("ray", reason='needs the extra "ray"')
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(run, "_CHUNK_RECORDS", (16, 16))
+    monkeypatch.setattr(preparation, "_CHUNK_RECORDS", (16, 16))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(scoring, "draw", lambda *_: None)
 

@@ -16,9 +16,9 @@ from selectit_dagster.rating.batches import PlannedBatch
 from selectit_dagster.rating.careful import RatedBatch
 from selectit_dagster.rating.chunks import ChunkReader, read_chunks
 from selectit_dagster.rating.folder import RowSource
-from selectit_dagster.rating.ray_engine import model_on_ray
+from selectit_dagster.rating.preparation import chunk_maker, row_maker
+from selectit_dagster.rating.ray_backend import model_on_ray
 from selectit_dagster.rating.ray_workers import grouped, pack_mask, unpack_mask
-from selectit_dagster.rating.run import chunk_maker, row_maker
 from selectit_dagster.rating.scoring import scoring_fingerprint
 from selectit_dagster.rating.wire import (
     pack_batches,

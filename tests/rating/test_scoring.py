@@ -16,8 +16,8 @@ from scoring_world import HashedBackend, request_for, some_records, write_record
 
 from selectit_dagster.artefacts import verify
 from selectit_dagster.errors import ArtefactError, UserError
+from selectit_dagster.rating import preparation, scoring
 from selectit_dagster.rating import prompts as prompt_module
-from selectit_dagster.rating import run, scoring
 from selectit_dagster.rating.rating_tokens import Encoder
 from selectit_dagster.rating.scoring import score, scoring_fingerprint
 from selectit_dagster.rating.store import FAILED, OK, TOO_LONG, read_scores
@@ -25,7 +25,7 @@ from selectit_dagster.rating.store import FAILED, OK, TOO_LONG, read_scores
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(run, "_CHUNK_RECORDS", (16, 16))
+    monkeypatch.setattr(preparation, "_CHUNK_RECORDS", (16, 16))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(scoring, "draw", lambda *_: None)
 

@@ -113,6 +113,17 @@ def test_what_keeps_no_keys_and_values_is_rated_in_whole_rows(family: str) -> No
     assert "prefix batches do not work" in backend.notes.warnings[0]
 
 
+def test_rows_without_a_prefix_do_not_decide_how_prefixes_are_run() -> None:
+    model = model_of("mamba without a cache")
+    bare = TokenBatch((np.empty(0, np.int32),), shared_prefix().suffixes, (0,) * 5)
+    batches = [bare, shared_prefix()]
+    plain = [plain_loop(model, batch) for batch in batches]
+    backend = backend_of(model)
+    for batch, expected in zip(batches, plain, strict=True):
+        np.testing.assert_allclose(backend.rate(batch), expected, atol=1e-4)
+    assert backend.notes.way == "padded"
+
+
 def test_a_model_that_looks_at_padding_is_rated_row_by_row() -> None:
     model = model_of("llama")
     forward = model.forward
@@ -161,11 +172,11 @@ def test_half_precision_is_close_and_keeps_the_last_product_in_float32() -> None
 
 
 def test_the_output_layer_may_be_multiplied_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    from selectit_dagster.rating import transformers_backend
+    from selectit_dagster.rating import last_logits
 
     model = model_of("phi with a bias").to(torch.bfloat16)
     whole = backend_of(model, "bfloat16").rate(shared_prefix())
-    monkeypatch.setattr(transformers_backend, "_HEAD_BYTES", 4096)
+    monkeypatch.setattr(last_logits, "_HEAD_BYTES", 4096)
     pieces = backend_of(model_of("phi with a bias").to(torch.bfloat16), "bfloat16")
     np.testing.assert_allclose(pieces.rate(shared_prefix()), whole, atol=1e-5)
 

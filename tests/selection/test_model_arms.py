@@ -96,10 +96,14 @@ def test_embeddings_are_means_over_real_tokens(forward):
 
 @pytest.fixture
 def base(tmp_path, reference):
+    return world_of(tmp_path, reference, RESPONSES)
+
+
+def world_of(folder, reference, responses):
     p = distributions(np.random.default_rng(2), 1, len(IDS), 5, 5)
-    request = world(tmp_path, IDS, p, models=("small",), responses=RESPONSES)
-    rank(request, tmp_path / "ranking")
-    return selection(request, tmp_path / "ranking", model=reference)
+    request = world(folder, IDS, p, models=("small",), responses=responses)
+    rank(request, folder / "ranking")
+    return selection(request, folder / "ranking", model=reference)
 
 
 def chosen(folder) -> list[tuple[str, float]]:
@@ -158,6 +162,31 @@ def test_a_killed_run_keeps_its_finished_chunks(base, tmp_path, monkeypatch):
     select(asked, tmp_path / "out")
     # the first chunk was finished: two calls per chunk, the second one's died half-way
     assert len(calls) == 4 + 4
+    assert not list((tmp_path / "out").glob(".resume*"))
+
+
+def test_what_a_killed_run_kept_of_other_texts_is_not_used(base, tmp_path, reference, monkeypatch):
+    monkeypatch.setattr("selectit_dagster.selection.likelihood.texts_of", _chunks_of_two)
+    asked = replace(base, arm="ifd", kind="ifd")
+    original = module.Forward.losses
+    calls = []
+
+    def dies(self, rows):
+        calls.append(len(rows))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Forward, "losses", dies)
+        with pytest.raises(KeyboardInterrupt):
+            select(asked, tmp_path / "out")
+    # the same ids, other responses
+    other = world_of(tmp_path / "other", reference, RESPONSES[::-1])
+    changed = replace(other, arm="ifd", kind="ifd")
+    select(changed, tmp_path / "out")
+    select(changed, tmp_path / "fresh")
+    assert chosen(tmp_path / "out") == chosen(tmp_path / "fresh")
     assert not list((tmp_path / "out").glob(".resume*"))
 
 
@@ -241,7 +270,7 @@ def test_arms_without_a_model_load_none(base, tmp_path, monkeypatch):
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr("selectit_dagster.models.load_model", refuse)
-    monkeypatch.setattr("selectit_dagster.models.model_identity", refuse)
+    monkeypatch.setattr("selectit_dagster.model_identity.model_identity", refuse)
     for kind in ("selectit", "random", "longest", "full", "token-level", "sentence-level"):
         changed = replace(base, arm=kind, kind=kind, seed=1)
         select(changed, tmp_path / kind)

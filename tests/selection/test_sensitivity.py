@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from selectit_dagster.artefacts import require_manifest
 from selectit_dagster.selection import resampling
 from selectit_dagster.selection import sensitivity as module
 from selectit_dagster.selection.plots import length_against_score, score_histogram
@@ -16,7 +17,6 @@ from selectit_dagster.selection.select import select
 from selectit_dagster.selection.sensitivity import (
     SensitivityRequest,
     sensitivity,
-    stored_sensitivity,
 )
 
 from .stored import distributions, ranked_rows, selection, world
@@ -99,7 +99,7 @@ def test_it_is_computed_once(tmp_path):
     request = SensitivityRequest(noise(tmp_path, 20), "share", 0.2, resamples=10)
     first = sensitivity(request, tmp_path / "out")
     assert sensitivity(request, tmp_path / "out") == first
-    assert stored_sensitivity(tmp_path / "out") == first.details
+    assert require_manifest(tmp_path / "out", made_by="sensitivity").details == first.details
 
 
 def test_plots_are_small_pictures(tmp_path):

@@ -16,7 +16,7 @@ from selectit_dagster.artefacts import verify
 from selectit_dagster.platform.stages.stage import Stage
 from selectit_dagster.platform.stored import Habits, stored
 from selectit_dagster.progress import Silent
-from selectit_dagster.rating import run, scoring
+from selectit_dagster.rating import preparation, scoring
 from selectit_dagster.rating.folder import SCORE_ROWS, engine_digest, retire_rows
 from selectit_dagster.rating.scoring import score, scoring_fingerprint
 
@@ -41,7 +41,7 @@ class Dying(HashedBackend):
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch, tmp_path):
-    monkeypatch.setattr(run, "_CHUNK_RECORDS", (16, 16))
+    monkeypatch.setattr(preparation, "_CHUNK_RECORDS", (16, 16))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(scoring, "draw", lambda *_: None)
 

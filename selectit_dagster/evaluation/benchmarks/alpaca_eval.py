@@ -46,7 +46,7 @@ class AlpacaEvalTask(Task):
     def all_questions(self) -> list[Question]:
         """Return the instructions, named by their place and content."""
         local = self.folder is not None
-        records = sources.read_json(self.files()[0]) if local else self.hub_records("eval")
+        records = self._local() if local else self.hub_records("eval")
         questions = []
         for number, record in enumerate(records):
             where = f"AlpacaEval instruction {number}"
@@ -56,6 +56,10 @@ class AlpacaEvalTask(Task):
             name = f"{number}-{sha256_json(text)[:8]}"
             questions.append(Question(name, group, text, reference))
         return questions
+
+    def _local(self) -> list[dict[str, Any]]:
+        path = self.files()[0]
+        return sources.objects(sources.read_json(path), str(path))
 
     def prompt(self, question: Question, shots: int, engine: Engine) -> Prompt:
         """Return the tuning template filled with the instruction."""
@@ -103,7 +107,7 @@ class AlpacaEvalTask(Task):
         """Return what the data and the judge are known by."""
         identity = super().data_identity()
         if self.benchmark.judge is not None:
-            from selectit_dagster.models import model_identity
+            from selectit_dagster.model_identity import model_identity
 
             identity["judge"] = sha256_json(model_identity(self.benchmark.judge))
         return identity

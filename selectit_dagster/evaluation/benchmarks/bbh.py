@@ -71,7 +71,8 @@ class BbhTask(Task):
                 yield from ((task, number, record) for number, record in enumerate(records))
             return
         for path in self._task_files():
-            for number, record in enumerate(sources.read_json(path)["examples"]):
+            examples = sources.objects(sources.read_json(path), str(path), "examples")
+            for number, record in enumerate(examples):
                 yield path.stem, number, record
 
     def worked_examples(self) -> dict[str, list[str]]:

@@ -43,7 +43,7 @@ class ExactMatchTask(Task):
 
     def _question(self, record: dict[str, Any], where: str) -> Question:
         instruction = sources.field(record, "instruction", where)
-        further = record.get("input") or ""
+        further = sources.field(record, "input", where) if record.get("input") else ""
         answer = sources.field(record, "answer", where)
         name = str(record.get("id") or sha256_json([instruction, further])[:16])
         text = f"{instruction}\n{further}" if further else instruction

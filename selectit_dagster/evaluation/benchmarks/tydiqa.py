@@ -86,9 +86,9 @@ class TydiqaTask(Task):
             shots: dict[str, list[Question]] = {}
             borrowed = []
             for language in sorted({question.group for question in dev}):
-                pool = [question for question in train if question.group == language]
+                pool = _answered(train, language)
                 if not pool and self.shots:
-                    pool = [question for question in dev if question.group == language]
+                    pool = _answered(dev, language)
                     borrowed.append(language)
                 # a draw that a seed must reproduce, nothing secret
                 draw = random.Random(f"{self.benchmark.seed}/{language}/shots")  # noqa: S311
@@ -103,11 +103,18 @@ class TydiqaTask(Task):
                 yield self._question(record["id"], record["context"], record["question"], answers)
             return
         for path in self._split(split):
-            for article in sources.read_json(path)["data"]:
-                for paragraph in article["paragraphs"]:
-                    for qa in paragraph["qas"]:
-                        texts = [answer["text"] for answer in qa["answers"]]
-                        yield self._question(qa["id"], paragraph["context"], qa["question"], texts)
+            for article in sources.objects(sources.read_json(path), str(path), "data"):
+                for paragraph in sources.objects(article, f"{path}, an article", "paragraphs"):
+                    context = sources.field(paragraph, "context", f"{path}, a paragraph")
+                    for qa in sources.objects(paragraph, f"{path}, a paragraph", "qas"):
+                        yield self._local_question(qa, context, path)
+
+    def _local_question(self, qa: dict[str, Any], context: str, path: Path) -> Question:
+        name = sources.field(qa, "id", f"{path}, a question")
+        where = f"{path}, question {name}"
+        answers = sources.objects(qa, where, "answers")
+        texts = [sources.field(answer, "text", f"{where}, its answers") for answer in answers]
+        return self._question(name, context, sources.field(qa, "question", where), texts)
 
     def _question(self, name: str, context: str, text: str, answers: list[str]) -> Question:
         language = name.split("-")[0]
@@ -143,6 +150,11 @@ class TydiqaTask(Task):
     def facts(self) -> dict[str, Any]:
         """Record the languages whose worked example comes from the test questions."""
         return {"shots_from_test_questions": self._load().borrowed}
+
+
+def _answered(questions: list[Question], language: str) -> list[Question]:
+    """Return a language's questions that can serve as worked examples."""
+    return [q for q in questions if q.group == language and q.payload["answers"]]
 
 
 def _ask(question: Question, words: tuple[str, str, str, str], engine: Engine) -> str:
