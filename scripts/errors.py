@@ -19,6 +19,7 @@ _TITLES = {
     "artefacts": "Stored artefacts",
     "comparison": "Comparing the arms",
     "data": "Datasets",
+    "errors": "The machine",
     "evaluation": "Benchmarks and evaluation",
     "experiment": "The experiment file",
     "files": "Files and folders",
@@ -27,11 +28,13 @@ _TITLES = {
     "models": "Models and tokenizers",
     "platform": "Commands, stores and pages",
     "rating": "Rating",
+    "ray_cluster": "Ray clusters",
     "selection": "Ranking and selection",
+    "storage": "Storage",
     "tuning": "Tuning",
 }
 # modules whose errors stand with those of another
-_WITH = {"devices": "models", "model_identity": "models"}
+_WITH = {"devices": "models", "model_identity": "models", "states": "artefacts"}
 
 
 @dataclass(frozen=True)
