@@ -62,6 +62,7 @@ def build_defs(
     place = PipelineResource(experiment_file=str(path), home=str(pipeline.home.root))
     tracking = TrackingResource(uri=mlflow_uri, ui_url=mlflow_ui_url)
     assets = automation.with_conditions(build_assets(pipeline, access), access)
+    ours = frozenset(key for a in assets if isinstance(a, dg.AssetsDefinition) for key in a.keys)
     jobs = automation.jobs(pipeline, access)
     return dg.Definitions(
         assets=assets,
@@ -70,7 +71,7 @@ def build_defs(
         sensors=[
             automation.source_sensor(pipeline, access, jobs["reselect"]),
             automation.automation_sensor(assets, access),
-            *closing_sensors(access, place, tracking),
+            *closing_sensors(access, place, tracking, ours),
         ],
         resources={access.pipeline: place, access.tracking: tracking},
     )

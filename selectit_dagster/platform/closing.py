@@ -37,10 +37,16 @@ _SENSORS = {
 
 
 def closing_sensors(
-    access: Access, pipeline: PipelineResource, tracking: TrackingResource
+    access: Access,
+    pipeline: PipelineResource,
+    tracking: TrackingResource,
+    ours: frozenset[dg.AssetKey],
 ) -> list[dg.SensorDefinition]:
-    """Return the sensors that end a run's MLflow runs; they are on from the start."""
-    return [_closer(access, n, s, pipeline, tracking) for n, s in _SENSORS.items()]
+    """Return the sensors that end a run's MLflow runs; they are on from the start.
+
+    ``ours`` are the keys of this component's assets.
+    """
+    return [_closer(access, n, s, pipeline, tracking, ours) for n, s in _SENSORS.items()]
 
 
 def _closer(
@@ -49,6 +55,7 @@ def _closer(
     status: dg.DagsterRunStatus,
     pipeline: PipelineResource,
     tracking: TrackingResource,
+    ours: frozenset[dg.AssetKey],
 ) -> dg.SensorDefinition:
     @dg.run_status_sensor(
         name=access.name(name),
@@ -60,18 +67,23 @@ def _closer(
     )
     def close(context: dg.RunStatusSensorContext) -> None:
         tracker = tracking.tracker(pipeline.pipeline())
-        closed = close_run(context.instance, context.dagster_run, tracker)
+        closed = close_run(context.instance, context.dagster_run, tracker, ours)
         context.log.info("%d MLflow runs ended", closed)
 
     return close
 
 
-def close_run(instance: dg.DagsterInstance, run: dg.DagsterRun, tracker: Tracker) -> int:
+def close_run(
+    instance: dg.DagsterInstance,
+    run: dg.DagsterRun,
+    tracker: Tracker,
+    ours: frozenset[dg.AssetKey] = frozenset(),
+) -> int:
     """End the MLflow runs of a finished Dagster run and return how many were still going on.
 
-    A run of other assets in the same project is left alone.
+    A run of other assets in the same project is left alone: ``ours`` are the keys of this one's.
     """
-    if not _is_ours(run, tracker):
+    if not (_is_known(run, tracker) or _makes(instance, run, ours)):
         return 0
     closed = tracker.close_run(run.run_id, _MLFLOW_STATUS[run.status])
     if run.status is dg.DagsterRunStatus.FAILURE and REMEDY_TAG not in run.tags:
@@ -82,9 +94,17 @@ def close_run(instance: dg.DagsterInstance, run: dg.DagsterRun, tracker: Tracker
     return closed
 
 
-def _is_ours(run: dg.DagsterRun, tracker: Tracker) -> bool:
+def _is_known(run: dg.DagsterRun, tracker: Tracker) -> bool:
     # a worker that was killed at once has no note yet, but `selectit run` leaves a tag
     return tracker.knows(run.run_id) or "selectit/launch" in run.tags
+
+
+def _makes(instance: dg.DagsterInstance, run: dg.DagsterRun, ours: frozenset[dg.AssetKey]) -> bool:
+    """Tell whether one of our assets was planned; wrong config ends a run before it has a note."""
+    planned = instance.all_logs(
+        run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED
+    )
+    return any(entry.get_dagster_event().asset_key in ours for entry in planned)
 
 
 def what_to_do(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:

@@ -13,6 +13,7 @@ import time
 import dagster as dg
 import psutil
 import pytest
+from pydantic import Field
 from small_home import make_pipeline
 
 from selectit_dagster.artefacts import write_manifest
@@ -127,6 +128,28 @@ def test_a_run_of_other_assets_in_the_same_project_is_left_alone(world):
     run = world.instance.get_run_by_id(result.run_id)
     assert closing.close_run(world.instance, run, world.tracker) == 0
     assert closing.REMEDY_TAG not in world.instance.get_run_by_id(run.run_id).tags
+
+
+class Bounded(dg.Config):
+    """Config with a bound."""
+
+    share: float = Field(0.2, le=1.0)
+
+
+def test_a_run_that_wrong_config_ended_before_its_work_says_what_to_do_too(world):
+    def subset(config) -> None: ...
+
+    subset.__annotations__["config"] = Bounded  # Dagster reads no annotation that is a string
+    job = dg.Definitions(assets=[dg.asset(subset)]).resolve_implicit_global_asset_job_def()
+    result = job.execute_in_process(
+        {"ops": {"subset": {"config": {"share": 9.0}}}},
+        instance=world.instance,
+        raise_on_error=False,
+    )
+    run = world.instance.get_run_by_id(result.run_id)
+    closing.close_run(world.instance, run, world.tracker, frozenset({dg.AssetKey("subset")}))
+    told = world.instance.get_run_by_id(run.run_id).tags[closing.REMEDY_TAG]
+    assert "less than or equal to 1" in told
 
 
 @dg.op
