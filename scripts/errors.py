@@ -92,15 +92,31 @@ def entries() -> list[Entry]:
         names = module.split("/")
         part = names[1].removesuffix(".py") if names[0] == "selectit_dagster" else "platform"
         part = _WITH.get(part, part)
-        for function, call in _calls(ast.parse(path.read_text(encoding="utf-8"))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        constants = _constants(tree)
+        for function, call in _calls(tree):
             if not call.args:
                 continue
             hint = next((k.value for k in call.keywords if k.arg == "hint"), None)
+            if isinstance(hint, ast.Name):
+                hint = constants.get(hint.id, hint)
             message = " ".join(_shown(call.args[0]).split())
             remedy = " ".join(_shown(hint).split())
             lines = range(call.lineno, (call.end_lineno or call.lineno) + 1)
             found.append(Entry(part, module, function, message, remedy, lines))
     return found
+
+
+def _constants(tree: ast.Module) -> dict[str, ast.expr]:
+    """Return the texts that a module gives a name to."""
+    return {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    }
 
 
 def _calls(tree: ast.Module) -> list[tuple[str, ast.Call]]:

@@ -156,13 +156,33 @@ def _merge_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
 
     try:
         with quiet():
-            merged = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
+            folder = _adapter_folder(adapter)
+            merged = PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(
             f"the adapter {adapter} does not go onto its base model: {first_line(error)}",
             hint="name the base model that the adapter was trained on",
         ) from error
     return merged
+
+
+def _adapter_folder(adapter: str) -> str:
+    """Return the adapter's folder; of one on the hub, what is fetched holds no pickle.
+
+    Given a name, peft would take ``adapter_model.bin`` where there is nothing else.
+    """
+    from huggingface_hub import snapshot_download
+
+    if Path(adapter).expanduser().is_dir():
+        return str(Path(adapter).expanduser())
+    wanted = ["adapter_config.json", "adapter_model.safetensors"]
+    folder = snapshot_download(adapter, allow_patterns=wanted)
+    if not (Path(folder) / wanted[1]).exists():
+        raise UserError(
+            f"the adapter {adapter} has no {wanted[1]}: weights are read from safetensors only",
+            hint="save the adapter again with save_pretrained(..., safe_serialization=True)",
+        )
+    return folder
 
 
 def _refuse_pickles(reference: ModelReference) -> None:

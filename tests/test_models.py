@@ -107,3 +107,26 @@ def test_an_adapter_is_merged_and_is_part_of_the_identity(
     assert set(model_identity(reference)) == {*model_identity(plain), "adapter"}
     with pytest.raises(UserError, match="adapter"):
         models.load_model(plain.model_copy(update={"adapter": str(tiny_model_folder)}))
+
+
+def test_of_an_adapter_on_the_hub_no_pickle_is_fetched(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    plain = ModelReference(path=str(tiny_model_folder), device="cpu")
+    model = models.load_model(plain).model
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
+    asked = []
+
+    def snapshot(name: str, *, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    on_hub = plain.model_copy(update={"adapter": "owner/adapter"})
+    models.load_model(on_hub)
+    assert asked == [("owner/adapter", ["adapter_config.json", "adapter_model.safetensors"])]
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no adapter_model\.safetensors"):
+        models.load_model(on_hub)

@@ -35,6 +35,7 @@ _KEY = re.compile(r"[0-9a-f]{16,128}")
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
+_REMOVE = "remove this file and start again: its records are rated anew"
 
 
 @dataclass
@@ -217,19 +218,19 @@ def read_part(path: Path) -> Ratings:
 
     index = read_index(path)
     if index is None:
-        raise ArtefactError(f"{path} is no score file of this project", hint="score again")
+        raise ArtefactError(f"{path} is no score file of this project", hint=_REMOVE)
     try:
         table = pq.read_table(path)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise ArtefactError(f"{path} cannot be read: {error}", hint="score again") from error
+        raise ArtefactError(f"{path} cannot be read: {error}", hint=_REMOVE) from error
     asked = len(index.prompts)
     if table.num_rows != asked * len(index.keys):
-        raise ArtefactError(f"{path} does not have {asked} rows per record", hint="score again")
+        raise ArtefactError(f"{path} does not have {asked} rows per record", hint=_REMOVE)
     try:
         return _decode(table, index)
     except (KeyError, ValueError, TypeError, OverflowError, pa.ArrowException) as error:
         raise ArtefactError(
-            f"{path} does not hold what a score file holds: {error}", hint="score again"
+            f"{path} does not hold what a score file holds: {error}", hint=_REMOVE
         ) from error
 
 
