@@ -266,7 +266,8 @@ def _worker(served: Served, run_id: str) -> psutil.Process:
     """Wait until a run's step is at work and return the run's worker process."""
     parts = served.line.home.scores("large")
     served.until(lambda: served.run(run_id)["status"] == "STARTED")
-    served.until(lambda: parts.exists() and any(parts.iterdir()))
+    # a journal with rows in it: before that there is nothing to go on from
+    served.until(lambda: any(path.stat().st_size > 1000 for path in parts.glob("journal-0*")))
     with open_instance(served.line.home.dagster) as instance:
         log = instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
     texts = [e.message or e.user_message or "" for e in log]
