@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from selectit_dagster.artefacts import Manifest
+from selectit_dagster.artefacts import Manifest, read_manifest
 from selectit_dagster.platform.stages.stage import Stage
 
 
@@ -23,12 +23,15 @@ def pictures(stage: Stage, manifest: Manifest) -> dict[str, bytes]:
     if stage.asset == "curated_dataset":
         drawn["curation"] = plots.curation_plot(manifest.counts, manifest.details)
     if stage.asset == "selective_alpaca" and stage.partition == "selectit":
-        return _selection_pictures(stage.folder, manifest.digest)
+        ranked = read_manifest(stage.folder.parents[1] / "ranking")
+        return _selection_pictures(stage.folder, manifest.digest, ranked.digest if ranked else "")
     return drawn
 
 
-@lru_cache(maxsize=2)  # the page and MLflow show the same ones, and they read every record
-def _selection_pictures(folder: Path, digest: str) -> dict[str, bytes]:
+# the page and MLflow show the same ones, and they read every record; the digests are of what is
+# drawn: another ranking may leave the selection as it is
+@lru_cache(maxsize=2)
+def _selection_pictures(folder: Path, digest: str, ranking_digest: str) -> dict[str, bytes]:
     from selectit_dagster.selection import plots
 
     home = folder.parents[1]

@@ -166,19 +166,18 @@ def track_comparison(line: Pipeline) -> Callable[[TrackedRun, Stage, Manifest], 
             run.links["mlflow_comparison"] = link
         champion = manifest.details.get("champion")
         if isinstance(champion, dict) and champion.get("arm") not in (None, "base"):
-            run.champion(line.experiment.name, _champion_unit(line, champion))
+            run.champion(line.experiment.name, champion_model(champion))
 
     return track
 
 
-def _champion_unit(line: Pipeline, champion: dict[str, Any]) -> str:
-    """Return the logged model's name of the champion's checkpoint."""
-    arm, seed = str(champion["arm"]), int(champion["seed"])
-    for unit in line.units.values():
-        if unit.seed == seed and unit.arm in (arm, f"{arm}-{seed}"):
-            return f"{unit.arm}-seed-{unit.seed}"
-    named = [u for u in line.units.values() if u.seed == seed and u.arm.startswith(arm)]
-    return f"{named[0].arm}-seed-{seed}" if named else f"{arm}-seed-{seed}"
+def champion_model(champion: dict[str, Any]) -> str:
+    """Return the logged model's name of the champion's checkpoint.
+
+    From its evaluation's folder, ``<arm>/seed-N``: two random draws may share a training seed.
+    """
+    folder = Path(champion["evaluation"])
+    return f"{folder.parent.name}-{folder.name}"
 
 
 def track_report(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:

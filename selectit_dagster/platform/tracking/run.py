@@ -140,16 +140,8 @@ class TrackedRun:
         self._do("log the adapter", self._log_adapter, folder, name, tags)
 
     def _log_adapter(self, folder: Path, name: str, tags: dict[str, str]) -> None:
-        client = self.tracker.client
-        model = client.create_logged_model(
-            self.tracker.experiment_id,
-            name=name,
-            source_run_id=self.run_id,
-            model_type="peft-lora",
-            tags=tags,
-        )
-        client.log_model_artifacts(model.model_id, str(folder))
-        client.finalize_logged_model(model.model_id, "READY")
+        with self._logged_model(name, "peft-lora", tags) as model_id:
+            self.tracker.client.log_model_artifacts(model_id, str(folder))
 
     def full_model(self, manifest: Path, *, name: str, tags: dict[str, str]) -> None:
         """Store a fully tuned model as a logged model that names its folder.
@@ -160,15 +152,22 @@ class TrackedRun:
         self._do("log the model", self._log_full_model, manifest, name, tags)
 
     def _log_full_model(self, manifest: Path, name: str, tags: dict[str, str]) -> None:
+        tags = {**tags, "artefact": str(manifest.parent)}
+        with self._logged_model(name, "full-model", tags) as model_id:
+            self.tracker.client.log_model_artifact(model_id, str(manifest))
+
+    @contextlib.contextmanager
+    def _logged_model(self, name: str, kind: str, tags: dict[str, str]) -> Iterator[str]:
+        """Make a logged model; it is ready when what is stored in it is there."""
         client = self.tracker.client
         model = client.create_logged_model(
             self.tracker.experiment_id,
             name=name,
             source_run_id=self.run_id,
-            model_type="full-model",
-            tags={**tags, "artefact": str(manifest.parent)},
+            model_type=kind,
+            tags=tags,
         )
-        client.log_model_artifact(model.model_id, str(manifest))
+        yield model.model_id
         client.finalize_logged_model(model.model_id, "READY")
 
     def champion(self, registered: str, name: str) -> None:

@@ -21,7 +21,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, str]:  # noqa: ANN401 - n
             for index, entry in enumerate(value):
                 items.update(flatten(entry, f"{prefix}.{entry.get('name', index)}"))
             return items
-        return {prefix: json.dumps(list(value))}
+        return {prefix: json.dumps(list(value))[:_MAX_PARAM]}
     return {prefix: str(value)[:_MAX_PARAM]}
 
 
