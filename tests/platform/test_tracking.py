@@ -189,5 +189,8 @@ def test_a_server_that_is_gone_costs_no_waiting_and_gives_no_link(tmp_path, monk
     assert time.monotonic() - started < 2.0
     noted = [failure["what"] for failure in tracker.failures()]
     assert noted == ["find the experiment", "open a run"]
+    # found by a look at the port, not by MLflow's own patience
+    errors = [failure["error"] for failure in tracker.failures()]
+    assert ["API request" in error for error in errors] == [True, False]
     # told once, not at every call
     assert len([r for r in caplog.records if "MLflow tracking failed" in r.message]) == 1
