@@ -192,8 +192,8 @@ def test_a_record_above_the_limit_is_skipped_in_a_stream(workshop, kind):
     assert rows[1][1].reason == "is larger than 1000 bytes"
 
 
-# a block of 211 bytes ends between the two blanks before the first record
-@pytest.mark.parametrize("block", [1, 2, 3, 7, 64, 211, 1 << 20])
+# a block of 241 bytes ends between the two blanks before the first record
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 64, 241, 1 << 20])
 def test_blank_lines_are_counted_wherever_the_blocks_end(workshop, monkeypatch, block):
     monkeypatch.setattr("selectit_dagster.data.sources.BLOCK", block)
     monkeypatch.setattr("selectit_dagster.data.sources._DISK_BLOCK", block)
