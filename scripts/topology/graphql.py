@@ -34,6 +34,14 @@ query Runs($limit: Int) {
   }
 }
 """
+_OUTCOMES = """
+query Outcomes($limit: Int) {
+  runsOrError(limit: $limit) {
+    ... on Runs { results { runId status jobName parentRunId tags { key value } } }
+  }
+}
+"""
+_OVER = ("SUCCESS", "FAILURE", "CANCELED")
 _ASSETS = """
 query Assets {
   assetNodes {
@@ -134,6 +142,26 @@ class GraphQL:
     def runs(self, limit: int = 500) -> list[dict[str, Any]]:
         """Return the newest runs, newest first."""
         return list(self.ask(_RUNS, limit=limit)["runsOrError"]["results"])
+
+    def unfinished(self) -> list[dict[str, Any]]:
+        """Return the runs that are queued or under way, and the failed that will start again.
+
+        Dagster gives a failed run up for good when the database or the code server was away at
+        the moment of its restart: one before a later successful run of its job is not waited for.
+        """
+        runs = self.ask(_OUTCOMES, limit=2000)["runsOrError"]["results"]
+        known = {run["parentRunId"] for run in runs}
+        succeeded: set[str] = set()
+        found = []
+        for run in runs:  # newest first
+            if run["status"] == "SUCCESS":
+                succeeded.add(run["jobName"])
+            tags = {tag["key"]: tag["value"] for tag in run["tags"]}
+            waits = run["status"] == "FAILURE" and tags.get("dagster/will_retry") == "true"
+            waits = waits and run["runId"] not in known and run["jobName"] not in succeeded
+            if run["status"] not in _OVER or waits:
+                found.append(run)
+        return found
 
     def assets(self) -> list[dict[str, Any]]:
         """Return the assets with their newest materialisation."""

@@ -81,17 +81,23 @@ def stages(line: Pipeline) -> list[Stage]:
 
 
 def faults(
-    topology: Topology, line: Pipeline, dagster: GraphQL, *, upto: str | None = None
+    topology: Topology,
+    line: Pipeline,
+    dagster: GraphQL,
+    *,
+    upto: str | None = None,
+    answered_by: str | None = None,
 ) -> list[str]:
     """Return what is not as it should be in a finished trial; nothing may be.
 
     Artefacts (those before and including asset ``upto``), the counts of records, Dagster's runs
-    and pools, MLflow's runs, the daemon.
+    and pools, MLflow's runs, the daemon. A failed run must have been started again, or, with
+    ``answered_by``, a later run of that job must have done its work.
     """
     made = stages(line)
     names = [stage.asset for stage in made]
     found = _artefact_faults(line, made if upto is None else made[: names.index(upto) + 1])
-    found += _run_faults(dagster)
+    found += _run_faults(dagster, answered_by)
     found += _tracking_faults(topology, line, dagster)
     daemons = topology.services["daemon"].raw.get("deploy", {}).get("replicas", 1)
     leaders = [p for p in topology.members("daemon") if "run" in " ".join(_words(p))]
@@ -139,11 +145,15 @@ def _count_faults(line: Pipeline) -> list[str]:
     return found
 
 
-def _run_faults(dagster: GraphQL) -> list[str]:
+def _run_faults(dagster: GraphQL, answered_by: str | None) -> list[str]:
     found = []
-    runs = dagster.runs()
+    runs = dagster.runs(2000)
     retried = {run["parentRunId"] for run in runs if run["parentRunId"]}
-    for run in runs:
+    answered = False
+    for run in runs:  # newest first
+        answered = answered or (run["status"] == "SUCCESS" and run["jobName"] == answered_by)
+        if run["status"] == "FAILURE" and answered:
+            continue
         if run["status"] in ("SUCCESS", "CANCELED"):
             continue
         if run["status"] == "FAILURE" and run["runId"] in retried:
