@@ -132,7 +132,7 @@ def select_command(**options: Any) -> None:  # noqa: ANN401 - one per click opti
       selectit select -i data.jsonl -m ./small -m ./large -o best.jsonl --count 1000
       selectit select -i data.json -m ./model -o out.json --scores scores/ --share 0.1
     """  # noqa: D301
-    from selectit_dagster.platform.quick import select_experiment, select_records
+    from selectit_dagster.platform.quick import as_options, select_experiment, select_records
 
     thetas, paths = options["thetas"], options["models"]
     if thetas and len(thetas) != len(paths):
@@ -148,13 +148,14 @@ def select_command(**options: Any) -> None:  # noqa: ANN401 - one per click opti
     names = ("prompts", "num_prompts", "num_ratings", "alpha", "variant", "max_length", "too_long")
     rating = {name: options[name] for name in names}
     selection = {k: options[k] for k in ("share", "count") if options[k] is not None}
-    experiment = select_experiment(
-        dataset={"path": options["source"], "max_reject_share": options["max_reject_share"]},
-        models=models,
-        rating=rating,
-        selection=selection,
-    )
-    outcome = select_records(experiment, options["output"], options["scores"])
+    with as_options():
+        experiment = select_experiment(
+            dataset={"path": options["source"], "max_reject_share": options["max_reject_share"]},
+            models=models,
+            rating=rating,
+            selection=selection,
+        )
+        outcome = select_records(experiment, options["output"], options["scores"])
     for warning in outcome.warnings:
         click.echo(f"warning: {warning}", err=True)
     counts = ", ".join(f"{name} {count:,}" for name, count in outcome.counts.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import tempfile
 import time
@@ -30,6 +31,30 @@ _KEEP_ALL = {
     "empty_responses": "flag",
     "rating_injection": "flag",
 }
+
+
+# errors speak of the keys of an experiment file, which who calls this does not have
+_OPTIONS = {
+    "`selectit run --help` shows a complete example with every key": (
+        "`selectit select --help` shows every option"
+    ),
+    "dataset.path in the experiment": "--input",
+    "dataset.path": "--input",
+    "dataset.max_reject_share": "--max-reject-share",
+    "rating.prompts": "--prompts",
+    "rating.num_prompts, --num-prompts": "--num-prompts",
+    "rating.num_prompts": "--num-prompts",
+    "rating.num_ratings": "--num-ratings",
+    "rating.alpha": "--alpha",
+    "rating.variant": "--variant",
+    "rating.max_length": "--max-length",
+    "rating.too_long: ": "--too-long ",
+    "rating.too_long": "--too-long",
+    "selection.share": "--share",
+    "selection.count": "--count",
+}
+_OPTION = re.compile("|".join(map(re.escape, _OPTIONS)))
+_KEY = re.compile(r"\b(dataset|curation|scoring_models|rating|selection)\.[a-z_]+")
 
 
 @dataclass(frozen=True)
@@ -132,8 +157,25 @@ def select_records(experiment: Experiment, output: Path, scores: Path | None) ->
         seconds=time.monotonic() - started,
         prompts_per_second=prompts / busy if busy else 0.0,
         output=output,
-        warnings=[str(w) for m in scored for w in m.details.get("warnings", [])],
+        warnings=[in_options(str(w)) for m in scored for w in m.details.get("warnings", [])],
     )
+
+
+@contextlib.contextmanager
+def as_options() -> Iterator[None]:
+    """Make errors from inside speak of this command's options instead of an experiment's keys."""
+    try:
+        yield
+    except UserError as error:
+        error.message, error.hint = in_options(error.message), in_options(error.hint)
+        if found := _KEY.search(error.message + error.hint):
+            error.hint += f" ({found[0]} is a key of an experiment file: see `selectit run --help`)"
+        raise
+
+
+def in_options(text: str) -> str:
+    """Return ``text`` with the options of the command in place of an experiment's keys."""
+    return _OPTION.sub(lambda found: _OPTIONS[found[0]], text)
 
 
 @contextlib.contextmanager

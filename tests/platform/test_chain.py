@@ -321,6 +321,39 @@ def test_select_writes_the_best_records_as_they_were_read(
 
 
 @pytest.mark.parametrize(
+    ("records", "arguments", "said"),
+    [
+        (None, [], ["data.json does not exist", "hint: check --input"]),
+        (
+            [{"instruction": "x", "output": "y"}, {"instruction": "x"}],
+            [],
+            ["that --max-reject-share allows", "raise --max-reject-share"],
+        ),
+        (
+            [{"front": "x", "back": "y"}],
+            [],
+            ["columns found: back, front", "dataset.columns is a key of an experiment file"],
+        ),
+        ([], ["--share", "3"], ["--share: found 3.0", "`selectit select --help`"]),
+    ],
+)
+def test_select_speaks_of_its_own_options_not_of_keys_that_its_user_does_not_have(
+    records, arguments, said, tmp_path, tiny_model_folder
+):
+    if records is not None:
+        (tmp_path / "data.json").write_text(json.dumps(records), encoding="utf-8")
+    answer = selectit(
+        "select", "-i", tmp_path / "data.json", "-m", tiny_model_folder,
+        "-o", tmp_path / "o.json", *arguments,
+    )  # fmt: skip
+    assert answer.returncode == 2, answer.stderr
+    for words in said:
+        assert words in answer.stderr
+    assert "dataset.path" not in answer.stderr
+    assert "dataset.max_reject_share" not in answer.stderr
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["run", "absent.yaml"], "absent.yaml"),
