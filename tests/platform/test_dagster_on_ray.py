@@ -147,7 +147,7 @@ def test_a_run_that_is_a_job_of_the_cluster_scores_there_what_a_local_run_scores
     )
     assert launched.returncode == 0, launched.stderr
 
-    deadline = time.monotonic() + 500
+    deadline = time.monotonic() + 900
     while True:
         jobs = json.loads(ask(f"{address}/api/jobs/", environment))
         submitted = [job for job in jobs if job["type"] == "SUBMISSION"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -86,6 +87,25 @@ def test_stopping_ends_children_that_left_their_group_and_those_that_ignore_it(s
     processes.append(psutil.Process(int(runaway.log.read_text())))
     services.stop()
     _until(lambda: not any(p.is_running() for p in processes), 5)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's word is Linux's")
+def test_services_end_with_a_parent_that_is_killed(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; "
+        "from selectit_dagster.platform.services import Service, Services; "
+        "argv = [sys.executable, '-c', 'import time; time.sleep(600)']; "
+        "print(Services().start(Service('child', argv, Path(sys.argv[1]))), flush=True); "
+        "time.sleep(600)"
+    )
+    argv = [sys.executable, "-c", code, str(tmp_path / "child.log")]
+    parent = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    assert child.is_running()
+    parent.kill()
+    parent.wait()
+    _until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
 def test_a_service_that_dies_is_named_with_its_last_lines(services, tmp_path):
@@ -206,7 +226,19 @@ def _post(address: str, body: dict) -> dict:
         return json.loads(answer.read())
 
 
-def test_both_pages_answer_and_end_together(pages, tmp_path):
+def _listening(processes) -> dict[int, str]:
+    """Return the ports on which processes accept connections, each with its address."""
+    found = {}
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for connection in process.net_connections(kind="inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    # gRPC's sockets are of IPv6 and say IPv4's loopback in its notation
+                    found[connection.laddr.port] = connection.laddr.ip.removeprefix("::ffff:")
+    return found
+
+
+def test_both_pages_answer_on_loopback_alone_and_end_together(pages, tmp_path):
     process, addresses = pages
     started = [process, *psutil.Process(process.pid).children(recursive=True)]
     assert b"mlflow" in _get(addresses["MLflow"]).lower()
@@ -219,6 +251,10 @@ def test_both_pages_answer_and_end_together(pages, tmp_path):
         f"{addresses['MLflow']}/api/2.0/mlflow/experiments/search", {"max_results": 10}
     )["experiments"]
     assert "small" in {entry["name"] for entry in experiments}
+    started = [process, *psutil.Process(process.pid).children(recursive=True)]
+    heard = _listening(started[1:])
+    assert {int(address.rsplit(":", 1)[1]) for address in addresses.values()} <= set(heard)
+    assert set(heard.values()) == {"127.0.0.1"}
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(timeout=120) == 0
     left = [p for p in started[1:] if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
