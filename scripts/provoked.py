@@ -27,7 +27,8 @@ _made = UserError.__init__
 
 def _noted(self, *arguments, **more):
     frame = sys._getframe(1)
-    while frame is not None and frame.f_code.co_name == "__init__":
+    # past the constructors of the error's own class; one of something else is a place as any
+    while frame is not None and frame.f_locals.get("self") is self:
         frame = frame.f_back
     if frame is not None:
         with open(os.environ["PROVOKED_FILE"], "ab") as handle:

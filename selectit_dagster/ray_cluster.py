@@ -110,7 +110,8 @@ def _open(section: RaySection) -> None:
     address = section.address or os.environ.get("RAY_ADDRESS")
     if address is not None and address.startswith(_CLIENT):
         raise UserError(
-            f"ray.address {address} is a Ray Client address, through which no data can be streamed",
+            f"{'ray.address' if section.address else 'RAY_ADDRESS'} {address} is a Ray Client "
+            "address, through which no data can be streamed",
             hint="run on a node of the cluster (ray job submit, or the head) with address: auto",
         )
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}

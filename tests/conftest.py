@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ray_stand_in import RayHere
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -90,6 +92,14 @@ def shared_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("SELECTIT_SHARED_DATA does not name a folder of real data")
     return Path(folder)
+
+
+@pytest.fixture
+def ray_here(monkeypatch: pytest.MonkeyPatch) -> RayHere:
+    """A stand-in for Ray that runs everything in this process, whether Ray is installed or not."""
+    made = RayHere()
+    made.install(monkeypatch)
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -108,6 +108,8 @@ def test_a_missing_section_is_named():
         ({"dataset": {"path": "x", "layout": "columns"}}, "dataset.columns"),
         ({"tuning": {"base_model": {"path": "./m"}}}, "benchmark"),
         ({"schedule": {"cron": "weekly"}}, "five fields"),
+        ({"rating": {"adaptive": True, "layout": "record-first"}}, "exclude one another"),
+        ({"rating": {"adaptive": True, "num_prompts": 1}}, "num_prompts must be at least 2"),
     ],
 )
 def test_rules_between_keys_are_explained(change, message):

@@ -80,6 +80,17 @@ class RatingSection(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _stops_between_prompts(self) -> RatingSection:
+        if self.adaptive and self.layout == "record-first":
+            raise ValueError(
+                "adaptive and layout: record-first exclude one another, because record-first asks "
+                "all prompts at once; choose one of the two"
+            )
+        if self.adaptive and self.num_prompts < 2:
+            raise ValueError("adaptive stops between two prompts: num_prompts must be at least 2")
+        return self
+
 
 class ActorShape(Section):
     """What one Ray actor takes: it holds one copy of a scoring model."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 FOLDER = ".audit"
 _SMALLEST_SAMPLE = 20
+_LARGER_SAMPLE = "raise rating.audit_share, or leave layout and adaptive at their defaults"
 Floats = levels.Array
 
 
@@ -62,18 +63,11 @@ class Audit:
         Raises
         ------
         UserError
-            When the sample is too small to tell anything, or the request cannot be audited.
+            When the sample is too small to tell anything.
         """
         rating = request.rating
         if rating.layout == "paper" and not rating.adaptive:
             return cls(request)
-        if rating.layout != "paper" and rating.adaptive:
-            raise UserError(
-                "rating.adaptive and rating.layout: record-first exclude one another",
-                hint="record-first asks all prompts at once; choose one of the two",
-            )
-        if rating.adaptive and rating.num_prompts < 2:
-            raise UserError("rating.adaptive needs num_prompts of at least 2")
         sample = write_sample(request, folder.path / FOLDER / "records")
         exact_rating = rating.model_copy(update={"layout": "paper", "adaptive": False})
         exact = replace(request, records=sample, rating=exact_rating)
@@ -82,8 +76,10 @@ class Audit:
         good = stored.record_status == OK
         if int(good.sum()) < _SMALLEST_SAMPLE:
             raise UserError(
-                f"only {int(good.sum())} records of the audit sample could be rated",
-                hint="raise rating.audit_share",
+                f"only {int(good.sum())} of the audit sample's {len(good)} records could be rated, "
+                "too few to measure what departing from the paper costs (at least "
+                f"{_SMALLEST_SAMPLE})",
+                hint=_LARGER_SAMPLE,
             )
         token = _token_scores(request, stored.probabilities[good])
         names = [name for name, fine in zip(stored.record_ids, good, strict=True) if fine]
@@ -143,7 +139,7 @@ def write_sample(request: ScoringRequest, folder: Path) -> Path:
         raise UserError(
             f"an audit share of {share:g} chooses {len(chosen)} records, too few to measure what "
             f"departing from the paper costs (at least {_SMALLEST_SAMPLE})",
-            hint="raise rating.audit_share, or leave layout and adaptive at their defaults",
+            hint=_LARGER_SAMPLE,
         )
     write_parquet(folder / "records.parquet", pa.Table.from_pylist(chosen))
     return folder

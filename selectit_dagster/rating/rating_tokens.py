@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from selectit_dagster.errors import UserError
+from selectit_dagster.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,16 +47,20 @@ class Encoder:
         self.trailing = 0 if chat_template else _trailing_specials(tokenizer)
 
     def wrap(self, before: str, after: str) -> tuple[str, str]:
-        """Return what stands before and after a text's cuttable middle, template included."""
+        """Return what stands before and after a text's cuttable middle, template included.
+
+        Raises
+        ------
+        UserError
+            When the chat template refuses a single question, or does not show it as it is.
+        """
         if not self.chat_template:
             return before, after
         # a mark that no template or record holds shows where the user's turn lands, and the
         # blanks around it whether the template trims it
         mark = "\ue000\ue001\ue000"
         turn = [{"role": "user", "content": f" {mark}\n"}]
-        text = str(
-            self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        )
+        text = self._turn_in_template(turn)
         head, found, tail = text.partition(mark)
         if not found:
             raise UserError(
@@ -66,6 +70,20 @@ class Encoder:
         if head.endswith(" ") and tail.startswith("\n"):
             return head[:-1] + before, after + tail[1:]
         return head + before.lstrip(), after.rstrip() + tail
+
+    def _turn_in_template(self, turn: list[dict[str, str]]) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            )
+        except TemplateError as error:
+            raise UserError(
+                f"the chat template of {self.tokenizer.name_or_path} does not take one question: "
+                f"{first_line(error)}",
+                hint="set rating.chat_template: false",
+            ) from error
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return one row of token ids per text."""

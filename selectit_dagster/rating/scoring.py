@@ -21,6 +21,7 @@ from selectit_dagster.artefacts import (
     is_current,
     library_versions,
     read_manifest,
+    require_manifest,
     write_manifest,
 )
 from selectit_dagster.errors import UserError
@@ -170,10 +171,10 @@ def score(
     """
     fingerprint = scoring_fingerprint(request)
     if is_current(out, fingerprint):
-        return _stored(out)
+        return require_manifest(out, made_by="the uncertainty scores")
     with folder_lock(out, f"scoring with {request.model.name}"):
         if is_current(out, fingerprint):
-            return _stored(out)
+            return require_manifest(out, made_by="the uncertainty scores")
         with _engine(request):
             return _score(
                 request, ScoreFolder(out, fingerprint), progress or Silent(), backend, on_mismatch
@@ -187,13 +188,6 @@ def _engine(request: ScoringRequest) -> contextlib.AbstractContextManager[object
 
         return connected(request.ray)
     return contextlib.nullcontext()
-
-
-def _stored(out: Path) -> Manifest:
-    manifest = read_manifest(out)
-    if manifest is None:
-        raise UserError(f"{out} lost its manifest meanwhile", hint="run again")
-    return manifest
 
 
 def _score(

@@ -296,7 +296,9 @@ def read_scores(folder: Path, num_prompts: int) -> Ratings:
     """
     parts = list(iter_scores(folder, num_prompts))
     if not parts:
-        raise ArtefactError(f"{folder} holds no scores", hint="score again")
+        raise ArtefactError(
+            f"{folder} lists no part-*.parquet", hint=f"remove {folder} and score again"
+        )
     reasons: dict[tuple[int, int], str] = {}
     offset = 0
     for part in parts:

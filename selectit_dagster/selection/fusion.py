@@ -152,7 +152,15 @@ def _not_one_to_one(
                 f"model {store.name} has {what} record {found!r}",
                 hint=f"materialise uncertainty_scores/{store.name} again",
             )
-    return ArtefactError(f"the scores of model {store.name} do not match the records")
+    counts = [
+        work.row(f"SELECT count(*), count(DISTINCT record_id) FROM {t}") for t in (ids, scores)
+    ]
+    (total, distinct), (rated, known) = counts
+    return ArtefactError(
+        f"{records} holds {total} records under {distinct} ids, and model {store.name} has scores "
+        f"of {rated} records under {known} ids: they are not one to one",
+        hint=f"materialise curated_dataset and uncertainty_scores/{store.name} again",
+    )
 
 
 def _joined_by_id(

@@ -59,9 +59,16 @@ def publish(
             commit_message=f"{manifest.counts['selected']:,} records, {manifest.digest[:12]}",
         )
     except errors.OfflineModeIsEnabled as error:
-        raise UserError("the hub is switched off (HF_HUB_OFFLINE)") from error
+        raise UserError(
+            "the hub is switched off (HF_HUB_OFFLINE)",
+            hint="take that variable out of the environment to publish",
+        ) from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise UserError(f"the hub refuses {name!r}: {first_line(error)}") from error
+        raise UserError(
+            f"the hub refuses {name!r}: {first_line(error)}",
+            hint="give owner/name: an owner for whom the token may write, and a name that the hub "
+            "allows",
+        ) from error
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", 0)
         if status in (401, 403):

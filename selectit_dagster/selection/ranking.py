@@ -87,7 +87,10 @@ def fusion_thetas(request: RankingRequest) -> dict[str, float]:
     """
     names = sorted(name for name, _ in request.scores)
     if not names or len(set(names)) != len(names):
-        raise UserError(f"a ranking needs models with different names, found {names}")
+        raise UserError(
+            f"a ranking needs models with different names, found {names}",
+            hint="name each scoring model once",
+        )
     given = dict(request.thetas)
     if unknown := sorted(set(given) - set(names)):
         raise UserError(f"fusion weight for {unknown[0]!r}, which is not one of {names}")

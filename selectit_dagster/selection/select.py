@@ -193,15 +193,15 @@ def selection_fingerprint(request: SelectionRequest) -> Fingerprint:
     if request.kind == "random":
         fingerprint["seed"] = request.seed
     if request.ranking is not None and request.kind != "full":
-        ranking = _ranking_of(request, records)
+        ranking = _ranking_of(request.ranking, request.records, records)
         if needs_ranking(request.kind):
             fingerprint["ranking"] = ranking.digest
             fingerprint["thetas"] = ranking.details["theta"]
             fingerprint["model_name"] = getattr(request.model, "name", None)
+            if request.kind == "token-level":
+                fingerprint["scores"] = ranking.fingerprint["scores"]
         else:
             fingerprint["not_ranked"] = ranking.details["excluded_sha256"]
-    if request.kind == "token-level":
-        fingerprint["scores"] = ranking.fingerprint["scores"]
     if needs_model(request.kind) and request.model is not None:
         from selectit_dagster.model_identity import model_identity
 
@@ -210,17 +210,12 @@ def selection_fingerprint(request: SelectionRequest) -> Fingerprint:
     return fingerprint
 
 
-def _ranking_of(request: SelectionRequest, records: Manifest) -> Manifest:
-    """Return the ranking's manifest after checking that it ranks these records."""
-    if request.ranking is None:
-        raise UserError(
-            f"the arm {request.arm} needs a ranking",
-            hint="rate the records with a scoring model first",
-        )
-    ranking = require_manifest(request.ranking, made_by="ranking")
+def _ranking_of(folder: Path, curated: Path, records: Manifest) -> Manifest:
+    """Return the ranking's manifest after checking that it ranks the records in ``curated``."""
+    ranking = require_manifest(folder, made_by="ranking")
     if ranking.fingerprint["records"] != records.digest:
         raise ArtefactError(
-            f"the ranking in {request.ranking} is of other records than {request.records}",
+            f"the ranking in {folder} is of other records than {curated}",
             hint="materialise the scores and the ranking again",
         )
     return ranking

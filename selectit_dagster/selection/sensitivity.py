@@ -101,7 +101,10 @@ def sensitivity(
     with folder_lock(out, "sensitivity"):
         scores = load_token_scores(request.ranking, fingerprint["ranking"]["thetas"], request.seed)
         if not len(scores.record_ids):
-            raise UserError("no record was rated by all models under all prompts")
+            raise UserError(
+                "no record was rated by all models under all prompts",
+                hint="see the ranking's counts of too_long and failed records",
+            )
         count = _count(request, scores)
         reporter = progress or Silent()
         details: dict[str, Any] = {

@@ -175,7 +175,7 @@ class StoredScores:
     def _decode(self, batch: pa.RecordBatch) -> StoredBatch:
         stored, asked = self.stored_prompts, self.num_prompts
         count = batch.num_rows // stored
-        values = _distributions(batch.column("probabilities"), self.num_ratings)
+        values = self._distributions(batch.column("probabilities"))
         codes = self._codes(batch.column("status"))
         # an ok row without numbers must not pass for a score
         lacking = (codes == 0) & np.isnan(values).any(axis=1)
@@ -188,6 +188,23 @@ class StoredScores:
             status=codes.max(axis=1),
             reasons=self._reasons(batch.column("reason"), codes),
         )
+
+    def _distributions(self, column: pa.Array) -> npt.NDArray[np.float32]:
+        """Return (rows, R) float32 from a list column; null rows become NaN."""
+        import pyarrow.compute as pc
+
+        ratings = self.num_ratings
+        if pc.any(pc.not_equal(pc.list_value_length(column), ratings)).as_py():
+            raise ArtefactError(
+                f"model {self.name}: a distribution in {self.folder} does not have {ratings} "
+                "ratings",
+                hint="remove that folder and score again",
+            )
+        flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+        valid = column.is_valid().to_numpy(zero_copy_only=False)
+        values = np.full((len(column), ratings), np.nan, dtype=np.float32)
+        values[valid] = flat.reshape(-1, ratings)
+        return values
 
     def _codes(self, column: pa.Array) -> npt.NDArray[np.int8]:
         """Return the index in STATUSES of each row's status."""
@@ -255,19 +272,6 @@ def check_ratings(name: str, manifest: Manifest, part: Path, num_ratings: int) -
             f"model {name}: ratings 1 to {num_ratings} are asked for, 1 to {stored} are stored",
             hint=f"use num_ratings: {stored}, or score again",
         )
-
-
-def _distributions(column: pa.Array, ratings: int) -> npt.NDArray[np.float32]:
-    """Return (rows, R) float32 from a list column; null rows become NaN."""
-    flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    valid = column.is_valid().to_numpy(zero_copy_only=False)
-    if flat.size != ratings * int(valid.sum()):
-        raise ArtefactError(
-            f"a stored distribution does not have {ratings} ratings", hint="score again"
-        )
-    values = np.full((len(column), ratings), np.nan, dtype=np.float32)
-    values[valid] = flat.reshape(-1, ratings)
-    return values
 
 
 def _every(step: int, count: int) -> pa.Array:

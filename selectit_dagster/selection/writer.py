@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 DATASET_FILE = "dataset.parquet"
 _TYPED = ("parquet", "datasets", "hub")
 _CHECKED_ROWS = 500
+_MADE_AGAIN = "materialise curated_dataset and ranking again"
 
 
 @dataclass(frozen=True)
@@ -279,7 +280,7 @@ def write_selected(
         by_rank.add(batch)
     done = 0
     with SelectedWriter(work.folder, source, count) as writer:
-        for batch in _checked(by_rank.batches()):
+        for batch in _checked(by_rank.batches(), records):
             length = pc.utf8_length(batch.column("response")).cast(pa.int32())
             writer.write(batch.append_column("length", length))
             done += batch.num_rows
@@ -288,17 +289,22 @@ def write_selected(
     if written.rows != count:
         raise ArtefactError(
             f"{count:,} records were chosen but {written.rows:,} of them are in {records}",
-            hint="materialise curated_dataset and ranking again",
+            hint=_MADE_AGAIN,
         )
     return written
 
 
-def _checked(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _checked(batches: Iterator[pa.RecordBatch], records: Path) -> Iterator[pa.RecordBatch]:
     """Pass batches on, checking that ranks count 1, 2, 3, ... without gap."""
     expected = 1
     for batch in batches:
         ranks = batch.column("rank").to_numpy()
-        if ranks[0] != expected or (ranks[1:] - ranks[:-1] != 1).any():
-            raise ArtefactError("the chosen records' ranks do not count 1, 2, 3, ...")
+        wrong = ranks != np.arange(expected, expected + len(ranks))
+        if wrong.any():
+            raise ArtefactError(
+                f"of the chosen records, the one of rank {expected + int(wrong.argmax())} is not "
+                f"in {records}, or the one before it is there twice",
+                hint=_MADE_AGAIN,
+            )
         expected += batch.num_rows
         yield batch

@@ -118,7 +118,10 @@ class Content:
         try:
             staging.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot write {staging}: {error.strerror or error}") from error
+            raise UserError(
+                f"cannot write {staging}: {error.strerror or error}",
+                hint="make room for that folder, or choose another --home",
+            ) from error
         wanted = list({item.sha256: item for item in items}.values())
         self._transfer(wanted, lambda item, moved: self._get(stage, folder, item, moved), progress)
 

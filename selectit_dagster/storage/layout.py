@@ -33,6 +33,7 @@ OBJECTS = "objects"
 UNFINISHED = "unfinished.json"
 EXPERIMENTS = "experiments"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_FOREIGN = "something else wrote to this place: look at it, or choose another one"
 _PRIVATE = ("manifest.json", ".lock", ".stored.json", ".fetch")
 
 
@@ -84,9 +85,11 @@ def read_items(files: dict[str, Any], *, source: str) -> list[Item]:
         except (KeyError, TypeError, ValueError):
             item = Item(name, -1, "")
         if not inside or own or "\\" in name or item.size < 0:
-            raise ArtefactError(f"{source}: {name!r} is no entry of a file in an artefact")
+            raise ArtefactError(
+                f"{source}: {name!r} is no entry of a file in an artefact", hint=_FOREIGN
+            )
         if not _SHA256.fullmatch(item.sha256):
-            raise ArtefactError(f"{source}: {name!r} has no SHA-256")
+            raise ArtefactError(f"{source}: {name!r} has no SHA-256", hint=_FOREIGN)
         items.append(item)
     return items
 
@@ -103,10 +106,7 @@ def parse_manifest(content: bytes, *, source: str) -> Manifest:
         manifest = Manifest(**json.loads(content))
         read_items(manifest.files, source=source)
     except (ValueError, TypeError, AttributeError) as error:
-        raise ArtefactError(
-            f"{source} is not a manifest of this project",
-            hint="something else wrote to this place: look at it, or choose another one",
-        ) from error
+        raise ArtefactError(f"{source} is not a manifest of this project", hint=_FOREIGN) from error
     return manifest
 
 
@@ -122,5 +122,5 @@ def parse_unfinished(content: bytes, *, source: str) -> tuple[Fingerprint, list[
         value = json.loads(content)
         files, fingerprint = dict(value["files"]), dict(value["fingerprint"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ArtefactError(f"{source} is not a list of this project") from error
+        raise ArtefactError(f"{source} is not a list of this project", hint=_FOREIGN) from error
     return fingerprint, read_items(files, source=source)

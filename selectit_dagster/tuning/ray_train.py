@@ -119,11 +119,15 @@ def _fit(settings: dict[str, Any], processes: int, section: RaySection, folder: 
     try:
         trainer.fit()
     except TrainingFailedError as error:
+        if (folder / _ERROR).exists():
+            # what the first process noted the others could only fail with
+            return
         causes = getattr(error, "worker_failures", {}).values()
         told = [str(cause) for cause in causes if _UNSEEN in str(cause)]
         if told:
             raise UserError(
-                _UNSEEN, hint="put the home onto a disk that every node sees (--home)"
+                f"a process of tuning does not see {folder} on its node",
+                hint="put the home onto a disk that every node sees (--home)",
             ) from error
         raise TransientError(f"training through Ray failed: {str(error)[-2000:]}") from error
 

@@ -158,8 +158,28 @@ def test_a_chat_template_wraps_exactly_the_same_text(trim: bool) -> None:
 
 
 def test_a_chat_template_that_is_not_there_is_refused() -> None:
-    with pytest.raises(UserError, match="made-here has no chat template"):
+    with pytest.raises(UserError, match="made-here has no chat template") as refusal:
         Encoder(wrapped(byte_level()), chat_template=True)
+    assert "rating.chat_template: false" in refusal.value.hint
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (CHAT.replace("m['content']", "m['content'] | length"), "changes the user's text"),
+        ("{{ raise_exception('a system turn comes first') }}", "a system turn comes first"),
+        ("{% for m in messages %}", "does not take one question"),
+    ],
+)
+def test_a_chat_template_that_does_not_ask_what_it_is_given_is_refused(
+    template: str, message: str
+) -> None:
+    tokenizer = wrapped(byte_level())
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match=message) as refusal:
+        contexts(Encoder(tokenizer, chat_template=True))
+    assert "the chat template of made-here" in refusal.value.message
+    assert refusal.value.hint == "set rating.chat_template: false"
 
 
 @pytest.mark.parametrize(

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scoring_world import request_for, some_records, write_records
+from scoring_world import HashedBackend, request_for, some_records, write_records
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import ActorShape, RaySection, load_experiment
-from selectit_dagster.rating import ray_workers
+from selectit_dagster.rating import ray_workers, scoring
 from selectit_dagster.rating.backend import TokenBatch
 from selectit_dagster.rating.batches import PlannedBatch
 from selectit_dagster.rating.careful import RatedBatch
 from selectit_dagster.rating.chunks import ChunkReader, read_chunks
 from selectit_dagster.rating.folder import RowSource
 from selectit_dagster.rating.preparation import chunk_maker, row_maker
-from selectit_dagster.rating.ray_backend import model_on_ray
+from selectit_dagster.rating.ray_backend import RayBackend, model_on_ray
 from selectit_dagster.rating.ray_workers import grouped, pack_mask, unpack_mask
-from selectit_dagster.rating.scoring import scoring_fingerprint
+from selectit_dagster.rating.scoring import ScoringRequest, scoring_fingerprint
 from selectit_dagster.rating.wire import (
     pack_batches,
     pack_ratings,
@@ -168,6 +169,67 @@ def test_without_the_extra_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UserError, match="Ray is not installed") as refused:
         require_ray()
     assert "selectit-dagster[ray]" in refused.value.hint
+
+
+@pytest.fixture
+def asked(ray_here, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Make a request to score forty records on the stand-in for Ray."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(scoring, "draw", lambda *_: None)
+    records = write_records(tmp_path / "records", some_records(40))
+
+    def request(*, address: str | None = None, **rating: object) -> ScoringRequest:
+        made = request_for(records, tiny_model_folder, num_prompts=2, **rating)
+        return replace(made, ray=RaySection(address=address))
+
+    return request
+
+
+def test_through_ray_go_the_rows_of_the_local_engine(asked, tmp_path: Path) -> None:
+    local = scoring.score(asked(), tmp_path / "local", backend=HashedBackend())
+    request = asked(engine="ray")
+    backend = RayBackend.of(request, (1, 2, 3, 4, 5), HashedBackend)
+    found = scoring.score(request, tmp_path / "ray", backend=backend)
+    assert (found.digest, found.counts) == (local.digest, local.counts)
+
+
+@pytest.mark.parametrize("max_batch_tokens", [256, None])
+def test_another_model_on_a_node_is_refused_by_the_rater_and_by_the_probe(
+    asked, tmp_path: Path, max_batch_tokens: int | None
+) -> None:
+    request = asked(engine="ray", max_batch_tokens=max_batch_tokens)
+    backend = RayBackend.of(request, (1, 2, 3, 4, 5))
+    backend.spec = replace(backend.spec, identity={**backend.spec.identity, "weights": "0"})
+    with pytest.raises(UserError, match=r"another model than .*weights differs") as refusal:
+        scoring.score(request, tmp_path / "ray", backend=backend)
+    assert f"{request.model.path} on node " in refusal.value.message
+    assert "the same files under the same path on every node" in refusal.value.hint
+    assert not list((tmp_path / "ray").glob("part-*"))
+
+
+def test_an_address_of_ray_client_is_refused_under_the_name_that_it_came_by(
+    asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"ray\.address ray://head:10001 is a Ray") as refusal:
+        scoring.score(asked(engine="ray", address="ray://head:10001"), tmp_path / "out")
+    assert "address: auto" in refusal.value.hint
+    monkeypatch.setenv("RAY_ADDRESS", "ray://other:10001")
+    with pytest.raises(UserError, match="RAY_ADDRESS ray://other:10001 is a Ray Client"):
+        scoring.score(asked(engine="ray"), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("address", "where"),
+    [("head:6379", "the Ray cluster at head:6379"), (None, "Ray on this machine")],
+)
+def test_a_cluster_that_cannot_be_reached_is_one_line_and_a_remedy(
+    ray_here, asked, tmp_path: Path, address: str | None, where: str
+) -> None:
+    ray_here.failure = ConnectionError("no answer within 5 s\nsecond line")
+    with pytest.raises(UserError, match=f"{where} cannot be used: no answer") as refusal:
+        scoring.score(asked(engine="ray", address=address), tmp_path / "out")
+    assert "\n" not in refusal.value.message
+    assert "RAY_AUTH_TOKEN" in refusal.value.hint
 
 
 @pytest.mark.parametrize(

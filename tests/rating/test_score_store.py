@@ -114,3 +114,25 @@ def test_refuses_pending_rows_and_foreign_files(tmp_path: Path) -> None:
         assert store.read_index(tmp_path / name) is None
         with pytest.raises(ArtefactError, match="no score file"):
             store.read_part(tmp_path / name)
+
+
+def test_a_part_that_lost_a_row_is_refused_by_name(tmp_path: Path) -> None:
+    folder_of(tmp_path, some_ratings(), some_ratings())
+    lost = tmp_path / store.part_name(1)
+    pq.write_table(pq.read_table(lost).slice(1), lost)
+    write_manifest(
+        tmp_path,
+        kind="scores",
+        fingerprint={},
+        files=[store.part_name(0), lost.name],
+        counts={"prompts": 3},
+    )
+    with pytest.raises(ArtefactError, match=f"{lost.name} does not have 3 rows per") as refusal:
+        store.read_scores(tmp_path, 3)
+    assert "remove" in refusal.value.hint
+
+
+def test_a_folder_whose_manifest_lists_no_part_holds_no_scores(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"lists no part-\*\.parquet") as refusal:
+        store.read_scores(folder_of(tmp_path), 3)
+    assert refusal.value.hint == f"remove {tmp_path} and score again"

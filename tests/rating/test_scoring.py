@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scoring_world import HashedBackend, request_for, some_records, write_records
 
 from selectit_dagster.artefacts import verify
 from selectit_dagster.errors import ArtefactError, UserError
+from selectit_dagster.files import write_parquet
 from selectit_dagster.rating import preparation, scoring
 from selectit_dagster.rating import prompts as prompt_module
 from selectit_dagster.rating.rating_tokens import Encoder
@@ -299,6 +301,17 @@ def test_bad_input_is_refused_before_a_model_is_loaded(
     write_records(lacking, [{"record_id": "a", "instruction": "b", "input": ""}])
     with pytest.raises(UserError, match="has no column 'response'"):
         score(request_for(lacking, tiny_model_folder), out)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "records.parquet").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(UserError, match=r"broken/records\.parquet cannot be read") as refusal:
+        score(request_for(broken, tiny_model_folder), out)
+    assert refusal.value.hint == "materialise curated_dataset first"
+    empty = tmp_path / "empty"
+    write_parquet(empty / "records.parquet", pa.Table.from_pylist(some_records(1)).slice(1))
+    with pytest.raises(UserError, match=r"empty/records\.parquet holds no records") as refusal:
+        score(request_for(empty, tiny_model_folder), out)
+    assert refusal.value.hint == "check the dataset"
 
 
 def test_a_prompt_longer_than_the_context_says_so(
@@ -383,6 +396,21 @@ def test_shortcuts_run_with_an_audit_and_are_refused_without(
     too_few = request_for(records, tiny_model_folder, audit_share=0.01, **chosen)
     with pytest.raises(UserError, match="too few to measure"):
         score(too_few, tmp_path / "refused", backend=HashedBackend())
+
+
+def test_an_audit_of_which_too_few_could_be_rated_is_refused(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    rows = some_records(30)
+    for row in rows[:11]:
+        row["response"] = "the quick brown fox " * 300
+    records = write_records(tmp_path / "records", rows)
+    request = request_for(
+        records, tiny_model_folder, num_prompts=1, audit_share=1.0, layout="record-first"
+    )
+    with pytest.raises(UserError, match="only 19 of the audit sample's 30 records") as refusal:
+        score(request, tmp_path / "scores", backend=HashedBackend())
+    assert "rating.audit_share" in refusal.value.hint
 
 
 def test_the_manifest_is_plain_json(records: Path, tiny_model_folder: Path, tmp_path: Path) -> None:

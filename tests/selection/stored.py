@@ -59,6 +59,19 @@ def write_records(
     return folder
 
 
+def seal_again(folder: Path, *, files: list[str] | None = None, **counts: int) -> None:
+    """Write a folder's manifest anew over its files as they are: an alteration that fits."""
+    old = json.loads((folder / "manifest.json").read_text())
+    write_manifest(
+        folder,
+        kind=old["kind"],
+        fingerprint=old["fingerprint"],
+        files=list(old["files"]) if files is None else files,
+        counts={**old["counts"], **counts},
+        details=old["details"],
+    )
+
+
 @dataclass
 class Scores:
     """One model's distributions, (records, prompts, ratings), with statuses to override."""

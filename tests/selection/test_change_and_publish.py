@@ -97,6 +97,36 @@ def test_publishing_needs_a_token_a_name_and_unaltered_files(tmp_path, monkeypat
         publish(folder, "me/data", api=Hub())
 
 
+def test_a_hub_that_is_switched_off_and_a_name_that_it_refuses_are_told(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    folder = chosen(tmp_path, "old", {"a": 0.9, "b": 0.8}, 1)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_this_test")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="switched off") as refusal:
+        publish(folder, "me/data")
+    assert "HF_HUB_OFFLINE" in refusal.value.message
+    assert "out of the environment" in refusal.value.hint
+    with pytest.raises(UserError, match="the hub refuses 'me/two words': Repo id") as refusal:
+        publish(folder, "me/two words")
+    assert "owner/name" in refusal.value.hint
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_token_that_may_not_write_is_told_with_the_variable(tmp_path, status):
+    from huggingface_hub.errors import HfHubHTTPError
+
+    class Refusing(Hub):
+        def create_repo(self, name, **options):
+            answer = SimpleNamespace(status_code=status, headers={}, request=None)
+            raise HfHubHTTPError("no", response=answer)
+
+    folder = chosen(tmp_path, "old", {"a": 0.9, "b": 0.8}, 1)
+    with pytest.raises(UserError, match="does not let this token write to 'me/data'") as refusal:
+        publish(folder, "me/data", api=Refusing())
+    assert "HF_TOKEN" in refusal.value.hint
+
+
 def test_published_files_hold_no_local_paths(tmp_path):
     folder = tmp_path / "x"
     request = world(folder, ["a", "b"], certain([0.9, 0.8]), models=("small",))

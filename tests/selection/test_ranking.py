@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,6 +21,7 @@ from .stored import (
     Scores,
     distributions,
     ranked_rows,
+    seal_again,
     world,
     write_records,
     write_scores,
@@ -216,6 +219,59 @@ def test_scores_that_are_not_one_set_per_record_are_refused(tmp_path, scored, me
         rank(request, tmp_path / "ranking")
 
 
+def test_records_of_which_two_have_one_id_are_refused(tmp_path):
+    request = some_world(tmp_path, rows=3)
+    write_records(request.records, ["r00", "r01", "r02", "r02"])
+    with pytest.raises(ArtefactError, match="4 records under 3 ids, and model large") as refusal:
+        rank(request, tmp_path / "ranking")
+    assert f"{request.records}/records.parquet" in refusal.value.message
+    assert "curated_dataset and uncertainty_scores/large again" in refusal.value.hint
+
+
+def test_a_ranking_that_has_other_counts_than_the_curation_is_refused(tmp_path):
+    request = some_world(tmp_path, rows=3)
+    seal_again(request.records, kept=4)
+    with pytest.raises(ArtefactError, match="4 curated records, 3 in the ranking") as refusal:
+        rank(request, tmp_path / "ranking")
+    assert refusal.value.hint == "run the curation and the scoring again"
+    assert not (tmp_path / "ranking" / "manifest.json").exists()
+
+
+def test_scores_whose_manifest_lists_no_part_are_refused(tmp_path):
+    request = some_world(tmp_path, rows=3)
+    folder = dict(request.scores)["small"]
+    seal_again(folder, files=[])
+    with pytest.raises(ArtefactError, match=r"scores/small lists no part-\*") as refusal:
+        rank(request, tmp_path / "ranking")
+    assert refusal.value.hint == f"remove {folder} and score again"
+
+
+def test_a_status_that_nobody_knows_is_refused_by_model_and_folder(tmp_path):
+    status = {"small": {(1, 2): ("fine", "")}}
+    request = some_world(tmp_path, rows=3, status=status)
+    with pytest.raises(ArtefactError, match="model small: unknown status 'fine' in") as refusal:
+        rank(request, tmp_path / "ranking")
+    assert str(dict(request.scores)["small"]) in refusal.value.message
+    assert "score again" in refusal.value.hint
+
+
+def test_distributions_of_another_length_are_refused_by_model_and_folder(tmp_path):
+    request = some_world(tmp_path, rows=3)
+    part = dict(request.scores)["small"] / "part-00000.parquet"
+    table = pq.read_table(part)
+    rows = table.column("probabilities").to_pylist()
+    # as many numbers in all as there should be
+    rows[3:5] = [[*rows[3], 0.0], rows[4][:-1]]
+    at = table.schema.get_field_index("probabilities")
+    table = table.set_column(at, "probabilities", pa.array(rows, pa.list_(pa.float32())))
+    pq.write_table(table, part)
+    seal_again(part.parent)
+    with pytest.raises(ArtefactError, match="does not have 5 ratings") as refusal:
+        rank(request, tmp_path / "ranking")
+    assert f"model small: a distribution in {part.parent}" in refusal.value.message
+    assert "score again" in refusal.value.hint
+
+
 def test_a_record_with_a_prompt_missing_is_refused_by_name(tmp_path):
     request = some_world(tmp_path, rows=3)
     name, folder = request.scores[0]
@@ -232,6 +288,9 @@ def test_weights_are_given_for_known_models_and_positive(tmp_path):
         rank(replace(request, thetas=(("other", 1.0),)), tmp_path / "ranking")
     with pytest.raises(UserError, match="must be positive"):
         rank(replace(request, thetas=(("small", 0.0),)), tmp_path / "ranking")
+    with pytest.raises(UserError, match=r"different names, found \['small', 'small'\]") as refusal:
+        rank(replace(request, scores=request.scores[:1] * 2), tmp_path / "ranking")
+    assert refusal.value.hint == "name each scoring model once"
     warned = rank(replace(request, thetas=(("small", 2.0),)), tmp_path / "ranking")
     assert "on one scale" in warned.details["warnings"][0]
 

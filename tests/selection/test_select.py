@@ -34,7 +34,7 @@ from selectit_dagster.selection.select import (
 )
 
 from .oracle import naive_scores, sentence_score, token_score
-from .stored import distributions, ranked_rows, selection, world, write_records
+from .stored import distributions, ranked_rows, seal_again, selection, world, write_records
 
 IDS = [f"r{i}" for i in (7, 3, 9, 1, 0, 8, 2, 6, 4, 5)]
 
@@ -240,6 +240,63 @@ def test_a_ranking_of_other_records_is_refused(ranked, tmp_path):
     write_records(tmp_path / "elsewhere", ["other"])
     with pytest.raises(ArtefactError, match="is of other records"):
         select(replace(request, records=tmp_path / "elsewhere"), tmp_path / "out")
+
+
+def test_where_no_record_could_be_ranked_nothing_is_chosen(tmp_path):
+    status = {"small": {(0, 0): ("failed", "x")}, "large": {(1, 0): ("too_long", "y")}}
+    p = distributions(np.random.default_rng(0), 2, 2, 5, 5)
+    request = world(tmp_path, ["a", "b"], p, status=status)
+    rank(request, tmp_path / "ranking")
+    with pytest.raises(UserError, match="no record to choose from") as refusal:
+        select(selection(request, tmp_path / "ranking"), tmp_path / "out")
+    assert "counts of too_long and failed records" in refusal.value.hint
+
+
+def test_a_model_that_was_not_ranked_with_is_refused_with_those_that_were(ranked, tmp_path):
+    other = ScoringModel(path="unused", name="other")
+    for kind in ("token-level", "sentence-level"):
+        with pytest.raises(UserError, match=r"'other' of this arm is not .*: large, small"):
+            select(arm(ranked[0], kind, model=other), tmp_path / kind)
+
+
+def test_records_of_unknown_format_are_refused_by_their_folder(tmp_path):
+    p = distributions(np.random.default_rng(0), 2, 2, 5, 5)
+    request = world(tmp_path, ["a", "b"], p, source={"compression": "none"})
+    rank(request, tmp_path / "ranking")
+    with pytest.raises(ArtefactError, match="does not say in which format") as refusal:
+        select(selection(request, tmp_path / "ranking"), tmp_path / "out")
+    assert str(request.records) in refusal.value.message
+    assert refusal.value.hint == "materialise curated_dataset again"
+
+
+def altered_ranking(folder: Path, change) -> None:
+    table = pq.read_table(folder / "ranking.parquet")
+    pq.write_table(change(table), folder / "ranking.parquet")
+    seal_again(folder)
+
+
+def renamed(table: pa.Table, rank: int, name: str) -> pa.Table:
+    ids = table.column("record_id").to_pylist()
+    ids[rank - 1] = name
+    return table.set_column(0, "record_id", pa.array(ids))
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "hint"),
+    [
+        (lambda t: t.slice(0, 3), "5 records were to be chosen, the arm has 3", "the ranking"),
+        (lambda t: renamed(t, 5, "x"), "5 records were chosen but 4 of them are in", "ranking"),
+        (lambda t: renamed(t, 2, "x"), "the one of rank 2 is not in", "curated_dataset"),
+    ],
+)
+def test_a_ranking_that_was_altered_chooses_nothing(ranked, tmp_path, change, message, hint):
+    request, _ = ranked
+    altered_ranking(tmp_path / "ranking", change)
+    with pytest.raises(ArtefactError, match=message) as refusal:
+        select(request, tmp_path / "out")
+    assert hint in refusal.value.hint
+    assert refusal.value.hint.startswith("materialise")
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from selectit_dagster.artefacts import require_manifest
+from selectit_dagster.errors import UserError
 from selectit_dagster.selection import resampling
 from selectit_dagster.selection import sensitivity as module
 from selectit_dagster.selection.plots import length_against_score, score_histogram
@@ -93,6 +94,15 @@ def test_large_data_are_sampled_without_regard_to_order_and_that_is_said(tmp_pat
     assert 20 <= found["records"] <= 40
     assert found["selected"] == found["records"] // 5
     assert "(measured on a sample)" in found["sentence"]
+
+
+def test_without_a_record_that_all_models_rated_nothing_can_be_varied(tmp_path):
+    status = {"small": {(0, 0): ("failed", "x")}, "large": {(1, 4): ("too_long", "y")}}
+    p = distributions(np.random.default_rng(0), 2, 2, 5, 5)
+    request = world(tmp_path, ["a", "b"], p, status=status)
+    with pytest.raises(UserError, match="no record was rated by all models") as refusal:
+        run(request, tmp_path)
+    assert "counts of too_long and failed records" in refusal.value.hint
 
 
 def test_it_is_computed_once(tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -278,17 +280,87 @@ def test_an_empty_file_travels(new_store):
     assert (folder_of(there) / "rejected.jsonl").read_bytes() == b""
 
 
-@pytest.mark.parametrize("name", ["../../x", "/etc/x", "manifest.json", ".lock", "..\\x", ""])
-def test_a_stored_manifest_cannot_write_outside_of_its_folder(new_store, name):
-    store = new_store("here")
+def published_with(store, files: dict[str, dict]) -> None:
+    """Publish an artefact, and write another table of files into its stored manifest."""
     make(folder_of(store), OLD, alpha=0.2)
     store.publish(folder_of(store))
     head = Path(store.address(folder_of(store)).removeprefix("file://")) / MANIFEST
     value = json.loads(head.read_bytes())
-    value["files"] = {name: {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}}
-    head.write_text(json.dumps(value), encoding="utf-8")
-    with pytest.raises(ArtefactError, match="is no entry of a file"):
+    head.write_text(json.dumps({**value, "files": files}), encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/x", "manifest.json", ".lock", "..\\x", ""])
+def test_a_stored_manifest_cannot_write_outside_of_its_folder(new_store, name):
+    store = new_store("here")
+    published_with(store, {name: {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}})
+    with pytest.raises(ArtefactError, match="is no entry of a file") as refusal:
         store.head(folder_of(store))
+    assert "something else wrote to this place" in refusal.value.hint
+
+
+@pytest.mark.parametrize("digest", ["", "../" * 21 + "x", "A" * 64, "0" * 63])
+def test_a_stored_manifest_names_content_by_nothing_but_its_hash(new_store, digest):
+    store = new_store("here")
+    published_with(store, {"a.txt": {"bytes": 1, "sha256": digest}})
+    with pytest.raises(ArtefactError, match=r"manifest\.json: 'a\.txt' has no SHA-256") as refusal:
+        store.head(folder_of(store))
+    assert "something else wrote to this place" in refusal.value.hint
+
+
+class Forgetful(Remote):
+    """A place that takes everything and keeps half of it, or nothing."""
+
+    kept = 0.5
+
+    def upload(self, source: Path, key: str, moved=None) -> None:
+        if self.kept:
+            self.write(key, source.read_bytes()[: int(source.stat().st_size * self.kept)])
+
+
+@pytest.mark.parametrize(("kept", "found"), [(0.5, "2 bytes"), (0, "no bytes")])
+def test_a_place_that_does_not_keep_what_it_accepts_is_told(new_store, tmp_path, kept, found):
+    place = Forgetful(f"file://{tmp_path}/place")
+    place.kept = kept
+    store = new_store("here", place)
+    make(folder_of(store), {"a.txt": b"whole"}, alpha=0.2)
+    with pytest.raises(ArtefactError, match=rf"a\.txt has {found} after 5 were") as refusal:
+        store.publish(folder_of(store))
+    assert "does not keep what it accepts" in refusal.value.hint
+    assert store.head(folder_of(store)) is None
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    "call", ["fsspec.implementations.local.LocalFileSystem.get_file", "os.fsync"]
+)
+def test_a_disk_that_is_full_while_fetching_is_told_with_the_file(new_store, monkeypatch, call):
+    here, there = new_store("here"), new_store("there")
+    make(folder_of(here), OLD, alpha=0.2)
+    here.publish(folder_of(here))
+    head = there.head(folder_of(there))
+    with monkeypatch.context() as patch:
+        patch.setattr(call, full)
+        with pytest.raises(UserError, match=r"cannot write .*: No space left") as refusal:
+            there.fetch(folder_of(there), head)
+    assert str(folder_of(there) / ".fetch") in refusal.value.message
+    assert refusal.value.hint == "make room, or choose another --home"
+    assert not list((folder_of(there) / ".fetch").iterdir())
+    there.fetch(folder_of(there), head)
+    verify(folder_of(there))
+
+
+def test_a_file_in_place_of_the_folder_for_fetching_is_told(new_store):
+    here, there = new_store("here"), new_store("there")
+    make(folder_of(here), OLD, alpha=0.2)
+    here.publish(folder_of(here))
+    folder_of(there).mkdir(parents=True)
+    (folder_of(there) / ".fetch").write_bytes(b"")
+    with pytest.raises(UserError, match=r"cannot write .*\.fetch: File exists") as refusal:
+        there.fetch(folder_of(there), there.head(folder_of(there)))
+    assert "another --home" in refusal.value.hint
 
 
 def test_something_else_in_place_of_a_manifest_is_refused(new_store):

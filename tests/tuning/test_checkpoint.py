@@ -73,6 +73,16 @@ def test_a_bare_adapter_needs_its_base_model(checkpoint, tmp_path):
         merge(None, checkpoint / "adapter", tmp_path / "merged")
 
 
+def test_a_folder_without_an_adapters_weights_is_refused(base, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_model.bin").write_bytes(b"pickled")
+    with pytest.raises(UserError, match=r"holds no adapter_model\.safetensors") as refusal:
+        merge(base, tmp_path / "adapter", tmp_path / "merged")
+    assert str(tmp_path / "adapter") in refusal.value.message
+    assert "saved as safetensors" in refusal.value.hint
+    assert not (tmp_path / "merged").exists()
+
+
 def test_another_base_model_is_refused_by_identity(checkpoint, second_tiny_model_folder):
     other = ModelReference(path=str(second_tiny_model_folder), device="cpu")
     with pytest.raises(ArtefactError, match="tuned from another model") as caught:

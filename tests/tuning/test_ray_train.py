@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from selectit_dagster.errors import UserError
+from selectit_dagster.errors import TransientError, UserError
 from selectit_dagster.experiment import RaySection
 from selectit_dagster.tuning.log import read_log
 from selectit_dagster.tuning.tune import TuningRequest, tune, tuning_fingerprint
@@ -27,8 +27,40 @@ def test_where_the_processes_run_is_no_part_of_the_fingerprint(selected, setting
 def test_what_cannot_be_is_refused_before_a_cluster_is_asked(
     selected, settings, tmp_path: Path, changes, message: str
 ) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as refusal:
         tune(TuningRequest(selected, settings(engine="ray", **changes), 1), tmp_path / "out")
+    assert refusal.value.hint
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_the_first_process_refuses_comes_as_its_message_and_remedy(
+    ray_here, selected, settings, tmp_path: Path, processes: int
+) -> None:
+    section = settings(engine="ray", processes=processes, max_length=32)
+    with pytest.raises(UserError, match="none of the 44 selected records") as refusal:
+        tune(TuningRequest(selected, section, 1), tmp_path / "out")
+    assert "tuning.max_length" in refusal.value.hint
+
+
+def test_a_home_that_a_node_does_not_see_is_named_with_a_remedy(
+    ray_here, selected, settings, tmp_path: Path
+) -> None:
+    ray_here.on_node = lambda given: {**given, "folder": str(tmp_path / "other-disk")}
+    with pytest.raises(UserError, match=r"does not see .* on its node") as refusal:
+        tune(TuningRequest(selected, settings(engine="ray"), 1), tmp_path / "out")
+    assert str(tmp_path / "out" / ".resume") in refusal.value.message
+    assert "--home" in refusal.value.hint
+
+
+def test_processes_that_are_lost_are_no_fault_of_the_user(
+    ray_here, selected, settings, tmp_path: Path
+) -> None:
+    def lost(given: dict) -> dict:
+        raise ConnectionResetError("the node is gone")
+
+    ray_here.on_node = lost
+    with pytest.raises(TransientError, match="the node is gone"):
+        tune(TuningRequest(selected, settings(engine="ray"), 1), tmp_path / "out")
 
 
 @pytest.fixture(scope="module")

@@ -268,6 +268,53 @@ def test_half_precision_on_a_cpu_is_refused_before_a_model_is_loaded(
         tune(TuningRequest(selected, settings(precision="float16"), 1), tmp_path / "out")
 
 
+def on_device(section, name: str):
+    base = section.base_model.model_copy(update={"device": name})
+    return section.model_copy(update={"base_model": base})
+
+
+def test_qlora_on_a_device_that_has_no_four_bits_is_refused_before_a_model_is_loaded(
+    selected, settings, tmp_path, monkeypatch
+):
+    import importlib.util
+
+    import torch
+
+    from selectit_dagster.tuning import training
+
+    monkeypatch.setattr(training, "load_base", never)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    section = on_device(settings(method="qlora"), "mps")
+    with pytest.raises(UserError, match=r"needs a CUDA device or a CPU, .* is on mps") as refusal:
+        tune(TuningRequest(selected, section, 1), tmp_path / "out")
+    assert "method: lora" in refusal.value.hint
+
+
+def test_more_processes_than_gpus_are_refused_before_a_model_is_loaded(
+    selected, settings, tmp_path, monkeypatch
+):
+    import torch
+
+    from selectit_dagster.tuning import training
+
+    monkeypatch.setattr(training, "load_base", never)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    section = on_device(settings(processes=2), "cuda")
+    with pytest.raises(UserError, match="processes is 2, and this machine has 1 GPUs") as refusal:
+        tune(TuningRequest(selected, section, 1), tmp_path / "out")
+    assert refusal.value.hint == "use one process per GPU at most"
+
+
+def test_what_a_process_of_several_refuses_comes_as_its_message_and_remedy(
+    selected, settings, tmp_path
+):
+    section = settings(processes=2, max_length=32)
+    with pytest.raises(UserError, match="none of the 44 selected records") as refusal:
+        tune(TuningRequest(selected, section, 1), tmp_path / "out")
+    assert "tuning.max_length" in refusal.value.hint
+
+
 def test_two_processes_train_as_one(selected, settings, tmp_path):
     section = settings(max_steps=3, dropout=0)
     recorder = Recorder()
