@@ -141,7 +141,8 @@ def page(found: list[Entry]) -> str:
         "# Errors, and what to do about them",
         "",
         "Every error that wrong input, a damaged file or a machine can cause. Each is one message",
-        "and one remedy, exit code 2, no traceback. Written by `make errors` from the code; what",
+        "and one remedy, exit code 2, no traceback; the exit code is 1 where a stage failed that",
+        "may well succeed when it is started again. Written by `make errors` from the code; what",
         "stands in `<angle brackets>` is filled in.",
     ]
     for part in sorted({entry.part for entry in found}, key=lambda p: _TITLES.get(p, p)):

@@ -118,6 +118,8 @@ def load_config(reference: ModelReference) -> Any:  # noqa: ANN401 - one class p
 def _refuse_offload(reference: ModelReference, model: Any, device: str) -> None:  # noqa: ANN401
     """Refuse a model of which layers were put onto the CPU or the disk: it would crawl."""
     places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    # a model that went to one place as a whole has no map
+    places |= {weight.device.type for weight in model.parameters()}
     if device != "cpu" and places & {"cpu", "disk"}:
         raise UserError(
             f"{reference.path} does not fit onto the GPUs that it was given: some of its layers "

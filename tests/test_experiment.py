@@ -75,6 +75,45 @@ def test_a_misspelt_key_is_named_with_its_path_and_the_likely_key():
     assert "rating.alfa: unknown key; did you mean alpha?" in text
 
 
+def test_a_misspelt_key_below_a_name_of_the_users_own_is_named_as_well():
+    text = refused({**minimal(), "ray": {"models": {"mine": {"gpus": 1}}}})
+    assert "ray.models.mine.gpus: unknown key; known keys: actors, " in text
+
+
+def _nested(depth: int) -> list:
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("written", "start"),
+    [
+        ("&all [*all]", "[["),
+        # nine lists of nine lists and so on: half a million words, and there could be billions
+        (
+            "\n  - &a0 [x, x, x, x, x, x, x, x, x]"
+            + "".join(f"\n  - &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 6)),
+            "[['x', 'x', 'x', 'x', 'x', 'x', 'x', 'x', ...]",
+        ),
+        (f"0x{'f' * 9000}", "0xfff"),
+        ("{" + "x" * 200 + ": 1}", "{'xxx"),
+    ],
+)
+def test_a_value_without_end_is_shown_by_its_beginning(tmp_path, written, start):
+    path = tmp_path / "a.yaml"
+    path.write_text(f"{yaml.safe_dump(minimal())}description: {written}\n")
+    with pytest.raises(UserError, match="1 thing to mend") as caught:
+        load_experiment(path)
+    assert f"description: found {start}" in caught.value.message
+    assert len(caught.value.message) < len(str(path)) + 200
+
+
+def test_a_value_of_any_depth_is_shown_by_its_beginning():
+    assert "description: found [[[[" in refused({**minimal(), "description": _nested(50_000)})
+
+
 def test_a_wrong_type_names_what_was_found_and_what_was_expected():
     text = refused({**minimal(), "rating": {"num_prompts": "many"}})
     assert "rating.num_prompts: found 'many', expected:" in text

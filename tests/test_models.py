@@ -130,3 +130,16 @@ def test_of_an_adapter_on_the_hub_no_pickle_is_fetched(
     (tmp_path / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"has no adapter_model\.safetensors"):
         models.load_model(on_hub)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="onto a real GPU the tiny model fits")
+def test_a_model_that_does_not_fit_onto_its_gpus_is_refused(
+    tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a GPU that is there and has no room: accelerate puts all layers onto the CPU
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    reference = ModelReference(path=str(tiny_model_folder), device="cuda", dtype="float32")
+    with pytest.raises(UserError, match=r"does not fit onto the GPUs .* went to cpu") as caught:
+        models.load_model(reference, device_map="auto")
+    assert str(tiny_model_folder) in caught.value.message
+    assert "ray.gpus_per_actor" in caught.value.hint

@@ -11,7 +11,7 @@ import numpy as np
 
 from selectit_dagster.artefacts import require_manifest
 from selectit_dagster.comparison.statistics import Floats, Questions
-from selectit_dagster.errors import ArtefactError
+from selectit_dagster.errors import ArtefactError, first_line
 
 OWN_SHOTS = "the project's own"
 UNTUNED = "base"
@@ -156,7 +156,8 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, Floats]:
         table = pq.read_table(path, columns=["question_id", "group", "score"])
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ArtefactError(
-            f"{path} cannot be read as benchmark outputs: {error}", hint="evaluate that arm again"
+            f"{path} cannot be read as benchmark outputs: {first_line(error)}",
+            hint="evaluate that arm again",
         ) from error
     scores = table["score"].to_numpy(zero_copy_only=False).astype(np.float64)
     scored = np.isfinite(scores)  # a question that did not fit has no score

@@ -197,7 +197,10 @@ def resolve_hub_commit(name: str, revision: str | None) -> str:
             hint="check dataset.path and dataset.revision; a private one needs HF_TOKEN",
         ) from error
     except hub_errors.HFValidationError as error:
-        raise UserError(f"{name!r} is neither a file here nor a hub name: {error}") from error
+        raise UserError(
+            f"{name!r} is neither a file here nor a hub name: {first_line(error)}",
+            hint="check dataset.path: a file or folder that is there, or owner/name on the hub",
+        ) from error
     except (hub_errors.HfHubHTTPError, OSError) as error:
         raise TransientError(f"the hub cannot be reached for dataset {name!r}: {error}") from error
 
@@ -274,7 +277,8 @@ def _guarded(batches: Iterator[pa.RecordBatch], name: str) -> Iterator[pa.Record
         raise TransientError(f"dataset {name!r}: connection lost after row {done:,}") from error
     except Exception as error:  # the library's readers raise many kinds
         raise UserError(
-            f"dataset {name!r}: the data cannot be read after row {done:,}: {first_line(error)}"
+            f"dataset {name!r}: the data cannot be read after row {done:,}: {first_line(error)}",
+            hint="copy or make its files again: one is damaged, or not like the others",
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from collections.abc import Iterator
@@ -93,10 +94,10 @@ class CsvReader:
         return "x\n"
 
     def __iter__(self) -> Iterator[Row]:
+        csv.field_size_limit(self.max_bytes)
         lines = self._lines()
         self.shape = self._header(lines)
         columns, width = self.shape.columns, len(self.shape.columns)
-        csv.field_size_limit(self.max_bytes)
         rows = csv.reader(lines, delimiter=self.shape.delimiter, strict=True)
         while True:
             self.line = self._lines_read + 1
@@ -129,18 +130,25 @@ class CsvReader:
             hint="close the quote; a quote inside a quoted field is written twice",
         )
 
+    def _bare_returns(self) -> UserError:
+        return UserError(
+            f"{self.source.path}, line 1: the CSV header has bare carriage returns: the lines end "
+            "as on an old Macintosh",
+            hint="write the file again with line feeds (\\n or \\r\\n) at the line ends",
+        )
+
     def _check_header(self, text: str) -> None:
         """Refuse what cannot be a header, before anything is made of it."""
-        where = f"{self.source.path}, line 1: the CSV header"
         if self._overlong:
-            raise UserError(f"{where} is longer than {self.max_bytes:,} bytes")
+            raise UserError(
+                f"{self.source.path}, line 1: the CSV header is longer than "
+                f"{self.max_bytes:,} bytes",
+                hint="the first line of a CSV file names its columns, each once",
+            )
         if text.count('"') % 2:
             raise self._unclosed()
         if "\r" in text.rstrip("\r\n") and '"' not in text:
-            raise UserError(
-                f"{where} has bare carriage returns: the lines end as on an old Macintosh",
-                hint="write the file again with line feeds (\\n or \\r\\n) at the line ends",
-            )
+            raise self._bare_returns()
 
     def _header(self, lines: Iterator[str]) -> CsvShape:
         """Read the header with each delimiter and keep the one that names known columns."""
@@ -153,15 +161,16 @@ class CsvReader:
         while text.count('"') % 2 and (more := next(lines, "")):
             text += more
         self._check_header(text)
-        try:
-            tries = {
-                mark: next(csv.reader(io.StringIO(text, newline="\n"), delimiter=mark), [])
-                for mark in _DELIMITERS
-            }
-        except csv.Error as error:
-            raise UserError(f"{self.source.path}, line 1: no CSV header: {error}") from error
+        tries: dict[str, list[str]] = {}
+        for mark in _DELIMITERS:
+            # of all that csv refuses only a return outside quotes can still be there, and what
+            # is outside quotes depends on the delimiter
+            with contextlib.suppress(csv.Error):
+                tries[mark] = next(csv.reader(io.StringIO(text, newline="\n"), delimiter=mark), [])
+        if not tries:
+            raise self._bare_returns()
         delimiter = max(
-            _DELIMITERS, key=lambda mark: (len(wanted & set(tries[mark])), len(tries[mark]) > 1)
+            tries, key=lambda mark: (len(wanted & set(tries[mark])), len(tries[mark]) > 1)
         )
         columns = tuple(tries[delimiter])
         if len(set(columns)) != len(columns) or not any(columns):

@@ -67,7 +67,10 @@ def source_format(section: DatasetSection) -> tuple[str, str]:
             )
         return ("datasets" if saved else "hub"), "none"
     if section.format == "datasets":
-        raise UserError(f"{path} is a file, not the folder of a saved dataset")
+        raise UserError(
+            f"{path} is a file, not the folder of a saved dataset",
+            hint="give the folder, or leave dataset.format out: a file's content shows its format",
+        )
     compression, head = head_of(path)
     if section.format == "auto":
         return detect_format(path, compression, head), compression

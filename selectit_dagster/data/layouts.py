@@ -83,10 +83,9 @@ def choose_layout(section: DatasetSection, samples: list[dict[str, Any]], source
     UserError
         When no layout fits, naming the columns that were found.
     """
-    if section.layout == "columns" or (section.layout == "auto" and section.columns is not None):
-        mapping = section.columns
-        if mapping is None:  # pragma: no cover - the section's own validator refuses it
-            raise UserError("layout: columns needs dataset.columns")
+    mapping = section.columns
+    # a section of layout: columns has a mapping, its own validator sees to it
+    if mapping is not None and section.layout in {"auto", "columns"}:
         _check_mapping(mapping, samples, source)
         return _column_layout("columns", mapping)
     if section.layout == "alpaca":

@@ -49,6 +49,9 @@ _REFUSED = {
 _BOM = b"\xef\xbb\xbf"
 
 
+_UNREADABLE = "check that the file is there, that you may read it and that its disk is well"
+
+
 class DamagedSource(UserError):  # noqa: N818 - like its base, a message to the user
     """Compressed data that are damaged or end early: what came before was still read."""
 
@@ -81,7 +84,9 @@ class ByteSource:
                     self.consumed += len(chunk)
                     yield chunk
         except OSError as error:
-            raise UserError(f"cannot read {self.path}: {error.strerror or error}") from error
+            raise UserError(
+                f"cannot read {self.path}: {error.strerror or error}", hint=_UNREADABLE
+            ) from error
 
     def blocks(self) -> Iterator[bytes]:
         """Yield the unpacked bytes in blocks of about 4 MiB, without a byte-order mark.
@@ -203,12 +208,17 @@ def head_of(path: Path, size: int = 1 << 16) -> tuple[str, bytes]:
             f"the dataset {path} does not exist", hint="check dataset.path in the experiment"
         )
     if not path.is_file():
-        raise UserError(f"the dataset {path} is not a regular file or folder")
+        raise UserError(
+            f"the dataset {path} is not a regular file or folder",
+            hint="write what comes from a pipe or a device to a file first",
+        )
     try:
         with path.open("rb") as handle:
             head = handle.read(size)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot read {path}: {error.strerror or error}", hint=_UNREADABLE
+        ) from error
     if not head:
         raise UserError(f"{path} is empty: 0 bytes", hint="give a file that holds records")
     kind = kind_of(head)

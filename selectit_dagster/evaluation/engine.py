@@ -15,6 +15,7 @@ from selectit_dagster.evaluation.rows import Batch, Row, plan_batches
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
     from selectit_dagster.models import LoadedModel
 
@@ -24,7 +25,22 @@ _CPU_ACTIVATIONS = 400_000
 _CPU_SMALLEST = 256
 
 
-class Engine:
+class Reader:
+    """A tokenizer as the benchmarks read texts with it; it takes no model."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Return the prompt's token ids, without an end token the tokenizer may append."""
+        from selectit_dagster.tuning.templates import without_end
+
+        # not verbose: what does not fit is dealt with, and needs no warning
+        found = self.tokenizer(text, add_special_tokens=special, verbose=False)
+        return without_end(self.tokenizer, found["input_ids"])
+
+
+class Engine(Reader):
     """A loaded model with its prefix cache.
 
     Parameters
@@ -36,8 +52,8 @@ class Engine:
     """
 
     def __init__(self, loaded: LoadedModel, *, share_prefix: bool = True) -> None:
+        super().__init__(loaded.tokenizer)
         self.model = loaded.model
-        self.tokenizer = loaded.tokenizer
         self.device = next(self.model.parameters()).device
         self.config = self.model.config.get_text_config(decoder=True)
         self.context = context_length(self.config, self.tokenizer)
@@ -48,14 +64,6 @@ class Engine:
         self.plain_cache = self.layers > 0
         self.share_prefix = share_prefix and self.plain_cache
         self._prefix: tuple[tuple[int, ...], Any] | None = None
-
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Return the prompt's token ids, without an end token the tokenizer may append."""
-        from selectit_dagster.tuning.templates import without_end
-
-        # not verbose: what does not fit is dealt with, and needs no warning
-        found = self.tokenizer(text, add_special_tokens=special, verbose=False)
-        return without_end(self.tokenizer, found["input_ids"])
 
     def decode_new(self, prompt: Sequence[int], new: Sequence[int]) -> str:
         """Return the text that ``new`` adds after ``prompt``, leading blanks included.

@@ -13,7 +13,7 @@ from selectit_dagster.evaluation.rows import Batch, Row
 if TYPE_CHECKING:
     import torch
 
-    from selectit_dagster.evaluation.engine import Engine
+    from selectit_dagster.evaluation.engine import Engine, Reader
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Options:
     single: bool
 
 
-def find_options(engine: Engine, context: str, labels: Sequence[str], blank: str = " ") -> Options:
+def find_options(reader: Reader, context: str, labels: Sequence[str], blank: str = " ") -> Options:
     """Find, after ``context``, the tokens that the options begin with.
 
     The tokens are taken from the tokenised whole, since a tokenizer may write ``A`` after
     ``Answer:`` otherwise than alone.
     """
-    before = engine.encode(context)
-    after = [engine.encode(context + blank + label) for label in labels]
+    before = reader.encode(context)
+    after = [reader.encode(context + blank + label) for label in labels]
     tails = [ids[len(before) :] for ids in after]
     clean = all(ids[: len(before)] == before and tail for ids, tail in zip(after, tails))  # noqa: B905
     leads = {tuple(tail[:-1]) for tail in tails}
@@ -56,7 +56,7 @@ def find_options(engine: Engine, context: str, labels: Sequence[str], blank: str
         and len(leads) == 1
         and len(set(tokens)) == len(labels)
         and all(
-            engine.tokenizer.decode([token]).strip() == label
+            reader.tokenizer.decode([token]).strip() == label
             for token, label in zip(tokens, labels, strict=True)
         )
     )

@@ -31,6 +31,7 @@ _CHILD = Path(__file__).with_name("sandbox_child.py")
 _RUNNER = Path(__file__).with_name("sandbox_runner.py")
 _START_SECONDS = 60.0
 _MOST_OUTPUT = 1 << 16
+_ELSEWHERE = "evaluate on another machine, with Linux, or leave task: humaneval out"
 LAYERS = ("namespaces", "rlimits", "landlock", "seccomp")
 
 
@@ -132,7 +133,7 @@ def require_sandbox(*, anyway: bool) -> Verdict:
     """
     if not sys.platform.startswith("linux"):
         if anyway:
-            raise UserError("generated programs run on Linux only")
+            raise UserError("generated programs run on Linux only", hint=_ELSEWHERE)
         verdict = Verdict(False, "", (), LAYERS)
     else:
         verdict = run_program("pass", Limits(seconds=20.0), anyway=anyway)
@@ -143,7 +144,9 @@ def require_sandbox(*, anyway: bool) -> Verdict:
             "risk with allow_unsandboxed_code: true",
         )
     if not verdict.passed:
-        raise UserError(f"generated programs do not run here: {verdict.reason}")
+        raise UserError(
+            f"generated programs do not run here: an empty one {verdict.reason}", hint=_ELSEWHERE
+        )
     return verdict
 
 

@@ -18,6 +18,7 @@ from selectit_dagster.files import sha256_file, sha256_json
 
 T = TypeVar("T")
 _MOST_BYTES = 1 << 30
+_LAYOUT = "give the file in the benchmark's published layout"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON value
     try:
         return json.loads(open_text(path))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+        raise UserError(f"{path} is not JSON: {error}", hint=_LAYOUT) from error
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -69,19 +70,24 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: not JSON: {error}") from error
+            raise UserError(f"{path}, line {number}: not JSON: {error}", hint=_LAYOUT) from error
         if not isinstance(value, dict):
-            raise UserError(f"{path}, line {number}: expected an object with the question's fields")
+            raise UserError(
+                f"{path}, line {number}: expected an object with the question's fields",
+                hint=_LAYOUT,
+            )
         records.append(value)
     return records
 
 
 def read_csv(path: Path) -> list[list[str]]:
     """Read a headerless CSV file; every field stays the text it is."""
+    # strict: without it a quote that is never closed takes in all that follows
+    rows = csv.reader(io.StringIO(open_text(path), newline=""), strict=True)
     try:
-        return list(csv.reader(io.StringIO(open_text(path), newline="")))
+        return list(rows)
     except csv.Error as error:
-        raise UserError(f"{path} is not CSV: {error}") from error
+        raise UserError(f"{path}, line {rows.line_num}: not CSV: {error}", hint=_LAYOUT) from error
 
 
 def objects(value: Any, where: str, name: str | None = None) -> list[dict[str, Any]]:  # noqa: ANN401
@@ -96,9 +102,7 @@ def objects(value: Any, where: str, name: str | None = None) -> list[dict[str, A
     wrong = name is not None and not isinstance(value, dict)
     if wrong or not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
         what = f"a list of objects under {name!r}" if name else "a list of objects"
-        raise UserError(
-            f"{where}: expected {what}", hint="give the file in the benchmark's published layout"
-        )
+        raise UserError(f"{where}: expected {what}", hint=_LAYOUT)
     return found
 
 
@@ -113,7 +117,7 @@ def field(record: dict[str, Any], name: str, where: str) -> str:
     value = record.get(name)
     if not isinstance(value, str):
         found = "nothing" if value is None else type(value).__name__
-        raise UserError(f"{where}: field {name!r} must be a text, found {found}")
+        raise UserError(f"{where}: field {name!r} must be a text, found {found}", hint=_LAYOUT)
     return value
 
 

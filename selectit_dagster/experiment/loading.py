@@ -62,9 +62,7 @@ def check_experiment(value: dict[str, Any], *, source: str) -> Experiment:
     """
     try:
         return Experiment.model_validate(value)
-    except (ValidationError, RecursionError) as error:
-        if isinstance(error, RecursionError):
-            raise UserError(f"{source}: nested too deeply") from error
+    except ValidationError as error:
         lines = [describe(dict(problem)) for problem in error.errors(include_url=False)]
         raise UserError(
             f"{source}: {len(lines)} thing{'s' if len(lines) > 1 else ''} to mend\n"

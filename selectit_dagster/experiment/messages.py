@@ -3,10 +3,31 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from typing import Any
 
 from selectit_dagster.experiment.base import Section
 from selectit_dagster.experiment.whole import Experiment
+
+
+class _Form(reprlib.Repr):
+    """The form in Python of the beginning of a value, however deep or long all of it is.
+
+    A few anchors in a YAML file make a list of billions, or one that holds itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = 8
+        self.maxstring = self.maxlong = self.maxother = 1000
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Return a whole number; Python writes no very long ones."""
+        return hex(x)[:1000] if x.bit_length() > 4000 else repr(x)
+
+
+_FORM = _Form()
 
 
 def describe(problem: dict[str, Any]) -> str:
@@ -27,7 +48,7 @@ def describe(problem: dict[str, Any]) -> str:
 
 def shown(value: Any) -> str:  # noqa: ANN401 - whatever the user wrote
     """Return a value as it is shown in a message: its form in Python, cut where it is long."""
-    text = repr(value)
+    text = _FORM.repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -37,8 +58,9 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
     for part in location:
         if isinstance(part, int):
             continue
-        annotation = model.model_fields[part].annotation
-        model = _section_of(annotation) or model
+        # a name that the user chose, as below ray.models, is no field
+        if part in model.model_fields:
+            model = _section_of(model.model_fields[part].annotation) or model
     return sorted(model.model_fields)
 
 

@@ -101,6 +101,8 @@ def _failure(result: Any, stages: list[Stage]) -> StageFailedError:  # noqa: ANN
     ------
     KeyboardInterrupt
         When the step did not fail but was interrupted: Dagster reports Ctrl-C as a failure.
+    RuntimeError
+        When no step failed.
     """
     for event in result.all_events:
         if event.event_type_value != "STEP_FAILURE":
@@ -120,4 +122,4 @@ def _failure(result: Any, stages: list[Stage]) -> StageFailedError:  # noqa: ANN
             hint="start again to go on where it stopped; SELECTIT_DEBUG=1 shows where it failed",
             permanent=False,
         )
-    return StageFailedError(f"{_what(stages)} failed", permanent=False)
+    raise RuntimeError(f"{_what(stages)} failed, and none of its steps says why")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,7 +86,9 @@ def open_instance(folder: Path) -> Iterator[dg.DagsterInstance]:
                 hint="end it (a backup, a database's shell) and start again",
             ) from error
         raise UserError(
-            f"the Dagster instance in {folder} cannot be opened: {error}",
+            f"the Dagster instance in {folder} cannot be opened: "
+            # Dagster goes on to list every key that there is
+            f"{textwrap.shorten(str(error), 300, placeholder=' …')}",
             hint=f"mend {folder / 'dagster.yaml'}, or choose another home with --home",
         ) from error
     with instance:

@@ -238,7 +238,7 @@ def _data_file(folder: Path, manifest: Manifest) -> Path:
     """Return the chosen records in the format of the input."""
     names = [name for name in manifest.files if Path(name).name.startswith("data.")]
     if not names:
-        raise UserError(f"{folder} holds no data file", hint=f"remove {folder} and run again")
+        raise RuntimeError(f"the manifest of {folder} names no data file")
     return folder / names[0]
 
 

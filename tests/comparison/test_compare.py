@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from selectit_dagster.artefacts import verify
+from selectit_dagster.artefacts import verify, write_manifest
 from selectit_dagster.comparison.analysis import compare_scores
 from selectit_dagster.comparison.compare import ComparisonRequest, compare
 from selectit_dagster.comparison.costs import cost_lines, cost_rows
@@ -47,8 +49,6 @@ def test_a_real_difference_is_found_and_said_in_one_sentence(world, tmp_path):
 def test_the_figures_are_those_of_the_questions(world, tmp_path):
     evaluations = world({"selectit": 0.6, "random": 0.0})
     manifest = compare(ComparisonRequest(evaluations, SECTION), tmp_path / "out")
-    import pyarrow.parquet as pq
-
     means = {}
     for arm, _, folder in evaluations:
         values = pq.read_table(folder / "sums.parquet")["score"].to_numpy()
@@ -187,6 +187,34 @@ def test_an_arm_without_a_benchmark_is_refused(tmp_path):
     )
     with pytest.raises(ArtefactError, match="no benchmark words"):
         compare(request, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows.drop_columns(["score"]), "cannot be read as benchmark outputs: .*score"),
+        (lambda rows: rows.slice(0, 0), "holds no scored question, or one twice"),
+        (lambda rows: pa.concat_tables([rows, rows]), "holds no scored question, or one twice"),
+        (lambda rows: rows.slice(0, 6), r"score 0\.625000 is neither the mean of its questions"),
+    ],
+)
+def test_an_evaluation_whose_answers_do_not_give_its_score_is_refused(tmp_path, change, message):
+    evaluations = []
+    for arm in ("selectit", "random"):
+        folder = write_evaluation(tmp_path / arm, {"sums": np.array([1.0] * 5 + [0.0] * 3)})
+        path = folder / "sums.parquet"
+        pq.write_table(change(pq.read_table(path)), path)
+        # whoever wrote these answers sealed them: the files are what their manifest says
+        details = json.loads((folder / "manifest.json").read_text())["details"]
+        write_manifest(
+            folder, kind="evaluation", fingerprint={}, files=[path.name], details=details
+        )
+        evaluations.append((arm, 1, folder))
+    with pytest.raises(ArtefactError, match=message) as caught:
+        compare(ComparisonRequest(tuple(evaluations), SECTION), tmp_path / "out")
+    assert caught.value.message.startswith(str(tmp_path / "selectit" / "sums.parquet"))
+    assert "\n" not in caught.value.message
+    assert caught.value.hint == "evaluate that arm again"
 
 
 def test_a_baseline_that_is_no_arm_is_refused(world, tmp_path):

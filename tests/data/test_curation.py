@@ -123,6 +123,20 @@ def test_questions_that_are_not_there_are_refused(curated, tmp_path):
         curated([pair("q", "a")], questions=tmp_path / "gone")
 
 
+@pytest.mark.parametrize("table", [None, {"benchmark": ["b"], "question_id": ["q1"]}])
+def test_questions_that_cannot_be_read_are_refused_by_file(curated, tmp_path, table):
+    file = tmp_path / "questions.parquet"
+    if table is None:
+        file.write_bytes(b"no parquet")
+    else:
+        pq.write_table(pa.table(table), file)
+    with pytest.raises(UserError, match="cannot be read as the questions of") as caught:
+        curated([pair("q", "a")], questions=tmp_path)
+    assert caught.value.message.startswith(str(file))
+    assert "\n" not in caught.value.message
+    assert "materialise benchmark_questions" in caught.value.hint
+
+
 def test_near_duplicates_are_found_in_any_script(curated):
     long = (
         "The quick brown fox jumps over the lazy dog and then it sleeps in the warm afternoon sun "

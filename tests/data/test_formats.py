@@ -147,6 +147,15 @@ def test_a_hub_name_without_the_hub_says_so(workshop, monkeypatch):
         workshop.read("someone/some-data")
 
 
+def test_what_is_neither_a_file_nor_a_hub_name_is_refused(workshop):
+    with pytest.raises(
+        UserError, match="'my data' is neither a file here nor a hub name"
+    ) as caught:
+        workshop.read("my data")
+    assert "\n" not in caught.value.message
+    assert "dataset.path" in caught.value.hint
+
+
 def test_a_hub_revision_is_resolved_to_a_commit_and_recorded(workshop, make, monkeypatch):
     import datasets
     import huggingface_hub
@@ -222,6 +231,11 @@ def test_the_stored_artefact_is_returned_until_something_changes(workshop, make)
     assert workshop.read(path, limit=2).counts["read"] == 2
     workshop.write("a.json", make(4))
     assert workshop.read(path).counts["read"] == 4
+
+
+def test_a_return_inside_quotes_is_part_of_a_column_name(workshop):
+    path = workshop.write("a.csv", b'instruction,"a\rb",output\nSay 1.,x,It is 1.\n')
+    assert workshop.read(path).counts["kept"] == 1
 
 
 def test_a_csv_header_ends_at_a_line_feed_and_nowhere_else(workshop):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +17,7 @@ from selectit_dagster.data.csv_reader import CsvReader
 from selectit_dagster.data.ingest import IngestRequest, ingest
 from selectit_dagster.data.json_array import ArrayReader
 from selectit_dagster.data.json_reader import LineReader
-from selectit_dagster.data.sources import ByteSource
+from selectit_dagster.data.sources import ByteSource, head_of
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import DatasetSection
 
@@ -94,6 +96,7 @@ def test_a_broken_array_names_line_and_column(workshop, content, line, column, w
         ("a.xlsx", b"PK\x03\x04....", "zip archive"),
         ("a.csv", b'"instruction,output\na,b\n', "row that starts on line 1 is never closed"),
         ("a.csv", b"instruction,output\ra,b\r", "bare carriage returns"),
+        ("a.csv", b'"instruction",output\r"a","b"\r', "bare carriage returns"),
         ("a.csv", b'"inst\nruction",output\na,b\n', r"columns found: inst\\nruction, output"),
         ("a.csv", b"instruction, output\na,b\n", 'columns found: " output", instruction'),
         ("a.json", "[]".encode("utf-16"), "UTF-16"),
@@ -119,6 +122,52 @@ def test_a_missing_file_and_a_folder_of_nothing_say_so(workshop):
     (workshop.folder / "empty").mkdir()
     with pytest.raises(UserError, match="cannot be loaded"):
         workshop.read(workshop.folder / "empty")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gone-data", "the dataset .*gone-data does not exist"),
+        ("a.json", r"a\.json is a file, not the folder of a saved dataset"),
+        ("folder", "folder is no saved dataset: it has neither state.json nor dataset_dict.json"),
+    ],
+)
+def test_a_format_that_does_not_fit_the_place_is_refused(
+    workshop, make, monkeypatch, name, message
+):
+    workshop.write("a.json", make(1))
+    (workshop.folder / "folder").mkdir()
+    monkeypatch.chdir(workshop.folder)
+    with pytest.raises(UserError, match=message) as caught:
+        workshop.read(name, format="datasets")
+    assert caught.value.hint
+
+
+def test_a_device_is_no_dataset(workshop):
+    with pytest.raises(UserError, match="/dev/null is not a regular file or folder") as caught:
+        workshop.read("/dev/null")
+    assert "to a file first" in caught.value.hint
+
+
+def test_a_file_that_may_not_be_read_is_named(workshop, make, monkeypatch):
+    path = workshop.write("a.json", make(1))
+
+    def refuse(self, *arguments, **more):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=r"cannot read .*a\.json: Permission denied") as caught:
+        head_of(path)
+    assert "that you may read it" in caught.value.hint
+
+
+def test_a_file_that_goes_away_before_it_is_read_is_named(workshop, make):
+    path = workshop.write("a.json", make(1))
+    source = ByteSource(path, "none")
+    path.unlink()
+    with pytest.raises(UserError, match=r"cannot read .*a\.json: No such file") as caught:
+        list(source.blocks())
+    assert "that the file is there" in caught.value.hint
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
@@ -289,6 +338,20 @@ def test_parquet_text_that_is_no_utf8_is_rejected_by_name(workshop):
     pq.write_table(pa.table({"instruction": good, "output": ["a", "b", "c"]}), path)
     assert workshop.read(path).counts == {"read": 3, "kept": 2, "rejected": 1}
     assert workshop.rejected[0]["field"] == "instruction"
+
+
+def test_a_damaged_file_among_others_is_told_with_the_rows_before_it(workshop, make):
+    folder = workshop.folder / "parts"
+    folder.mkdir()
+    for name in ("train-0.parquet", "train-1.parquet"):
+        pq.write_table(pa.Table.from_pylist(make(2050)), folder / name)
+    (folder / "train-1.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(
+        UserError, match="parts': the data cannot be read after row 2,048: "
+    ) as caught:
+        workshop.read(folder)
+    assert "\n" not in caught.value.message
+    assert "one is damaged" in caught.value.hint
 
 
 def test_a_truncated_parquet_file_is_no_traceback(workshop, make):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.machinery
 import json
 from collections import Counter
 
@@ -12,6 +13,7 @@ from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation import sources
 from selectit_dagster.evaluation.benchmarks import make_task
 from selectit_dagster.evaluation.benchmarks.judge import LocalJudge, Pair, render
+from selectit_dagster.evaluation.journal import Journal
 from selectit_dagster.evaluation.runner import fit_prompts
 from selectit_dagster.experiment import Benchmark, ModelReference
 
@@ -81,6 +83,31 @@ def test_a_tydiqa_question_that_lacks_something_is_named(tydiqa_folder, change):
         task_of("tydiqa", tydiqa_folder).all_questions()
 
 
+def test_a_tydiqa_language_that_has_no_instruction_is_named(tydiqa_folder):
+    path = tydiqa_folder / "english_tydiqa_dev.json.gz"
+    text = gzip.decompress(path.read_bytes()).replace(b"english-dev-1", b"klingon-dev-1")
+    path.write_bytes(gzip.compress(text))
+    with pytest.raises(UserError, match="question klingon-dev-1: 'klingon' is none of") as caught:
+        task_of("tydiqa", tydiqa_folder).all_questions()
+    assert "begins with its language" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("who?,a,b,c,A", "MMLU fox_studies, test, row 5: expected .*; found 5 fields"),
+        ("who?,a,b,c,d,E", "MMLU fox_studies, test, row 5: expected .*; found the answer 'E'"),
+        ('who?,a,b,c,"d,A', r"fox_studies_test\.csv, line 5: not CSV: "),
+    ],
+)
+def test_an_mmlu_row_that_is_no_question_is_named(mmlu_folder, line, message):
+    with (mmlu_folder / "test" / "fox_studies_test.csv").open("a") as handle:
+        handle.write(f"{line}\n")
+    with pytest.raises(UserError, match=message) as caught:
+        task_of("mmlu", mmlu_folder).all_questions()
+    assert caught.value.hint
+
+
 def test_a_question_without_an_answer_is_no_worked_example(tydiqa_folder, engine):
     path = tydiqa_folder / "english_tydiqa_train.json.gz"
     data = json.loads(gzip.decompress(path.read_bytes()))
@@ -114,6 +141,20 @@ def test_a_bbh_prompt_has_the_published_examples(bbh_folder, engine):
     assert text.startswith("Solve.\n\nQ: navigate shot 0\nA: So the answer is No.\n\nQ: ")
     assert text.endswith("A: So the answer is No.\n\nQ: navigate 0?\nA:")
     assert task.prompt(question, 0, engine).text == "Solve.\n\nQ: navigate 0?\nA:"
+
+
+def test_a_bbh_task_without_its_published_prompt_is_refused_with_the_questions(bbh_folder):
+    (bbh_folder / "cot-prompts" / "navigate.txt").unlink()
+    with pytest.raises(
+        UserError, match=r"task navigate .*cot-prompts lacks navigate\.txt"
+    ) as caught:
+        task_of("bbh", bbh_folder).questions()
+    assert "the published file" in caught.value.hint
+
+
+def test_a_single_bbh_file_is_not_taken_for_its_own_prompt(bbh_folder):
+    with pytest.raises(UserError, match="holds no BBH prompts"):
+        task_of("bbh", bbh_folder / "bbh" / "navigate.json", shots=0).data_identity()
 
 
 def test_a_gsm8k_prompt_has_eight_examples_that_give_their_answers(gsm8k_folder, engine):
@@ -330,3 +371,54 @@ def test_lm_eval_without_the_harness_names_the_extra(monkeypatch):
     with pytest.raises(UserError, match="lm-evaluation-harness") as refusal:
         task_of("lm-eval", lm_eval_task="arc_easy").check()
     assert "lm-eval" in refusal.value.hint
+
+
+@pytest.fixture
+def harness(monkeypatch):
+    """Stand in for lm-evaluation-harness, which is an extra: one task, what it finds."""
+    import sys
+    from types import ModuleType, SimpleNamespace
+
+    doc = {"doc_id": 0, "filter": "none", "metrics": ["bleu"], "bleu": ["fox", "dog"]}
+    leaf = SimpleNamespace(
+        config=SimpleNamespace(task="writing"),
+        eval_docs=["Write."],
+        doc_to_text=str,
+        doc_to_target=str,
+    )
+    contents = {
+        "lm_eval": {"simple_evaluate": lambda **_: {"samples": {"writing": [doc]}, "results": {}}},
+        "lm_eval.tasks": {
+            "TaskManager": lambda **_: SimpleNamespace(all_tasks=["writing"]),
+            "get_task_dict": lambda names, manager: dict.fromkeys(names, leaf),
+        },
+        "lm_eval.utils": {},
+        "lm_eval.api": {},
+        "lm_eval.api.model": {"TemplateLM": object},
+    }
+    for name, content in contents.items():
+        module = ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    # ours is imported over this harness, and again over the real one where there is one
+    ours = "selectit_dagster.evaluation.harness"
+    monkeypatch.setitem(sys.modules, ours, None)
+    monkeypatch.delitem(sys.modules, ours)
+
+
+def test_a_task_that_the_harness_does_not_know_is_refused(harness, tmp_path):
+    for path, where in ((None, "to the harness"), (tmp_path, f"in {tmp_path}")):
+        task = task_of("lm-eval", path, lm_eval_task="wrting")
+        with pytest.raises(UserError, match=f"b: lm_eval_task 'wrting' is not known {where}") as no:
+            task.check()
+        assert "lm-eval ls tasks" in no.value.hint
+    task_of("lm-eval", lm_eval_task="writing").check()
+
+
+def test_a_harness_task_without_a_number_per_question_is_refused(harness, engine, tmp_path):
+    task = task_of("lm-eval", lm_eval_task="writing")
+    journal = Journal(tmp_path / "journal.jsonl", {})
+    with pytest.raises(UserError, match="lm-eval task writing has no metric that is") as caught:
+        task.run(engine, journal, seed=1, report=lambda done, total: None)
+    assert "choose another task" in caught.value.hint

@@ -225,6 +225,7 @@ def test_a_question_that_does_not_fit_is_named_and_has_no_score(
         ('{"id": "a", "instruction": "x"}', "field 'answer'"),
         ('{"id": "q1", "instruction": "x", "answer": "y"}', "'q1' occurs 2 times"),
         ("{broken", "line 13: not JSON"),
+        ('["a", "x", "y"]', r"exact\.jsonl, line 13: expected an object with the question's"),
     ],
 )
 def test_a_broken_file_is_refused_before_a_model_is_loaded(
@@ -232,8 +233,62 @@ def test_a_broken_file_is_refused_before_a_model_is_loaded(
 ):
     exact_file.write_text(exact_file.read_text() + line + "\n")
     monkeypatch.setattr(module, "load", None)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         evaluate(request(tiny_reference, exact), tmp_path / "out")
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("settings", "message", "hint"),
+    [
+        ({"task": "exact-match"}, "benchmark b: task exact-match needs a path", "a local file"),
+        (
+            {"task": "exact-match", "path": "someone/no-questions"},
+            "'someone/no-questions' is neither a local folder nor a hub dataset that can be",
+            "a local folder in the published layout",
+        ),
+        ({"task": "lm-eval"}, "benchmark b: task lm-eval needs lm_eval_task", "lm_eval_task: arc_"),
+    ],
+)
+def test_a_benchmark_without_its_data_is_refused_before_a_model_is_loaded(
+    tiny_reference, tmp_path, monkeypatch, settings, message, hint
+):
+    monkeypatch.setattr(module, "load", None)
+    with pytest.raises(UserError, match=message) as caught:
+        evaluate(request(tiny_reference, Benchmark(name="b", **settings)), tmp_path / "out")
+    assert "\n" not in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_a_judge_without_the_letters_is_refused_before_a_model_is_loaded(
+    tiny_reference, alpaca_eval_file, tmp_path, monkeypatch
+):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    judge = tmp_path / "judge"
+    shutil.copytree(tiny_reference.path, judge)
+    words = Tokenizer(models.WordLevel({"?": 0, "better": 1}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained(judge)
+    benchmark = Benchmark(
+        name="ae", task="alpaca-eval", path=str(alpaca_eval_file), judge={"path": str(judge)}
+    )
+    monkeypatch.setattr(module, "load", None)
+    with pytest.raises(UserError, match="no token of its own for each of the letters") as caught:
+        evaluate(request(tiny_reference, benchmark), tmp_path / "out")
+    assert str(judge) in caught.value.message
+    assert caught.value.hint == "use another judge model"
+
+
+def test_a_benchmark_of_which_no_question_fits_is_refused(
+    tiny_reference, exact, exact_file, tmp_path
+):
+    long = {"id": "long", "instruction": "fox " * 600, "answer": "x"}
+    exact_file.write_text(json.dumps(long) + "\n")
+    with pytest.raises(UserError, match=r"words: no question fits into .* 512") as caught:
+        evaluate(request(tiny_reference, exact), tmp_path / "out")
+    assert "a longer context" in caught.value.hint
 
 
 def test_sampled_decoding_is_reproducible_and_resumable(

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import write_jsonl
 
+from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation.evaluate import EvaluationRequest, evaluate
 from selectit_dagster.evaluation.questions import QuestionsRequest, collect_questions
 from selectit_dagster.experiment import Benchmark, ModelReference
@@ -113,6 +114,26 @@ def test_the_harness_questions_are_gathered(task_folder, tmp_path):
     assert manifest.counts["b"] == 10
     first = pq.read_table(tmp_path / "out" / "questions.parquet").to_pylist()[0]
     assert first["text"] == "Below is a task, short: 0. Answer:"
+
+
+def test_a_task_that_the_harness_does_not_know_is_refused(task_folder, tmp_path):
+    for path, where in ((None, "to the harness"), (str(task_folder), "in ")):
+        benchmark = Benchmark(name="b", task="lm-eval", path=path, lm_eval_task="no-such-task")
+        with pytest.raises(UserError, match=f"'no-such-task' is not known {where}"):
+            collect_questions(QuestionsRequest((benchmark,)), tmp_path / "out")
+
+
+def test_a_task_without_a_number_per_question_is_refused(task_folder, tiny_reference, tmp_path):
+    whole = {"metric": "bleu", "aggregation": "bleu", "higher_is_better": True}
+    task = json.loads((task_folder / "writing.yaml").read_text())
+    task = {**task, "task": "translation", "metric_list": [whole]}
+    (tmp_path / "translation.yaml").write_text(json.dumps(task))
+    benchmark = Benchmark(
+        name="b", task="lm-eval", path=str(tmp_path), lm_eval_task="translation", limit=2
+    )
+    request = EvaluationRequest(tiny_reference, None, (benchmark,), "alpaca", None, 1)
+    with pytest.raises(UserError, match="translation has no metric that is one number"):
+        evaluate(request, tmp_path / "out")
 
 
 def test_a_text_longer_than_the_context_is_scored_in_windows(engine, tmp_path):

@@ -128,6 +128,24 @@ def test_without_its_layers_nothing_runs_unless_the_user_says_so(monkeypatch, tm
     assert "namespaces" not in accepted.layers
 
 
+def test_elsewhere_than_on_linux_nothing_runs_whatever_the_user_says(monkeypatch):
+    monkeypatch.setattr(sandbox.sys, "platform", "darwin")
+    with pytest.raises(UserError, match="would not be confined here: no namespaces"):
+        sandbox.require_sandbox(anyway=False)
+    with pytest.raises(UserError, match="generated programs run on Linux only") as refusal:
+        sandbox.require_sandbox(anyway=True)
+    assert "leave task: humaneval out" in refusal.value.hint
+
+
+def test_a_machine_on_which_an_empty_program_fails_is_refused(monkeypatch, tmp_path):
+    broken = tmp_path / "child.py"
+    broken.write_text("raise SystemExit(1)\n")
+    monkeypatch.setattr(sandbox, "_CHILD", broken)
+    with pytest.raises(UserError, match="do not run here: an empty one did not start") as refusal:
+        sandbox.require_sandbox(anyway=True)
+    assert "leave task: humaneval out" in refusal.value.hint
+
+
 @pytest.mark.slow
 def test_canonical_solutions_pass_and_empty_bodies_do_not(shared_data):
     from selectit_dagster.evaluation.benchmarks.humaneval import HumanEvalTask, program

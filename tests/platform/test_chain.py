@@ -365,6 +365,10 @@ def test_select_speaks_of_its_own_options_not_of_keys_that_its_user_does_not_hav
         (["run", "{world}", "--home", "/proc/nowhere"], "cannot be written"),
         (["select", "-i", "gone.json", "-m", "./m", "-o", "{out}"], "gone.json"),
         (["select", "-i", "x", "-m", "./m", "-o", "{out}", "--alpha", "many"], "alpha"),
+        (
+            ["select", "-i", "x", "-m", "./m", "-o", "{out}", "--theta", "1", "--theta", "2"],
+            "2 --theta for 1 --model\n  hint: give --theta once per model",
+        ),
         (["nonsense"], "No such command"),
         (["chat", "{empty}"], "not a folder"),
         (["explain", "nobody", "{world}", "--home", "{fresh}"], "ranking"),

@@ -9,18 +9,20 @@ import sqlite3
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import dagster as dg
 import psutil
 import pytest
 from pydantic import Field
-from small_home import make_pipeline
+from small_home import make_pipeline, write_experiment
 
 from selectit_dagster.artefacts import write_manifest
 from selectit_dagster.errors import TransientError, UserError
 from selectit_dagster.platform import closing, steps, workers
 from selectit_dagster.platform.instance import DAGSTER_YAML, open_instance
 from selectit_dagster.platform.resources import make_tracker
+from selectit_dagster.platform.run import StageFailedError, run_experiment
 from selectit_dagster.platform.stages.stage import Stage
 
 
@@ -234,6 +236,47 @@ def test_a_step_ends_with_its_killed_run_worker(tmp_path):
     parent.kill()
     parent.wait()
     step.wait(timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("no_such_key: 1", 'unexpected config entry "no_such_key"'),
+        ("{", "expected the node content"),
+    ],
+)
+def test_settings_of_the_instance_that_dagster_refuses_are_one_line(tmp_path, settings, said):
+    (tmp_path / "dagster.yaml").write_text(settings, encoding="utf-8")
+    with pytest.raises(UserError, match="cannot be opened: ") as caught, open_instance(tmp_path):
+        pass
+    assert said in caught.value.message
+    assert "\n" not in caught.value.message
+    assert len(caught.value.message) < len(str(tmp_path)) + 400
+    assert str(tmp_path / "dagster.yaml") in caught.value.hint
+
+
+def test_a_hub_that_stays_away_while_it_is_read_ends_the_run_with_what_to_do(tmp_path, monkeypatch):
+    path = write_experiment(tmp_path, tuning=False)
+    text = path.read_text("utf-8").replace("records.jsonl", "someone/data")
+    path.write_text(f"{text}tracking: {{enabled: false}}\n", "utf-8")
+    for name in ("little", "big"):
+        (tmp_path / name).mkdir()
+    asked = []
+
+    def away(*arguments, **more):
+        asked.append(arguments)
+        raise ConnectionError("no route to the hub")
+
+    info = SimpleNamespace(sha="c0ffee" * 6)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda self, name, **more: info)
+    monkeypatch.setattr("datasets.load_dataset", away)
+    monkeypatch.setattr(steps, "_RETRY_SECONDS", 0)
+    with pytest.raises(StageFailedError, match="raw_dataset failed: ") as caught:
+        run_experiment(path, tmp_path / "home", upto="raw_dataset")
+    assert len(asked) == 4
+    assert "'someone/data' cannot be fetched: no route to the hub" in caught.value.message
+    assert "go on where it stopped" in caught.value.hint
+    assert not caught.value.permanent
 
 
 def test_a_database_that_is_locked_for_good_is_named(tmp_path, monkeypatch):

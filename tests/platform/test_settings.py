@@ -7,15 +7,21 @@ import json
 import pytest
 
 from selectit_dagster.errors import UserError
+from selectit_dagster.experiment import check_experiment
+from selectit_dagster.home import Home
 from selectit_dagster.platform.commands import _weights
+from selectit_dagster.platform.pipeline import Pipeline
 from selectit_dagster.platform.quick import select_experiment, select_records
 from selectit_dagster.platform.stages.overrides import Overrides, apply_overrides
 
 
-def experiment(path="data.json", models=("a/small", "a/large")):
+def experiment(path="data.json", models=("a/small", "a/large"), arms=None):
     """Two scoring models over one file."""
     named = [{"path": model} for model in models]
-    return select_experiment(dataset={"path": str(path)}, models=named, rating={}, selection={})
+    made = select_experiment(dataset={"path": str(path)}, models=named, rating={}, selection={})
+    if arms is None:
+        return made
+    return check_experiment({**made.model_dump(), "selection": {"arms": arms}}, source="a test")
 
 
 def test_weights_size_and_rating_stand_in_for_those_of_the_file():
@@ -55,6 +61,30 @@ def test_weights_are_written_as_model_and_number():
     for text in ("small", "=", "small=much"):
         with pytest.raises(UserError, match="no weight of a model"):
             _weights((text,))
+
+
+@pytest.mark.parametrize(
+    ("arm", "given", "message", "hint"),
+    [
+        ("selectit", {"seed": 3}, "seed 3 was given for the arm selectit, which draws", "random-N"),
+        ("random-1", {"model": "small"}, "model small was given for the arm random-1", "`ranking`"),
+        ("ifd", {"model": "huge"}, "model huge was given for the arm ifd, and is", "small, large"),
+    ],
+)
+def test_what_an_arm_has_no_use_for_is_refused(tmp_path, arm, given, message, hint):
+    arms = [{"kind": "selectit"}, {"kind": "random", "seeds": [1]}, {"kind": "ifd"}]
+    line = Pipeline(experiment(arms=arms), Home(tmp_path, "home"))
+    with pytest.raises(UserError, match=message) as caught:
+        line.selected(arm, Overrides(**given))
+    assert hint in caught.value.hint
+    line.selected("random-1", Overrides(seed=3))
+    line.selected("ifd", Overrides(model="small"))
+
+
+def test_an_output_that_is_a_folder_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path} is a folder") as caught:
+        select_records(experiment(tmp_path / "absent.json"), tmp_path, None)
+    assert caught.value.hint == "name a file with -o"
 
 
 def test_rejected_records_are_left_beside_the_output_before_a_model_is_looked_for(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -148,6 +149,16 @@ def test_a_taken_port_is_left_alone():
         taken = holder.getsockname()[1]
         assert free_port(taken) != taken
     assert free_port(taken) == taken
+
+
+def test_a_machine_without_a_free_port_is_told(monkeypatch):
+    def refuse(self, address):
+        raise OSError(errno.EADDRINUSE, "Address already in use")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    with pytest.raises(UserError, match="no port is free on this machine") as caught:
+        free_port(3000)
+    assert "end some servers" in caught.value.hint
 
 
 def test_a_home_keeps_the_ports_that_it_chose_even_when_they_are_taken_for_a_while(tmp_path):

@@ -22,7 +22,7 @@ from selectit_dagster.evaluation.benchmarks.base import (
     Task,
     kept_nowhere,
 )
-from selectit_dagster.evaluation.benchmarks.judge import Judge, LocalJudge, Pair
+from selectit_dagster.evaluation.benchmarks.judge import Judge, LocalJudge, Pair, letters, render
 from selectit_dagster.evaluation.generation import Decoding
 from selectit_dagster.files import sha256_json, write_json
 from selectit_dagster.tuning.templates import render_prompt
@@ -70,6 +70,15 @@ class AlpacaEvalTask(Task):
     def decoding(self) -> Decoding:
         """Return greedy decoding."""
         return Decoding(self.benchmark.max_new_tokens or 2048)
+
+    def check(self) -> None:
+        """Refuse a judge that cannot answer, before there is anything to judge."""
+        if self.benchmark.judge is not None:
+            from selectit_dagster.evaluation.engine import Reader
+            from selectit_dagster.models import load_tokenizer
+
+            reader = Reader(load_tokenizer(self.benchmark.judge))
+            letters(reader, render(Pair("Say yes.", "yes", "no"), swapped=False))
 
     def judge(self) -> Judge | None:
         """Return the judge that the experiment names, if it names one."""

@@ -42,7 +42,7 @@ class BbhTask(Task):
         return sources.local_files(self._root(), ("bbh/*.json", "*.json"), "BBH tasks")
 
     def _prompt_files(self) -> list[Path]:
-        return sources.local_files(self._root(), ("cot-prompts/*.txt",), "BBH prompts")
+        return sources.local_files(self._root() / "cot-prompts", ("*.txt",), "BBH prompts")
 
     def _root(self) -> Path:
         return self.folder or Path()
@@ -57,6 +57,12 @@ class BbhTask(Task):
         """Return the questions of all tasks, named by their place in the task's data."""
         questions = []
         for task, number, example in self._examples():
+            if task not in self.worked_examples():
+                raise UserError(
+                    f"BBH task {task} has no worked examples: {self._root()}/cot-prompts lacks "
+                    f"{task}.txt",
+                    hint="add the published file, or take the task's questions away",
+                )
             where = f"BBH {task}, example {number}"
             text = sources.field(example, "input", where)
             target = sources.field(example, "target", where)
@@ -96,9 +102,7 @@ class BbhTask(Task):
 
     def prompt(self, question: Question, shots: int, engine: Engine) -> Prompt:
         """Return the task's heading, ``shots`` worked examples and the question."""
-        known = self.worked_examples().get(question.group)
-        if known is None:
-            raise UserError(f"BBH task {question.group} has no file in cot-prompts")
+        known = self.worked_examples()[question.group]
         text = "\n\nQ: ".join([*known[: shots + 1], question.text])
         return Prompt(f"{text}\nA:", question.group)
 

@@ -18,7 +18,8 @@ from selectit_dagster.evaluation.benchmarks.base import Keep, kept_nowhere
 from selectit_dagster.evaluation.rows import Batch, Row
 
 if TYPE_CHECKING:
-    from selectit_dagster.evaluation.engine import Engine
+    from selectit_dagster.evaluation.engine import Engine, Reader
+    from selectit_dagster.evaluation.likelihood import Options
 
 _PROMPT = (
     "Two assistants answered the same instruction. Say which answer is better.\n\n"
@@ -82,15 +83,10 @@ class LocalJudge:
 
     def _likes_a(self, pairs: Sequence[Pair], keep: Keep, *, swapped: bool) -> list[float | None]:
         """Return the probability of answer A in one order, None for pairs that do not fit."""
-        from selectit_dagster.evaluation.likelihood import find_options, option_batch
+        from selectit_dagster.evaluation.likelihood import option_batch
 
         texts = [render(pair, swapped=swapped) for pair in pairs]
-        options = find_options(self.engine, texts[0], _LABELS)
-        if not options.single:
-            raise UserError(
-                "the judge's tokenizer writes the letters A and B in several tokens",
-                hint="use another judge model",
-            )
+        options = letters(self.engine, texts[0])
         ids = [tuple(self.engine.encode(text)) + options.lead for text in texts]
         fitting = [i for i, row in enumerate(ids) if len(row) <= self.engine.context]
         rows = [Row(str(i), ids[i]) for i in fitting]
@@ -105,6 +101,26 @@ class LocalJudge:
             for place, value in zip(batch.indices, liked, strict=True):
                 result[fitting[place]] = value
         return result
+
+
+def letters(reader: Reader, text: str) -> Options:
+    """Return the tokens of A and B after ``text``, a rendered pair.
+
+    Raises
+    ------
+    UserError
+        When the judge's tokenizer has no single token for each of them.
+    """
+    from selectit_dagster.evaluation.likelihood import find_options
+
+    options = find_options(reader, text, _LABELS)
+    if not options.single:
+        raise UserError(
+            f"the tokenizer of the judge {reader.tokenizer.name_or_path} has no token of its own "
+            "for each of the letters A and B",
+            hint="use another judge model",
+        )
+    return options
 
 
 def render(pair: Pair, *, swapped: bool) -> str:

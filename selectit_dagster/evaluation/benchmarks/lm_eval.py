@@ -53,7 +53,12 @@ class LmEvalTask(Task):
             )
         if self.task_name not in self._manager().all_tasks:
             where = f"in {self.folder}" if self.folder else "to the harness"
-            raise UserError(f"lm_eval_task {self.task_name!r} is not known {where}")
+            raise UserError(
+                f"benchmark {self.benchmark.name}: lm_eval_task {self.task_name!r} is not known "
+                f"{where}",
+                hint="`lm-eval ls tasks` lists the harness's own; with path those of its folder "
+                "alone are known",
+            )
 
     def check_shots(self) -> None:
         """Leave it to the harness, which knows its tasks' worked examples."""

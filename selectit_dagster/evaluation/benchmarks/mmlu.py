@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from selectit_dagster.data.text import shown
 from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation import sources
 from selectit_dagster.evaluation.benchmarks.base import Prompt, Question, Task
@@ -76,14 +77,17 @@ class MmluTask(Task):
         questions = []
         for subject, row in rows:
             numbers[subject] = number = numbers.get(subject, -1) + 1
-            questions.append(self._question(subject, number, row))
+            questions.append(self._question(split, subject, number, row))
         return questions
 
-    def _question(self, subject: str, number: int, row: list[str]) -> Question:
+    def _question(self, split: str, subject: str, number: int, row: list[str]) -> Question:
         if len(row) != len(self.labels) + 2 or row[-1] not in self.labels:
+            whole = len(row) == len(self.labels) + 2
             raise UserError(
-                f"MMLU {subject}, row {number + 1}: expected question, four options and one of "
-                f"{', '.join(self.labels)}; found {len(row)} fields"
+                f"MMLU {subject}, {split}, row {number + 1}: expected question, four options and "
+                f"one of {', '.join(self.labels)}; found "
+                + (f"the answer {shown(row[-1], 40)!r}" if whole else f"{len(row)} fields"),
+                hint="give the benchmark's files as they are published",
             )
         options = zip(self.labels, row[1:-1], strict=True)
         lines = [row[0], *(f"{label}. {option}" for label, option in options)]

@@ -119,7 +119,10 @@ class TydiqaTask(Task):
     def _question(self, name: str, context: str, text: str, answers: list[str]) -> Question:
         language = name.split("-")[0]
         if language not in _WORDS:
-            raise UserError(f"TyDiQA question {name}: {language!r} is none of {', '.join(_WORDS)}")
+            raise UserError(
+                f"TyDiQA question {name}: {language!r} is none of {', '.join(_WORDS)}",
+                hint="an id begins with its language, as in the published files: english-...",
+            )
         reference = json.dumps(answers, ensure_ascii=False)
         return Question(name, language, text, reference, {"context": context, "answers": answers})
 

@@ -148,7 +148,11 @@ class ChoiceStages(Wiring):
                     hint="to fuse other models, materialise `ranking` with `models`",
                 )
             if overrides.model not in known:
-                raise UserError(f"no scoring model {overrides.model}; there are {known}")
+                raise UserError(
+                    f"model {overrides.model} was given for the arm {name}, and is no scoring "
+                    "model of this experiment",
+                    hint=f"the scoring models are {', '.join(known)}",
+                )
             arm = arm.model_copy(update={"model": overrides.model})
         return arm, seed
 
