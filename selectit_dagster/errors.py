@@ -79,6 +79,13 @@ class ArtefactError(UserError):
     """A stored artefact is incomplete, altered, or was made from something else."""
 
 
+class ChangedMeanwhileError(UserError):
+    """What is read was changed during the reading: a second reading may well work.
+
+    A person is told like of any other wrong input; who comes back by a schedule reads again.
+    """
+
+
 class TransientError(Exception):
     """Something outside failed that may well work when it is tried again."""
 

@@ -21,7 +21,7 @@ from selectit_dagster.artefacts import (
     read_manifest,
     write_manifest,
 )
-from selectit_dagster.errors import UserError
+from selectit_dagster.errors import ChangedMeanwhileError, UserError
 from selectit_dagster.experiment import DatasetSection, is_hub_name
 from selectit_dagster.files import atomic_file, folder_lock, sha256_file, sha256_json
 from selectit_dagster.progress import Progress, Silent
@@ -126,7 +126,12 @@ def ingest(request: IngestRequest, out: Path, progress: Progress | None = None) 
         return stored
     with folder_lock(out, "reading the dataset"):
         (out / MANIFEST).unlink(missing_ok=True)
-        outcome = _read(request.dataset, fingerprint, out, progress or Silent())
+        try:
+            outcome = _read(request.dataset, fingerprint, out, progress or Silent())
+        except UserError as error:
+            # half of the old content before half of the new one is wrong in many ways
+            _check_unchanged(request.dataset, fingerprint, because=error)
+            raise
         _check(request.dataset, fingerprint, outcome, out)
         return write_manifest(
             out,
@@ -156,6 +161,17 @@ def _read(
         return collector.finish(out / RECORDS, fingerprint)
 
 
+def _check_unchanged(
+    section: DatasetSection, fingerprint: Fingerprint, because: Exception | None = None
+) -> None:
+    """Refuse a source that is not what it was when the reading began."""
+    if source_identity(section, fingerprint["format"]) != fingerprint["source"]:
+        raise ChangedMeanwhileError(
+            f"{section.path} was changed while it was read",
+            hint="run again when the file is complete",
+        ) from because
+
+
 def _check(section: DatasetSection, fingerprint: Fingerprint, outcome: Outcome, out: Path) -> None:
     """Hold the balance, the source's identity and the user's share of rejects."""
     if outcome.read != outcome.kept + outcome.rejected:
@@ -163,13 +179,9 @@ def _check(section: DatasetSection, fingerprint: Fingerprint, outcome: Outcome, 
             f"records were lost: read {outcome.read}, kept {outcome.kept}, "
             f"rejected {outcome.rejected}"
         )
+    _check_unchanged(section, fingerprint)
     if outcome.read == 0:
         raise UserError(f"{section.path} holds no records", hint="give a file with records")
-    if source_identity(section, fingerprint["format"]) != fingerprint["source"]:
-        raise UserError(
-            f"{section.path} was changed while it was read",
-            hint="run again when the file is complete",
-        )
     share = outcome.rejected / outcome.read
     if share > section.max_reject_share or outcome.kept == 0:
         limit = (

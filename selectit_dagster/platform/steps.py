@@ -13,7 +13,12 @@ from typing import Any
 import dagster as dg
 
 from selectit_dagster.artefacts import Manifest
-from selectit_dagster.errors import TransientError, UserError, of_the_machine
+from selectit_dagster.errors import (
+    ChangedMeanwhileError,
+    TransientError,
+    UserError,
+    of_the_machine,
+)
 from selectit_dagster.platform import workers
 from selectit_dagster.platform.inspections import Inspection
 from selectit_dagster.platform.metadata import Metadata, base_metadata
@@ -21,7 +26,7 @@ from selectit_dagster.platform.stages.stage import Stage
 from selectit_dagster.platform.tracking import TrackedRun, Tracker, record_manifest
 from selectit_dagster.progress import Reporter
 
-_TRANSIENT = (TransientError, ConnectionError, TimeoutError)
+_TRANSIENT = (TransientError, ChangedMeanwhileError, ConnectionError, TimeoutError)
 # every line stays in two databases: a step of a week leaves about 300, one of an hour 130
 _STRETCH = 0.03
 _RETRIES = 3
@@ -114,6 +119,8 @@ def _permanent() -> Iterator[None]:
     """Turn what the user must mend into a failure that is not tried again."""
     try:
         yield
+    except ChangedMeanwhileError:
+        raise  # it is tried again
     except UserError as error:
         raise dg.Failure(
             description=str(error), metadata={"remedy": error.hint or "-"}, allow_retries=False

@@ -18,7 +18,7 @@ from pydantic import Field
 from small_home import make_pipeline, write_experiment
 
 from selectit_dagster.artefacts import write_manifest
-from selectit_dagster.errors import TransientError, UserError
+from selectit_dagster.errors import ChangedMeanwhileError, TransientError, UserError
 from selectit_dagster.platform import closing, steps, workers
 from selectit_dagster.platform.instance import DAGSTER_YAML, open_instance
 from selectit_dagster.platform.resources import make_tracker
@@ -88,6 +88,11 @@ def test_what_is_transient_is_tried_again(world):
     assert world.attempts == 3
     states = world.mlflow(result.run_id)
     assert [states[f"asset{n}"] for n in (1, 2, 3)] == ["FAILED", "FAILED", "FINISHED"]
+
+
+def test_a_source_that_changed_while_it_was_read_is_read_again(world):
+    assert world.materialise(ChangedMeanwhileError("a.json was changed", hint="run again")).success
+    assert world.attempts == 2
 
 
 def test_what_stays_broken_is_given_up_after_three_retries(world):
