@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "errors.md"
-KINDS = {"UserError", "ArtefactError", "ChangedMeanwhileError", "DamagedSource", "StageFailedError"}
+KINDS = {"UserError", "ArtefactError", "PassingError", "DamagedSource", "StageFailedError"}
 _TITLES = {
     "artefacts": "Stored artefacts",
     "comparison": "Comparing the arms",

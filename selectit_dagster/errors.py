@@ -79,10 +79,11 @@ class ArtefactError(UserError):
     """A stored artefact is incomplete, altered, or was made from something else."""
 
 
-class ChangedMeanwhileError(UserError):
-    """What is read was changed during the reading: a second reading may well work.
+class PassingError(UserError):
+    """What may be the user's to mend and may also pass by itself.
 
-    A person is told like of any other wrong input; who comes back by a schedule reads again.
+    A source that changes while it is read, a name that is a misspelt folder or a model of a hub
+    that is away. A person is told like of any wrong input; a scheduled run tries again.
     """
 
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selectit_dagster.errors import UserError, first_line
+from selectit_dagster.errors import PassingError, UserError, first_line
 from selectit_dagster.files import read_json, sha256_file, sha256_json, write_json
 
 if TYPE_CHECKING:
@@ -96,20 +96,29 @@ def hub_commit(name: str, revision: str | None, *, filename: str = "config.json"
     Raises
     ------
     UserError
-        When the name is neither a folder here nor found on the hub or in its cache.
+        When the name is neither a folder here nor found on the hub or in its cache;
+        PassingError when the hub could not be asked.
     """
     key = (name, revision, filename)
     if key not in _COMMITS:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.constants import is_offline_mode
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
         try:
             path = hf_hub_download(name, filename, revision=revision)
         except (OSError, ValueError, HFValidationError) as error:
+            at = f" at revision {revision}" if revision else ""
+            # neither answered nor in the cache, where asking is allowed
+            if isinstance(error, LocalEntryNotFoundError) and not is_offline_mode():
+                raise PassingError(
+                    f"model {name!r} is no folder on this machine, and the hub cannot be asked "
+                    f"for it{at}: {first_line(error)}",
+                    hint="check the spelling, or try again when the hub can be reached",
+                ) from error
             raise UserError(
                 f"model {name!r} is neither a folder on this machine nor a model of the hub "
-                f"that can be reached{f' at revision {revision}' if revision else ''}: "
-                f"{first_line(error)}",
+                f"that can be reached{at}: {first_line(error)}",
                 hint="check the spelling, or give the path of a local folder",
             ) from error
         # the hub's cache keeps each commit's files under snapshots/<commit>/

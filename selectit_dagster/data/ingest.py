@@ -21,7 +21,7 @@ from selectit_dagster.artefacts import (
     read_manifest,
     write_manifest,
 )
-from selectit_dagster.errors import ChangedMeanwhileError, UserError
+from selectit_dagster.errors import PassingError, UserError
 from selectit_dagster.experiment import DatasetSection, is_hub_name
 from selectit_dagster.files import atomic_file, folder_lock, sha256_file, sha256_json
 from selectit_dagster.progress import Progress, Silent
@@ -166,7 +166,7 @@ def _check_unchanged(
 ) -> None:
     """Refuse a source that is not what it was when the reading began."""
     if source_identity(section, fingerprint["format"]) != fingerprint["source"]:
-        raise ChangedMeanwhileError(
+        raise PassingError(
             f"{section.path} was changed while it was read",
             hint="run again when the file is complete",
         ) from because

@@ -14,7 +14,7 @@ import dagster as dg
 
 from selectit_dagster.artefacts import Manifest
 from selectit_dagster.errors import (
-    ChangedMeanwhileError,
+    PassingError,
     TransientError,
     UserError,
     of_the_machine,
@@ -26,7 +26,7 @@ from selectit_dagster.platform.stages.stage import Stage
 from selectit_dagster.platform.tracking import TrackedRun, Tracker, record_manifest
 from selectit_dagster.progress import Reporter
 
-_TRANSIENT = (TransientError, ChangedMeanwhileError, ConnectionError, TimeoutError)
+_TRANSIENT = (TransientError, PassingError, ConnectionError, TimeoutError)
 # every line stays in two databases: a step of a week leaves about 300, one of an hour 130
 _STRETCH = 0.03
 _RETRIES = 3
@@ -119,7 +119,7 @@ def _permanent() -> Iterator[None]:
     """Turn what the user must mend into a failure that is not tried again."""
     try:
         yield
-    except ChangedMeanwhileError:
+    except PassingError:
         raise  # it is tried again
     except UserError as error:
         raise dg.Failure(

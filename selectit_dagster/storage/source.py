@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from selectit_dagster.errors import ChangedMeanwhileError, UserError
+from selectit_dagster.errors import PassingError, UserError
 from selectit_dagster.files import read_json, write_json
 from selectit_dagster.storage.remote import Remote
 
@@ -63,7 +63,7 @@ def local_copy(url: str, folder: Path) -> Path:
     try:
         place.download(name, temporary)
         if token(url) != now["token"]:
-            raise ChangedMeanwhileError(
+            raise PassingError(
                 f"{url} was changed while it was read", hint="run again when it is complete"
             )
         with temporary.open("rb+") as handle:

@@ -18,7 +18,7 @@ from selectit_dagster.data.ingest import IngestRequest, ingest
 from selectit_dagster.data.json_array import ArrayReader
 from selectit_dagster.data.json_reader import LineReader
 from selectit_dagster.data.sources import ByteSource, head_of
-from selectit_dagster.errors import ChangedMeanwhileError, UserError
+from selectit_dagster.errors import PassingError, UserError
 from selectit_dagster.experiment import DatasetSection
 
 GOOD = b'{"instruction": "i", "output": "o"}'
@@ -382,7 +382,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(workshop, make, monkeyp
         path.write_bytes(path.read_bytes() + b" ")
 
     monkeypatch.setattr(collect.Collector, "run", run_and_change)
-    with pytest.raises(ChangedMeanwhileError, match="was changed while it was read"):
+    with pytest.raises(PassingError, match="was changed while it was read"):
         workshop.read(path)
     assert not (workshop.out / "manifest.json").exists()
 
@@ -398,12 +398,12 @@ def test_what_is_wrong_with_a_file_that_changes_meanwhile_is_that_it_changes(
         original(self)
 
     monkeypatch.setattr(collect.Collector, "run", change_and_run)
-    with pytest.raises(ChangedMeanwhileError, match="was changed while it was read"):
+    with pytest.raises(PassingError, match="was changed while it was read"):
         workshop.read(path)
     monkeypatch.undo()
     with pytest.raises(UserError) as caught:
         workshop.read(path)
-    assert not isinstance(caught.value, ChangedMeanwhileError)
+    assert not isinstance(caught.value, PassingError)
 
 
 def test_the_first_records_may_all_be_unusable(workshop, make):

@@ -18,7 +18,7 @@ from pydantic import Field
 from small_home import make_pipeline, write_experiment
 
 from selectit_dagster.artefacts import write_manifest
-from selectit_dagster.errors import ChangedMeanwhileError, TransientError, UserError
+from selectit_dagster.errors import PassingError, TransientError, UserError
 from selectit_dagster.platform import closing, steps, workers
 from selectit_dagster.platform.instance import DAGSTER_YAML, open_instance
 from selectit_dagster.platform.resources import make_tracker
@@ -91,7 +91,7 @@ def test_what_is_transient_is_tried_again(world):
 
 
 def test_a_source_that_changed_while_it_was_read_is_read_again(world):
-    assert world.materialise(ChangedMeanwhileError("a.json was changed", hint="run again")).success
+    assert world.materialise(PassingError("a.json was changed", hint="run again")).success
     assert world.attempts == 2
 
 
