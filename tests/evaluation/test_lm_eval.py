@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import write_jsonl
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation.evaluate import EvaluationRequest, evaluate
@@ -56,7 +55,8 @@ def task_folder(tmp_path_factory) -> Path:
         }
         for n in range(10)
     ]
-    data = write_jsonl(folder / "questions.jsonl", records)
+    data = folder / "questions.jsonl"
+    data.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     for name, own in TASKS.items():
         task = {"task": name, **SHARED, **own}
         task["dataset_kwargs"] = {"data_files": str(data)}
