@@ -83,7 +83,7 @@ def faults(state: Path, asked: argparse.Namespace) -> dict[str, Any]:
     names = ("outside_faults", "faults_in_a_run", "inputs", "secrets", "no_code")
     tests = [f"tests/promises/test_{name}.py" for name in names]
     answer = subprocess.run(
-        [sys.executable, "-m", "pytest", "-m", "slow or not slow", "-q", "-rs", *tests],
+        [sys.executable, "-m", "pytest", "-m", "slow or not slow", "-rs", *tests],
         capture_output=True,
         text=True,
         check=False,
