@@ -158,7 +158,7 @@ def page(found: list[Entry]) -> str:
 
 def _cell(text: str) -> str:
     escaped = text.replace("|", "\\|").replace("<", "‹").replace(">", "›")
-    return escaped or "(the message says it)"
+    return escaped
 
 
 def main() -> int:

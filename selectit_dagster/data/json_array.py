@@ -238,7 +238,10 @@ class ArrayReader:
         """Raise for a file that ends before its array does."""
         end = self._position.find(len(self._position.block))
         if not self._started:
-            raise UserError(f"{self.source.path} holds no JSON array: only blanks")
+            raise UserError(
+                f"{self.source.path} holds no JSON array: only blanks",
+                hint="give a file with records",
+            )
         text = self._head.strip(_BLANKS)
         if self._held and text:
             try:

@@ -38,7 +38,10 @@ def load_experiment(path: Path) -> Experiment:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or first_line(error)
-        raise UserError(f"{path}{where}: not valid YAML: {problem}") from error
+        raise UserError(
+            f"{path}{where}: not valid YAML: {problem}",
+            hint="mend the file there; quotes around a text with a colon help",
+        ) from error
     if not isinstance(value, dict):
         raise UserError(
             f"{path}: an experiment is a mapping of keys to values, found {shown(value)}",

@@ -56,7 +56,10 @@ def count_records(path: Path) -> int:
         ) from error
     missing = [name for name in COLUMNS if name not in names]
     if missing:
-        raise UserError(f"{path} has no column {missing[0]!r}, found {sorted(names)}")
+        raise UserError(
+            f"{path} has no column {missing[0]!r}, found {sorted(names)}",
+            hint="make the curated dataset again",
+        )
     return int(rows)
 
 

@@ -123,7 +123,10 @@ def _lines(path: str | None) -> list[str]:
         content = Path(path).read_bytes() if path else builtin_prompts_text().encode()
         text = content.decode("utf-8-sig").replace("\r\n", "\n")
     except OSError as error:
-        raise UserError(f"cannot read the rating prompts {path}: {error.strerror}") from error
+        raise UserError(
+            f"cannot read the rating prompts {path}: {error.strerror}",
+            hint="check the path, or leave it out for the nine that are built in",
+        ) from error
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 text (byte {error.start})", hint="save the file as UTF-8"

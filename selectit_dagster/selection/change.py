@@ -103,7 +103,10 @@ def compare_selections(
     for folder in (old, new):
         for name in (DATASET_FILE, CANDIDATES_FILE):
             if not (folder / name).exists():
-                raise ArtefactError(f"{folder} holds no {name}: not a selection by SelectIT")
+                raise ArtefactError(
+                    f"{folder} holds no {name}: not a selection by SelectIT",
+                    hint="give the folder of a selected set, or make it again",
+                )
     with _workspace(work) as open_work:
         return _compare(old, new, open_work, tolerance)
 

@@ -93,13 +93,19 @@ def fusion_thetas(request: RankingRequest) -> dict[str, float]:
         )
     given = dict(request.thetas)
     if unknown := sorted(set(given) - set(names)):
-        raise UserError(f"fusion weight for {unknown[0]!r}, which is not one of {names}")
+        raise UserError(
+            f"fusion weight for {unknown[0]!r}, which is not one of {names}",
+            hint="name a scoring model of the experiment",
+        )
     thetas = {}
     for name, folder in sorted(request.scores):
         manifest = require_manifest(folder, made_by=f"uncertainty_scores/{name}")
         thetas[name] = float(given.get(name, manifest.details["parameters"]))
         if not 0 < thetas[name] < float("inf"):
-            raise UserError(f"fusion weight of {name} must be positive, found {thetas[name]}")
+            raise UserError(
+                f"fusion weight of {name} must be positive, found {thetas[name]}",
+                hint="give a number above 0, such as the model's parameter count",
+            )
     if request.variant == "released-code" and not given:
         total = sum(thetas.values())
         return {name: theta / total for name, theta in thetas.items()}

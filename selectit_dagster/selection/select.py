@@ -115,7 +115,10 @@ def selection_count(
         )
     if rule == "share":
         if not 0 < size <= 1:
-            raise UserError(f"the share must be above 0 and at most 1, found {size}")
+            raise UserError(
+                f"the share must be above 0 and at most 1, found {size}",
+                hint="give the share as a fraction: 0.2 is a fifth",
+            )
         return min(candidates, max(1, int(Decimal(repr(float(size))) * curated)))
     if rule == "count":
         if size != int(size) or not 1 <= size <= candidates:
@@ -125,7 +128,7 @@ def selection_count(
             )
         return int(size)
     if rule != "threshold":
-        raise UserError(f"unknown size rule {rule!r}: share, count or threshold")
+        raise UserError(f"unknown size rule {rule!r}", hint="one of share, count, threshold")
     if reaching is None:
         raise UserError(
             "a threshold on the score needs a ranking",
@@ -274,7 +277,7 @@ def check_request(request: SelectionRequest) -> None:
     if request.kind not in ARMS:
         raise UserError(f"unknown arm {request.kind!r}", hint=f"one of {', '.join(ARMS)}")
     if request.kind == "random" and request.seed is None:
-        raise UserError("the random arm needs a seed")
+        raise UserError("the random arm needs a seed", hint="give it seeds, such as [1, 2, 3]")
     if needs_ranking(request.kind) and request.ranking is None:
         raise UserError(
             f"the arm {request.kind} needs a ranking",
