@@ -48,6 +48,11 @@ run_retries:
   enabled: true
   max_retries: 0
   retry_on_asset_or_op_failure: false
+scheduler:
+  module: dagster._core.scheduler
+  class: DagsterDaemonScheduler
+  config:
+    max_tick_retries: 10
 python_logs:
   python_log_level: INFO
   managed_python_loggers:

@@ -248,7 +248,7 @@ def test_dagster_accepts_the_instance_settings(tmp_path):
 def test_the_instance_of_a_deployment_and_that_of_a_home_agree_on_what_they_share():
     deployed = yaml.safe_load((DOCKER / "dagster.yaml").read_text(encoding="utf-8"))
     home = yaml.safe_load(DAGSTER_YAML)
-    for key in ("telemetry", "nux", "concurrency", "python_logs"):
+    for key in ("telemetry", "nux", "concurrency", "scheduler", "python_logs"):
         assert deployed[key] == home[key]
     for key in ("enabled", "start_timeout_seconds"):
         assert deployed["run_monitoring"][key] == home["run_monitoring"][key]

@@ -177,6 +177,8 @@ def test_the_instance_in_the_cluster_agrees_with_the_one_in_compose():
     assert limit == deployed["concurrency"]["runs"]["max_concurrent_runs"]
     assert daemon["runRetries"]["maxRetries"] == deployed["run_retries"]["max_retries"]
     assert daemon["runRetries"]["retryOnAssetOrOpFailure"] is False
+    ticks = VALUES["scheduler"]["config"]["daemonScheduler"]["maxTickRetries"]
+    assert ticks == deployed["scheduler"]["config"]["max_tick_retries"]
     logs = deployed["python_logs"]["managed_python_loggers"]
     assert VALUES["pythonLogs"]["managedPythonLoggers"] == logs
     scheme = deployed["storage"]["postgres"]["postgres_db"]["scheme"]
