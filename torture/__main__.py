@@ -83,7 +83,7 @@ def faults(state: Path, asked: argparse.Namespace) -> dict[str, Any]:
     names = ("outside_faults", "faults_in_a_run", "inputs", "secrets", "no_code")
     tests = [f"tests/promises/test_{name}.py" for name in names]
     answer = subprocess.run(
-        [sys.executable, "-m", "pytest", "-m", "slow or not slow", "-rs", *tests],
+        [sys.executable, "-m", "pytest", "-m", "slow or not slow", "-rfEs", *tests],
         capture_output=True,
         text=True,
         check=False,
@@ -92,7 +92,9 @@ def faults(state: Path, asked: argparse.Namespace) -> dict[str, Any]:
     )
     lines = answer.stdout.strip().splitlines()
     skipped = [line for line in lines if line.startswith("SKIPPED")]
-    failed = [line for line in lines if line.startswith("FAILED")]
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    if answer.returncode and not failed:
+        failed = [f"pytest ended with exit code {answer.returncode}: {answer.stderr[-300:]}"]
     return {"said": lines[-1] if lines else "", "skipped": skipped, "problems": failed}
 
 
