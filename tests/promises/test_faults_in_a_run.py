@@ -180,7 +180,7 @@ _LIMITED = """
 import json, re, resource, sys
 from pathlib import Path
 from selectit_dagster.experiment import RatingSection, ScoringModel
-from selectit_dagster.rating import careful
+from selectit_dagster.rating import careful, scoring
 from selectit_dagster.rating.scoring import ScoringRequest, score
 
 model, records, out, spare = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
@@ -189,17 +189,22 @@ request = ScoringRequest(
     ScoringModel(name="m", path=model),
     RatingSection(num_prompts=2, max_batch_tokens=1 << 17),
 )
-asked, rate = [], careful.CarefulRater.rate
+asked, rate, draw = [], careful.CarefulRater.rate, scoring.draw
+unlimited = resource.getrlimit(resource.RLIMIT_DATA)[1]
 
 def limited(self, batch):
     asked.append(len(batch))
     if len(asked) == 2 and spare:  # the first batch chose the way; the limit falls on the second
         said = Path("/proc/self/status").read_text()
         used = int(re.search(r"VmData:\\s+(\\d+)", said)[1]) << 10
-        resource.setrlimit(resource.RLIMIT_DATA, (used + spare, used + spare))
+        resource.setrlimit(resource.RLIMIT_DATA, (used + spare, unlimited))
     return rate(self, batch)
 
-careful.CarefulRater.rate = limited
+def free(*arguments):  # what comes after the batches, such as the library that draws
+    resource.setrlimit(resource.RLIMIT_DATA, (unlimited, unlimited))
+    return draw(*arguments)
+
+careful.CarefulRater.rate, scoring.draw = limited, free
 manifest = score(request, out)
 print(json.dumps([manifest.counts, manifest.details.get("warnings", [])]))
 """
