@@ -61,7 +61,11 @@ def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    reference: ModelReference, *, training: bool = False, device_map: str | None = None
+    reference: ModelReference,
+    *,
+    training: bool = False,
+    device_map: str | None = None,
+    quantization: Any = None,  # noqa: ANN401 - one class per library of transformers
 ) -> LoadedModel:
     """Load the reference's model, its adapter merged in, and its tokenizer.
 
@@ -75,6 +79,9 @@ def load_model(
     device_map:
         Spread the layers over all devices of the reference's kind, as accelerate's
         ``device_map`` of that name does; None puts the model onto one device.
+    quantization:
+        How transformers is to hold the weights in fewer bits: its ``quantization_config``.
+        They go onto the one device as they are read.
 
     Raises
     ------
@@ -90,13 +97,19 @@ def load_model(
     _refuse_pickles(reference)
     tokenizer = load_tokenizer(reference)
     with _explained(reference, "model"), quiet():
-        model = _load_weights(reference, getattr(torch, dtype), device_map)
+        if quantization is None:
+            model = _load_weights(reference, getattr(torch, dtype), device_map)
+        else:
+            more = {"quantization_config": quantization}
+            model = _load_weights(reference, getattr(torch, dtype), {"": device}, **more)
     parameters = sum(weight.numel() for weight in model.parameters())
+    if quantization is not None:  # several weights lie in one number, which the model knows
+        parameters = int(model.num_parameters())
     if reference.adapter is not None:
         model = _merge_adapter(model, reference.adapter)
-    if device_map is None:
+    if device_map is None and quantization is None:
         model = model.to(device)
-    else:
+    elif device_map is not None:
         _refuse_offload(reference, model, device)
     model.train(training)
     model.requires_grad_(training)
@@ -129,7 +142,10 @@ def _refuse_offload(reference: ModelReference, model: Any, device: str) -> None:
 
 
 def _load_weights(
-    reference: ModelReference, dtype: torch.dtype, device_map: str | None = None
+    reference: ModelReference,
+    dtype: torch.dtype,
+    device_map: str | dict[str, str] | None = None,
+    **more: Any,  # noqa: ANN401
 ) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
@@ -141,6 +157,7 @@ def _load_weights(
         trust_remote_code=reference.trust_remote_code,
         output_loading_info=True,
         **({} if device_map is None else {"device_map": device_map}),
+        **more,
     )
     # transformers fills missing weights with random numbers and only warns
     lacking = sorted({*map(str, info["missing_keys"]), *map(str, info["mismatched_keys"])})

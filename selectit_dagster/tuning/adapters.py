@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.devices import resolve_device, resolve_dtype
 from selectit_dagster.errors import UserError, first_line
 from selectit_dagster.files import read_json, staged_folder, write_json
-from selectit_dagster.models import LoadedModel, load_model, load_tokenizer, quiet
+from selectit_dagster.models import LoadedModel, load_model, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,25 +68,17 @@ def _load_four_bit(reference: ModelReference, device: str) -> LoadedModel:
     """Load the base model in 4-bit NormalFloat with double quantisation (QLoRA)."""
     import torch
     from peft import prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
-    tokenizer = load_tokenizer(reference)
-    model = AutoModelForCausalLM.from_pretrained(
-        reference.path,
-        revision=reference.revision,
-        use_safetensors=True,
-        trust_remote_code=reference.trust_remote_code,
-        device_map={"": device},
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=getattr(torch, reference.dtype),
-        ),
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, reference.dtype),
     )
-    parameters = int(model.num_parameters())
-    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    return LoadedModel(model, tokenizer, parameters, reference.dtype, device, reference.revision)
+    loaded = load_model(reference, quantization=four_bits)
+    model = prepare_model_for_kbit_training(loaded.model, use_gradient_checkpointing=False)
+    return replace(loaded, model=model.train())
 
 
 def prepare(model: PreTrainedModel, tuning: TuningSection) -> PreTrainedModel:

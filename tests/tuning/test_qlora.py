@@ -6,8 +6,13 @@ environment that has it: ``python -m pytest tests/tuning/test_qlora.py``.
 
 from __future__ import annotations
 
-import pytest
+import shutil
+from pathlib import Path
 
+import pytest
+from safetensors.torch import load_file, save_file
+
+from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import ModelReference
 from selectit_dagster.models import load_model
 from selectit_dagster.tuning.adapters import load_base, prepare
@@ -37,6 +42,17 @@ def test_the_base_weights_have_four_bits_and_the_adapters_are_trained(section):
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
     assert trained
     assert all("lora_" in name for name in trained)
+
+
+def test_a_base_that_lacks_weights_is_refused_in_four_bits_too(section, tmp_path):
+    source = Path(section.base_model.path)
+    folder = shutil.copytree(source, tmp_path / "lacking")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    base = section.base_model.model_copy(update={"path": str(folder)})
+    with pytest.raises(UserError, match=r"1 weights are missing .*up_proj"):
+        load_base(section.model_copy(update={"base_model": base}), "cpu")
 
 
 def test_a_killed_run_resumes_to_the_same_bytes_and_loads_over_the_base(
