@@ -112,7 +112,7 @@ class RayRun(Run):
                 yield {"chunk": index, "reused": None, "resumed": None}
             return
         for chunk in read_chunks(self.setup.request.records_file, size):
-            if self._has_part(chunk):
+            if self._is_stored(chunk):
                 if chunk.index not in self._counted:
                     self._counted.add(chunk.index)
                     self._passed(len(chunk.record_ids) * len(self.digests))

@@ -128,7 +128,7 @@ class Run:
         ready: deque[Future[ChunkWork]] = deque()
         path, size = self.setup.request.records_file, self.setup.plan["chunk_records"]
         for chunk in read_chunks(path, size):
-            if self._has_part(chunk):
+            if self._is_stored(chunk):
                 self.counts["resumed"] += len(chunk.record_ids) * len(self.digests)
                 self._advance(len(chunk.record_ids) * len(self.digests))
                 continue
@@ -138,6 +138,13 @@ class Run:
                 yield ready.popleft().result()
         while ready:
             yield ready.popleft().result()
+
+    def _is_stored(self, chunk: RecordChunk) -> bool:
+        """Tell whether the chunk has its part; a kill may have left the journal beside it."""
+        if not self._has_part(chunk):
+            return False
+        (self.folder.path / journal_name(chunk.index)).unlink(missing_ok=True)
+        return True
 
     def _has_part(self, chunk: RecordChunk) -> bool:
         index = read_index(self.folder.path / part_name(chunk.index))

@@ -257,6 +257,21 @@ def test_killed_at_random_moments_the_result_equals_an_unbroken_run(
     }
 
 
+def test_a_journal_that_a_kill_left_beside_its_part_is_removed(
+    records: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    request, out = request_for(records, tiny_model_folder, num_prompts=1), tmp_path / "out"
+    whole = score(request, out, backend=HashedBackend())
+    names = {path.name for path in out.iterdir()}
+    (out / "manifest.json").unlink()  # killed after the part was written, before anything else
+    (out / "journal-000000.jsonl").write_text("{}", encoding="utf-8")
+    log = tmp_path / "log"
+    log.touch()
+    assert score(request, out, backend=HashedBackend(log=log)).digest == whole.digest
+    assert {path.name for path in out.iterdir()} == names
+    assert not log.read_text(encoding="utf-8")
+
+
 def test_a_torn_journal_and_a_torn_part_cost_only_their_rows(
     records: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
