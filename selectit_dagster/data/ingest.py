@@ -165,7 +165,11 @@ def _check_unchanged(
     section: DatasetSection, fingerprint: Fingerprint, because: Exception | None = None
 ) -> None:
     """Refuse a source that is not what it was when the reading began."""
-    if source_identity(section, fingerprint["format"]) != fingerprint["source"]:
+    try:
+        found = source_identity(section, fingerprint["format"])
+    except FileNotFoundError:
+        found = {}
+    if found != fingerprint["source"]:
         raise PassingError(
             f"{section.path} was changed while it was read",
             hint="run again when the file is complete",

@@ -42,7 +42,6 @@ _OPTIONS = {
     "dataset.path": "--input",
     "dataset.max_reject_share": "--max-reject-share",
     "rating.prompts": "--prompts",
-    "rating.num_prompts, --num-prompts": "--num-prompts",
     "rating.num_prompts": "--num-prompts",
     "rating.num_ratings": "--num-ratings",
     "rating.alpha": "--alpha",

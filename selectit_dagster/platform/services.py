@@ -197,15 +197,14 @@ def _end_with(parent: int) -> Callable[[], None] | None:
     if not sys.platform.startswith("linux"):
         return None
     # found before the fork: after it nothing may be imported or loaded
-    control, death_signal = ctypes.CDLL(None, use_errno=True).prctl, 1
+    control, death_signal = ctypes.CDLL(None).prctl, 1
     end = ctypes.c_ulong(signal.SIGTERM)
 
     def ask_the_kernel() -> None:
         # whoever started us may have switched the signal off, which children inherit
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-        if control(death_signal, end):
-            raise OSError(ctypes.get_errno(), "the kernel does not take the parent's death signal")
+        control(death_signal, end)
         if os.getppid() != parent:  # it died meanwhile
             os.kill(os.getpid(), signal.SIGTERM)
 

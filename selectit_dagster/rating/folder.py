@@ -155,9 +155,9 @@ class ScoreFolder:
     def finish(self, keys: np.ndarray, prompts: Sequence[str]) -> None:
         """Drop the plan, and the sources of which every row was taken over.
 
-        ``keys``: the texts that are stored now, as :func:`short_keys` gives them.
+        ``keys``: the texts that are stored now, as :func:`short_keys` gives them. The plan goes
+        last: while it is there, a start knows that this is to be done.
         """
-        (self.path / STATE).unlink(missing_ok=True)
         shutil.rmtree(self.path / ".audit", ignore_errors=True)
         folder = self.path / REUSE
         for path in _row_files(folder):
@@ -168,6 +168,12 @@ class ScoreFolder:
                 path.unlink()
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+        (self.path / STATE).unlink(missing_ok=True)
+
+    @property
+    def is_tidy(self) -> bool:
+        """Whether nothing of a run under way, or killed at its end, is there."""
+        return not (self.path / STATE).exists()
 
 
 def retire_rows(folder: Path) -> None:

@@ -102,8 +102,7 @@ def load_prompts(
     if len(prompts) < num_prompts:
         raise UserError(
             f"{name} has {len(prompts)} rating prompts, fewer than num_prompts {num_prompts}",
-            hint=f"ask for at most {len(prompts)} (rating.num_prompts, --num-prompts), "
-            "or add prompts, one a line",
+            hint=f"ask for at most {len(prompts)} (rating.num_prompts), or add prompts, one a line",
         )
     chosen = tuple(prompts[:num_prompts])
     seen: dict[str, int] = {}

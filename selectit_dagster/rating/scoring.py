@@ -31,6 +31,7 @@ from selectit_dagster.progress import Progress, Silent
 from selectit_dagster.rating.backend import Backend
 from selectit_dagster.rating.folder import OnMismatch, ScoreFolder
 from selectit_dagster.rating.prompts import RatingPrompt, load_prompts
+from selectit_dagster.rating.summary import Summary
 
 # what the stored files mean; a change makes stored scores out of date
 _FORMAT = 1
@@ -170,15 +171,16 @@ def score(
         With ``refuse``, naming the settings that differ.
     """
     fingerprint = scoring_fingerprint(request)
-    if is_current(out, fingerprint):
+    folder = ScoreFolder(out, fingerprint)
+    if is_current(out, fingerprint) and folder.is_tidy:
         return require_manifest(out, made_by="the uncertainty scores")
     with folder_lock(out, f"scoring with {request.model.name}"):
         if is_current(out, fingerprint):
+            if not folder.is_tidy:  # killed when all was rated
+                _tidy(request, folder, Summary.of(out))
             return require_manifest(out, made_by="the uncertainty scores")
         with _engine(request):
-            return _score(
-                request, ScoreFolder(out, fingerprint), progress or Silent(), backend, on_mismatch
-            )
+            return _score(request, folder, progress or Silent(), backend, on_mismatch)
 
 
 def _engine(request: ScoringRequest) -> contextlib.AbstractContextManager[object]:
@@ -200,7 +202,6 @@ def _score(
     from selectit_dagster.rating.audit import Audit
     from selectit_dagster.rating.preparation import open_run
     from selectit_dagster.rating.run import run_of
-    from selectit_dagster.rating.summary import Summary
 
     started = time.monotonic()
     setup = open_run(request, folder, backend, on_mismatch)
@@ -228,9 +229,14 @@ def _score(
         versions=library_versions("torch", "transformers", "tokenizers", "numpy"),
         seconds=time.monotonic() - started,
     )
-    folder.finish(summary.keys, folder.fingerprint["prompts"])
-    draw(request, folder.path)
+    _tidy(request, folder, summary)
     return manifest
+
+
+def _tidy(request: ScoringRequest, folder: ScoreFolder, summary: Summary) -> None:
+    """Draw finished scores, and drop what they were made with."""
+    draw(request, folder.path)
+    folder.finish(summary.keys, folder.fingerprint["prompts"])
 
 
 def _require_same_model(request: ScoringRequest, folder: ScoreFolder) -> None:

@@ -387,6 +387,19 @@ def test_a_file_that_changes_while_it_is_read_is_refused(workshop, make, monkeyp
     assert not (workshop.out / "manifest.json").exists()
 
 
+def test_a_file_that_is_gone_when_it_was_read_is_one_that_changed(workshop, make, monkeypatch):
+    path = workshop.write("a.json", make(50))
+    original = collect.Collector.run
+
+    def run_and_remove(self):
+        original(self)
+        path.unlink()
+
+    monkeypatch.setattr(collect.Collector, "run", run_and_remove)
+    with pytest.raises(PassingError, match="was changed while it was read"):
+        workshop.read(path)
+
+
 def test_what_is_wrong_with_a_file_that_changes_meanwhile_is_that_it_changes(
     workshop, make, monkeypatch
 ):

@@ -272,6 +272,31 @@ def test_a_journal_that_a_kill_left_beside_its_part_is_removed(
     assert not log.read_text(encoding="utf-8")
 
 
+def test_what_a_kill_after_the_manifest_left_undone_is_done_by_the_next_start(
+    records: Path, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    def killed(*_: object) -> None:
+        raise KilledError
+
+    request, out = request_for(records, tiny_model_folder, num_prompts=1), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "draw", killed)
+        with pytest.raises(KilledError):
+            score(request, out, backend=HashedBackend())
+    drawn: list[Path] = []
+    monkeypatch.setattr(scoring, "draw", lambda _, folder: drawn.append(folder))
+    log = tmp_path / "log"
+    log.touch()
+    for _ in range(2):
+        score(request, out, backend=HashedBackend(log=log))
+        assert not log.read_text(encoding="utf-8")
+        assert drawn == [out]
+        assert not (out / "state.json").exists()
+
+
 def test_a_torn_journal_and_a_torn_part_cost_only_their_rows(
     records: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
