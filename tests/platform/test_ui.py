@@ -93,8 +93,10 @@ def test_stopping_ends_children_that_left_their_group_and_those_that_ignore_it(s
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's word is Linux's")
 def test_services_end_with_a_parent_that_is_killed(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; "
+        "import signal, sys, time; from pathlib import Path; "
         "from selectit_dagster.platform.services import Service, Services; "
+        # as under a shell or a program that has switched it off
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
         "argv = [sys.executable, '-c', 'import time; time.sleep(600)']; "
         "print(Services().start(Service('child', argv, Path(sys.argv[1]))), flush=True); "
         "time.sleep(600)"

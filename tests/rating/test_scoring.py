@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +19,11 @@ from scoring_world import HashedBackend, request_for, some_records, write_record
 from selectit_dagster.artefacts import verify
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.files import write_parquet
-from selectit_dagster.rating import preparation, scoring
+from selectit_dagster.rating import preparation, run, scoring
 from selectit_dagster.rating import prompts as prompt_module
 from selectit_dagster.rating.rating_tokens import Encoder
 from selectit_dagster.rating.scoring import score, scoring_fingerprint
-from selectit_dagster.rating.store import FAILED, OK, TOO_LONG, read_scores
+from selectit_dagster.rating.store import FAILED, OK, TOO_LONG, read_scores, write_part
 
 
 @pytest.fixture(autouse=True)
@@ -258,18 +259,25 @@ def test_killed_at_random_moments_the_result_equals_an_unbroken_run(
 
 
 def test_a_journal_that_a_kill_left_beside_its_part_is_removed(
-    records: Path, tiny_model_folder: Path, tmp_path: Path
+    records: Path, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class KilledError(Exception):
+        pass
+
+    def write_and_die(*arguments: Any) -> None:
+        write_part(*arguments)
+        raise KilledError
+
     request, out = request_for(records, tiny_model_folder, num_prompts=1), tmp_path / "out"
-    whole = score(request, out, backend=HashedBackend())
-    names = {path.name for path in out.iterdir()}
-    (out / "manifest.json").unlink()  # killed after the part was written, before anything else
-    (out / "journal-000000.jsonl").write_text("{}", encoding="utf-8")
-    log = tmp_path / "log"
-    log.touch()
-    assert score(request, out, backend=HashedBackend(log=log)).digest == whole.digest
+    whole = score(request, tmp_path / "whole", backend=HashedBackend())
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "write_part", write_and_die)
+        with pytest.raises(KilledError):
+            score(request, out, backend=HashedBackend())
+    assert list(out.glob("journal-*"))
+    assert score(request, out, backend=HashedBackend()).digest == whole.digest
+    names = {path.name for path in (tmp_path / "whole").iterdir()}
     assert {path.name for path in out.iterdir()} == names
-    assert not log.read_text(encoding="utf-8")
 
 
 def test_what_a_kill_after_the_manifest_left_undone_is_done_by_the_next_start(
