@@ -261,12 +261,23 @@ class Watch:
         return (last - first) / (end - begin)
 
 
-def overhead(engine: str, count: int, work: Path) -> dict[str, Any]:
-    """Return seconds and CPU seconds of scoring ``count`` real records with an engine."""
+def prepared(folder: Path, count: int) -> dict[str, Any]:
+    """Write the records and the model that both engines get."""
+    return {
+        "records": str(real_records(folder, count)),
+        "model": str(llama_shape(folder / "model", 512, 8)),
+    }
+
+
+def overhead(engine: str, folder: Path, work: Path) -> dict[str, Any]:
+    """Return seconds and CPU seconds of scoring the prepared records with an engine.
+
+    They are those of a process that has imported nothing yet, as a step of Dagster is.
+    """
     from selectit_dagster.experiment import RaySection
     from selectit_dagster.rating.scoring import score
 
-    request = request_for(real_records(work, count), llama_shape(work / "model", 512, 8))
+    request = request_for(folder, folder / "model")
     if engine == "ray":
         rating = request.rating.model_copy(update={"engine": "ray"})
         request = replace(request, rating=rating, ray=RaySection())
@@ -335,8 +346,10 @@ def reckon(records: int, tokens: float, prefix: float) -> dict[str, Any]:
 KINDS: dict[str, Callable[..., dict[str, Any]]] = {
     "first": first_forward,
     "millions": lambda count, work: plan_millions(int(count), work),
-    "overhead": lambda engine, count, work: overhead(engine, int(count), work),
+    "prepared": lambda folder, count, work: prepared(Path(folder), int(count)),
+    "overhead": lambda engine, folder, work: overhead(engine, Path(folder), work),
 }
+PARTS = ["first", "millions", "overhead"]
 
 
 def in_child(*arguments: str) -> dict[str, Any]:
@@ -344,6 +357,23 @@ def in_child(*arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "performance.bench_cluster", "--child", *arguments]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def overheads(count: int) -> dict[str, Any]:
+    """Return what both engines took for the same records, and by how much Ray took longer."""
+    engines = ["local", *(["ray"] if importlib.util.find_spec("ray") else [])]
+    with tempfile.TemporaryDirectory() as folder:
+        in_child("prepared", folder, str(count))
+        found = {f"scoring, {name}": in_child("overhead", name, folder) for name in engines}
+    if len(found) == len(("local", "ray")):
+        local, ray = found.values()
+        if ray["digest"] != local["digest"]:
+            raise SystemExit("the engines' parts differ")
+        found["Ray beside the local engine"] = {
+            "seconds_more": ray["seconds"] - local["seconds"],
+            "share_of_the_local_time": ray["seconds"] / local["seconds"] - 1,
+        }
+    return found
 
 
 def lines(results: dict[str, Any]) -> list[str]:
@@ -370,7 +400,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("performance/results/cluster.json"))
     parser.add_argument("--millions", type=int, default=5_800_000, help="records to plan")
     parser.add_argument("--overhead", type=int, default=400, help="records of the overhead trial")
-    parser.add_argument("--only", nargs="*", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -389,9 +419,7 @@ def main() -> None:
     if "millions" in arguments.only:
         results["plan of millions"] = in_child("millions", str(arguments.millions))
     if "overhead" in arguments.only:
-        engines = ["local", *(["ray"] if importlib.util.find_spec("ray") else [])]
-        for engine in engines:
-            results[f"scoring, {engine}"] = in_child("overhead", engine, str(arguments.overhead))
+        results |= overheads(arguments.overhead)
     plan = results["plan of the real records"]
     for records in (52_002, 5_800_000):
         found = reckon(records, plan["tokens_per_prompt"], plan["prefix_tokens_per_prompt"])

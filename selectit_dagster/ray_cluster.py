@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +122,9 @@ def _open(section: RaySection) -> None:
             "object_store_memory": section.object_store_mb << 20,
         }
     try:
-        ray.init(address=address or "local", **settings)
+        with ThreadPoolExecutor(1, "import") as aside:
+            aside.submit(_import_libraries)
+            ray.init(address=address or "local", **settings)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         where = f"the Ray cluster at {address}" if address else "Ray on this machine"
         raise UserError(
@@ -129,6 +132,11 @@ def _open(section: RaySection) -> None:
             hint="run on one of its nodes, and give the processes its token (RAY_AUTH_TOKEN or "
             "RAY_AUTH_TOKEN_PATH) when it asks for one",
         ) from error
+
+
+def _import_libraries() -> None:
+    """Import what the stage needs next; Ray's own start is mostly waiting for its processes."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401 - kept by Python
 
 
 def pool_for(shape: ActorShape, nodes: list[dict[str, Any]]) -> Pool:

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from selectit_dagster.rating.scoring import ScoringRequest
 
 LOGGER = logging.getLogger("selectit_dagster")
-_IN_FLIGHT = 2
+# groups that an actor rates at once, and has by it: the batches of one fill the gap that the
+# last batches of the other leave. With less than twice as many by it Ray Data takes no actor
+# for busy, and the pool does not grow back when it has shrunk
+_AT_ONCE = 2
+_IN_FLIGHT = 2 * _AT_ONCE
 
 
 def rated_groups(
@@ -108,6 +112,8 @@ def _dataset(
                 max_size=pool.most,
                 initial_size=pool.size,
                 max_tasks_in_flight_per_actor=_IN_FLIGHT,
+                max_concurrent_calls_per_actor=_AT_ONCE,
+                enable_true_multi_threading=True,
             ),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,

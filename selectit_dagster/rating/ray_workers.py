@@ -7,6 +7,7 @@ error of the user's travels as a value, because Ray would wrap an exception beyo
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -38,6 +39,7 @@ _GROUPS = 16
 _VERSIONS = ("torch", "transformers", "tokenizers", "numpy")
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Return the versions on which the last digits of a rating depend."""
     return library_versions(*_VERSIONS)
@@ -175,7 +177,12 @@ class RaterSpec:
 
 
 class Rater:
-    """Holds one model and rates groups of batches."""
+    """Holds one model and rates groups of batches.
+
+    Ray calls it from several threads at once: while the last batches of a group run, the next
+    group's are there, so no worker waits for a group's end. However many groups there are,
+    ``workers`` batches run at a time.
+    """
 
     def __init__(self, spec: RaterSpec) -> None:
         self.error: UserError | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import zlib
@@ -42,11 +43,21 @@ def write_records(folder: Path, rows: list[dict[str, str]]) -> Path:
     return folder
 
 
+def wait_for_company(log: Path, processes: int, seconds: float = 120.0) -> None:
+    """Wait until so many processes have written a line each."""
+    deadline = time.monotonic() + seconds
+    while len({line.split()[-1] for line in log.read_text().splitlines()}) < processes:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"there are no {processes} processes")
+        time.sleep(0.05)
+
+
 class HashedBackend:
     """Rates each row by a hash of its tokens, so any batching must give the same.
 
     ``calls`` counts rated rows by their tokens. ``log`` is a file that gets a line a batch,
-    for counting across processes. ``most`` is how many positions fit into its memory.
+    its rows and the process, for counting across processes; nothing is rated before
+    ``company`` processes are at it. ``most`` is how many positions fit into its memory.
     """
 
     def __init__(
@@ -57,11 +68,12 @@ class HashedBackend:
         log: Path | None = None,
         most: float = float("inf"),
         broken: Sequence[int] = (),
+        company: int = 1,
     ) -> None:
         self.facts = BackendFacts(100, "float32", "cpu", workers=2, batch_tokens=256)
         self.notes = BackendNotes("hashed")
         self.ratings, self.delay, self.log, self.most = ratings, delay, log, most
-        self.broken = set(broken)
+        self.broken, self.company = set(broken), company
         self.calls: dict[bytes, int] = {}
         self.sizes: list[int] = []
         self._lock = threading.Lock()
@@ -69,7 +81,8 @@ class HashedBackend:
     def rate(self, batch: TokenBatch) -> np.ndarray:
         if self.log is not None:
             with self.log.open("a") as handle:
-                handle.write(f"{len(batch)}\n")
+                handle.write(f"{len(batch)} {os.getpid()}\n")
+            wait_for_company(self.log, self.company)
         if batch.positions > self.most:
             raise BatchTooLargeError("no room")
         time.sleep(self.delay)
