@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 
     from selectit_dagster.experiment import ModelReference
 
+# what architectures call the longest sequence that they were made for
+_CONTEXT_NAMES = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_sequence_length",
+    "max_seq_len",
+)
+# tokenizers without a limit say so with a number of thirty digits
+_NO_LIMIT = 10**9
 _PICKLES = ("pytorch_model*.bin", "*.pth", "*.pt", "adapter_model.bin")
 
 
@@ -108,7 +118,8 @@ def load_model(
     if reference.adapter is not None:
         model = _merge_adapter(model, reference.adapter)
     if device_map is None and quantization is None:
-        model = model.to(device)
+        with _explained(reference, "model"):
+            model = model.to(device)
     elif device_map is not None:
         _refuse_offload(reference, model, device)
     model.train(training)
@@ -126,6 +137,18 @@ def load_config(reference: ModelReference) -> Any:  # noqa: ANN401 - one class p
             revision=commit_of(reference),
             trust_remote_code=reference.trust_remote_code,
         )
+
+
+def context_length(config: Any, tokenizer: Any = None) -> int | None:  # noqa: ANN401
+    """Return the longest sequence in tokens that a model was made for; None where nothing says.
+
+    The configuration's word goes first: a tokenizer's limit is often left over from a training.
+    """
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    said = [getattr(text, name, None) for name in _CONTEXT_NAMES]
+    said.append(getattr(tokenizer, "model_max_length", None))
+    limits = [int(v) for v in said if isinstance(v, int | float) and 0 < v < _NO_LIMIT]
+    return limits[0] if limits else None
 
 
 def _refuse_offload(reference: ModelReference, model: Any, device: str) -> None:  # noqa: ANN401
@@ -228,12 +251,20 @@ def _refuse_pickles(reference: ModelReference) -> None:
 @contextlib.contextmanager
 def _explained(reference: ModelReference, what: str) -> Iterator[None]:
     """Turn the loaders' many exceptions into one message that names the model."""
+    import torch
     from safetensors import SafetensorError
 
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         text = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in text:
+            raise UserError(
+                f"the {what} of {reference.path} does not fit into the memory of "
+                f"{reference.device}: {first_line(error)}",
+                hint="choose another device or a smaller dtype (bfloat16), or end what else "
+                "uses the device",
+            ) from error
         hint = "the folder must be a causal language model as save_pretrained writes it"
         if "trust_remote_code" in text:
             hint = "set trust_remote_code: true, but only if you trust the model's source"

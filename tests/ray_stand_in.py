@@ -6,6 +6,7 @@ it is real: planners, raters, probes and training processes run as they are.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -32,6 +33,15 @@ class TrainingFailedError(Exception):
         self.worker_failures = failures
 
 
+@contextlib.contextmanager
+def wrapped(kind: type[Exception]) -> Iterator[None]:
+    """What a process raises arrives as an error of Ray's, of which only the text is left."""
+    try:
+        yield
+    except Exception as error:
+        raise kind(str(error)) from None
+
+
 class Actor:
     """An object whose methods are called with ``remote``; the answer is there at once."""
 
@@ -56,10 +66,13 @@ class Dataset:
         def mapped() -> Iterator[Any]:
             import pyarrow as pa
 
-            made = kind(*fn_constructor_args)
+            with wrapped(RayError):
+                made = kind(*fn_constructor_args)
             for table in self._tables:
-                found = made(table)
-                yield from [found] if isinstance(found, pa.Table) else found
+                with wrapped(RayTaskError):
+                    found = made(table)
+                    tables = [found] if isinstance(found, pa.Table) else list(found)
+                yield from tables
 
         return Dataset(mapped())
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -143,3 +145,53 @@ def test_a_model_that_does_not_fit_onto_its_gpus_is_refused(
         models.load_model(reference, device_map="auto")
     assert str(tiny_model_folder) in caught.value.message
     assert "ray.gpus_per_actor" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("config", "limit", "context"),
+    [
+        ({"max_position_embeddings": 2048}, 10**30, 2048),
+        ({"max_position_embeddings": 2048}, 512, 2048),  # left over from a training
+        ({"max_position_embeddings": None, "max_seq_len": 4096}, 512, 4096),
+        ({"text_config": {"max_position_embeddings": 8192}}, 10**30, 8192),
+        ({}, 512, 512),
+        ({}, 10**30, None),
+    ],
+)
+def test_the_context_is_what_the_configuration_says_or_else_the_tokenizer(
+    config: dict[str, Any], limit: int, context: int | None
+) -> None:
+    class Config(SimpleNamespace):
+        def get_text_config(self) -> SimpleNamespace:
+            text = getattr(self, "text_config", None)
+            return self if text is None else SimpleNamespace(**text)
+
+    tokenizer = SimpleNamespace(model_max_length=limit)
+    assert models.context_length(Config(**config), tokenizer) == context
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3"])
+def test_every_stage_takes_the_context_of_real_configurations(kind: str) -> None:
+    import transformers
+
+    made = {
+        "llama": lambda: transformers.LlamaConfig(max_position_embeddings=333),
+        "gpt2": lambda: transformers.GPT2Config(n_positions=333),
+        "gemma3": lambda: transformers.Gemma3Config(
+            text_config=transformers.Gemma3TextConfig(max_position_embeddings=333)
+        ),
+    }[kind]()
+    assert models.context_length(made) == 333
+
+
+def test_a_model_that_does_not_fit_onto_its_device_is_told_with_the_remedy(
+    tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 26.00 GiB")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.to", full)
+    with pytest.raises(UserError, match="does not fit into the memory of cpu") as caught:
+        models.load_model(ModelReference(path=str(tiny_model_folder), device="cpu"))
+    assert "smaller dtype" in caught.value.hint
+    assert "causal" not in caught.value.hint

@@ -277,9 +277,24 @@ def _guarded(batches: Iterator[pa.RecordBatch], name: str) -> Iterator[pa.Record
         raise TransientError(f"dataset {name!r}: connection lost after row {done:,}") from error
     except Exception as error:  # the library's readers raise many kinds
         raise UserError(
-            f"dataset {name!r}: the data cannot be read after row {done:,}: {first_line(error)}",
+            f"dataset {name!r}: the data cannot be read after row {done:,}"
+            f"{_damaged(Path(name))}: {first_line(error)}",
             hint="copy or make its files again: one is damaged, or not like the others",
         ) from error
+
+
+def _damaged(folder: Path) -> str:
+    """Name the first Parquet file of a folder that cannot be read; the library does not."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in sorted(folder.rglob("*.parquet")) if folder.is_dir() else []:
+        try:
+            for _ in pq.ParquetFile(path, pre_buffer=False).iter_batches(batch_size=BATCH_ROWS):
+                pass
+        except (pa.ArrowException, OSError, ValueError):
+            return f", in {path.relative_to(folder)}"
+    return ""
 
 
 def rows_at(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.evaluation.rows import Batch, Row, plan_batches
+from selectit_dagster.models import context_length
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 # for a hidden size of 768
 _CPU_ACTIVATIONS = 400_000
 _CPU_SMALLEST = 256
+# where neither configuration nor tokenizer says; the harness takes the same
+_UNSAID_CONTEXT = 2048
 
 
 class Reader:
@@ -56,7 +59,7 @@ class Engine(Reader):
         self.model = loaded.model
         self.device = next(self.model.parameters()).device
         self.config = self.model.config.get_text_config(decoder=True)
-        self.context = context_length(self.config, self.tokenizer)
+        self.context = context_length(self.config, self.tokenizer) or _UNSAID_CONTEXT
         accepted = inspect.signature(self.model.forward).parameters
         self.takes_positions = "position_ids" in accepted
         self.slices_logits = "logits_to_keep" in accepted
@@ -162,15 +165,6 @@ class Engine(Reader):
             return self.model(input_ids=inputs, **arguments).logits
         finally:
             hook.remove()
-
-
-def context_length(config: Any, tokenizer: Any) -> int:  # noqa: ANN401 - any architecture's
-    """Return the longest sequence in tokens that model and tokenizer allow."""
-    names = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length")
-    limits = [getattr(config, name, None) for name in names]
-    limits.append(getattr(tokenizer, "model_max_length", None))
-    given = [int(v) for v in limits if isinstance(v, int | float) and 0 < v < 10**9]
-    return min(given, default=2048)
 
 
 def _plain_layers(config: Any) -> int:  # noqa: ANN401 - any architecture's

@@ -122,10 +122,9 @@ def max_length(
 
     That is the model's context, or less where less is asked for; None where nothing says.
     """
-    text = config.get_text_config()
-    context = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
-    if context is None and encoder.tokenizer.model_max_length < 1 << 30:
-        context = int(encoder.tokenizer.model_max_length)
+    from selectit_dagster.models import context_length
+
+    context = context_length(config, encoder.tokenizer)
     if asked is None or context is None:
         return asked or context, []
     if asked > context:

@@ -15,6 +15,7 @@ from selectit_dagster.rating.backend import (
     TokenBatch,
 )
 from selectit_dagster.rating.ray_workers import RaterSpec
+from selectit_dagster.rating.wire import pack_error, unpack_error
 from selectit_dagster.ray_cluster import connected, pool_for
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class RayBackend:
             self._probe = self._start_probe()
         found, error = ray.get(self._probe.rate.remote(batch))
         if error is not None:
-            raise UserError(error[0], hint=error[1])
+            raise unpack_error(error)
         rated: LogProbabilities = found
         return rated
 
@@ -129,14 +130,14 @@ class Probe:
     """One model for the calibration."""
 
     def __init__(self, spec: RaterSpec) -> None:
-        self.error: tuple[str, str] | None = None
+        self.error: str | None = None
         try:
             self.backend = spec.backend()
         except UserError as error:
-            self.error = error.message, error.hint
+            self.error = pack_error(error)
 
-    def rate(self, batch: TokenBatch) -> tuple[LogProbabilities | None, tuple[str, str] | None]:
-        """Return a batch's ratings, or message and hint of what the user must mend."""
+    def rate(self, batch: TokenBatch) -> tuple[LogProbabilities | None, str | None]:
+        """Return a batch's ratings, or what the user must mend."""
         return (None if self.error else self.backend.rate(batch)), self.error
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from selectit_dagster.errors import TransientError, UserError
+from selectit_dagster.errors import TransientError
 from selectit_dagster.rating.backend import TokenBatch
 from selectit_dagster.rating.batches import PlannedBatch
 from selectit_dagster.rating.chunks import (
@@ -32,7 +32,7 @@ from selectit_dagster.rating.ray_stream import rated_groups
 from selectit_dagster.rating.ray_workers import pack_mask, versions
 from selectit_dagster.rating.run import Run
 from selectit_dagster.rating.store import PENDING
-from selectit_dagster.rating.wire import unpack_ratings
+from selectit_dagster.rating.wire import unpack_error, unpack_ratings
 from selectit_dagster.ray_cluster import Cluster, connected
 
 _NOTHING = TokenBatch((), (), ())
@@ -154,11 +154,9 @@ class RayRun(Run):
 
     def _enter(self, row: dict[str, Any]) -> None:
         """Enter one rated group; write its chunk's part when it was the last."""
-        said = json.loads(row["facts"])
-        if "error" in said:
-            message, hint = said["error"]
-            raise UserError(message, hint=hint)
-        self._learn(said)
+        if row["fault"]:
+            raise unpack_error(row["fault"])
+        self._learn(json.loads(row["facts"]))
         index = row["chunk"]
         self.groups += 1
         if row["group"] in self._seen.setdefault(index, set()):

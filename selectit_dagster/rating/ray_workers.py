@@ -26,7 +26,7 @@ from selectit_dagster.rating.careful import CarefulRater
 from selectit_dagster.rating.chunks import ChunkReader
 from selectit_dagster.rating.folder import RowSource
 from selectit_dagster.rating.preparation import chunk_maker, row_maker
-from selectit_dagster.rating.wire import pack_batches, pack_ratings, unpack_batches
+from selectit_dagster.rating.wire import pack_batches, pack_error, pack_ratings, unpack_batches
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,15 +57,28 @@ class Planner:
     """
 
     def __init__(self, request: ScoringRequest, plan: dict[str, Any]) -> None:
-        rows, _ = row_maker(request)
-        # which rows are there already is said by the descriptors
-        self.maker = chunk_maker(request, rows, plan, RowSource.none())
-        self.reader = ChunkReader(request.records_file, plan["chunk_records"])
+        self.error: UserError | None = None
+        try:
+            rows, _ = row_maker(request)
+            # which rows are there already is said by the descriptors
+            self.maker = chunk_maker(request, rows, plan, RowSource.none())
+            self.reader = ChunkReader(request.records_file, plan["chunk_records"])
+        except UserError as error:
+            self.error = error
 
     def __call__(self, chunks: pa.Table) -> Iterator[pa.Table]:
-        """Yield one row per group: ``chunk``, ``group``, ``batches``, ``notes``, ``refused``."""
+        """Yield one row per group: ``chunk``, ``group``, ``batches``, ``notes``, ``refused``.
+
+        ``fault`` is empty, or what the user must mend.
+        """
         for row in chunks.to_pylist():
-            yield from self._groups(row["chunk"], row["reused"], row["resumed"])
+            try:
+                if self.error is not None:
+                    raise self.error
+                yield from self._groups(row["chunk"], row["reused"], row["resumed"])
+            except UserError as error:
+                empty = {"batches": b"", "notes": "{}", "refused": "[]"}
+                yield one_row(chunk=row["chunk"], group=0, **empty, fault=pack_error(error))
 
     def _groups(
         self, index: int, reused: bytes | None, resumed: bytes | None
@@ -93,6 +106,7 @@ class Planner:
                 batches=pack_batches(some),
                 notes=json.dumps(notes),
                 refused=json.dumps(refused),
+                fault="",
             )
 
 
@@ -204,9 +218,9 @@ class Rater:
     def _group(self, row: dict[str, Any]) -> pa.Table:
         same = {name: row[name] for name in ("chunk", "group", "notes", "refused")}
         empty = {"targets": b"", "ratings": b"", "reasons": "{}", "tokens": 0, "positions": 0}
-        if self.error is not None:
-            fault = {"error": [self.error.message, self.error.hint]}
-            return one_row(**same, **empty, facts=json.dumps(fault))
+        fault = row["fault"] if self.error is None else pack_error(self.error)
+        if fault:
+            return one_row(**same, **empty, facts="{}", fault=fault)
         batches = unpack_batches(row["batches"])
         rated = list(self.pool.map(self.rater.rate, [batch.tokens for batch in batches]))
         ratings, reasons = pack_ratings(rated)
@@ -219,6 +233,7 @@ class Rater:
             tokens=sum(batch.tokens.tokens for batch in batches),
             positions=sum(batch.tokens.positions for batch in batches),
             facts=json.dumps(self._facts()),
+            fault="",
         )
 
     def _facts(self) -> dict[str, Any]:

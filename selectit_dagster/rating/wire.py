@@ -1,18 +1,31 @@
-"""How planned batches and their ratings travel between processes: flat arrays, no objects."""
+"""How batches, ratings and refusals travel between processes: flat arrays, no objects."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 
+from selectit_dagster.errors import PassingError, UserError
 from selectit_dagster.rating.backend import TokenBatch
 from selectit_dagster.rating.batches import PlannedBatch
 from selectit_dagster.rating.careful import RatedBatch
 from selectit_dagster.rating.store import Floats
 
 _INT, _FLOAT = np.dtype("<i4"), np.dtype("<f4")
+
+
+def pack_error(error: UserError) -> str:
+    """Return a refusal as JSON; Ray would wrap an exception beyond knowing."""
+    return json.dumps([error.message, error.hint, isinstance(error, PassingError)])
+
+
+def unpack_error(content: str) -> UserError:
+    """Return what :func:`pack_error` was given."""
+    message, hint, passing = json.loads(content)
+    return (PassingError if passing else UserError)(message, hint=hint)
 
 
 def pack_batches(batches: Sequence[PlannedBatch]) -> bytes:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from selectit_dagster.models import context_length
 from selectit_dagster.tuning.templates import encode_prompt, render_prompt
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Forward:
         on_cpu = loaded.device == "cpu"
         self.positions = positions or (_CPU_POSITIONS if on_cpu else _GPU_POSITIONS)
         config = loaded.model.config
-        self.context = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+        self.context = context_length(config, self.tokenizer) or 1 << 30
         self.vocabulary = int(config.get_text_config().vocab_size)
         self.keeps_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         begin = self.tokenizer.bos_token_id

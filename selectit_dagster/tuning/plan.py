@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import UserError
-from selectit_dagster.models import load_config, load_tokenizer
+from selectit_dagster.models import context_length, load_config, load_tokenizer
 from selectit_dagster.tuning.adapters import precision_of, require_four_bit, training_device
 from selectit_dagster.tuning.examples import (
     Example,
@@ -50,9 +50,8 @@ def make_plan(dataset: Path, tuning: TuningSection) -> Plan:
     """
     device = check_machine(tuning)
     config = load_config(tuning.base_model)
-    context = getattr(config, "max_position_embeddings", None) or tuning.max_length
-    max_length = min(tuning.max_length, int(context))
     tokenizer = load_tokenizer(tuning.base_model)
+    max_length = min(tuning.max_length, context_length(config, tokenizer) or tuning.max_length)
     examples, skipped = build_examples(
         read_records(dataset),
         tokenizer,

@@ -347,7 +347,8 @@ def test_a_damaged_file_among_others_is_told_with_the_rows_before_it(workshop, m
         pq.write_table(pa.Table.from_pylist(make(2050)), folder / name)
     (folder / "train-1.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(
-        UserError, match="parts': the data cannot be read after row 2,048: "
+        UserError,
+        match=r"parts': the data cannot be read after row 2,048, in train-1\.parquet: ",
     ) as caught:
         workshop.read(folder)
     assert "\n" not in caught.value.message

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from selectit_dagster.evaluation.engine import Engine, context_length
+from selectit_dagster.evaluation.engine import Engine
 from selectit_dagster.evaluation.generation import Decoding, cut_at, generate_batch, sample
 from selectit_dagster.evaluation.likelihood import continuation_batch, find_options, option_batch
 from selectit_dagster.evaluation.rows import Row
@@ -176,16 +176,3 @@ def test_a_windowed_model_is_neither_padded_nor_shared(tmp_path, loaded):
         assert len({len(rows[i].ids) for i in batch.indices}) == 1
     found = answers(engine, rows, Decoding(8))
     assert [one.text for one in found] == [plain_generate(windowed, row, 8) for row in rows]
-
-
-def test_the_context_is_the_shortest_limit_that_model_and_tokenizer_give():
-    class Config:
-        max_position_embeddings = 2048
-        n_ctx = None
-
-    class Tokenizer:
-        model_max_length = 10**30
-
-    assert context_length(Config, Tokenizer) == 2048
-    Tokenizer.model_max_length = 512
-    assert context_length(Config, Tokenizer) == 512

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scoring_world import HashedBackend, request_for, some_records, write_records
 
-from selectit_dagster.errors import UserError
+from selectit_dagster.errors import PassingError, UserError
 from selectit_dagster.experiment import ActorShape, RaySection, load_experiment
 from selectit_dagster.rating import ray_workers, scoring
 from selectit_dagster.rating.backend import TokenBatch
@@ -205,6 +205,27 @@ def test_another_model_on_a_node_is_refused_by_the_rater_and_by_the_probe(
     assert f"{request.model.path} on node " in refusal.value.message
     assert "the same files under the same path on every node" in refusal.value.hint
     assert not list((tmp_path / "ray").glob("part-*"))
+
+
+@pytest.mark.parametrize("kind", [UserError, PassingError])
+@pytest.mark.parametrize("when", ["at its start", "later", "by the rater"])
+def test_what_a_process_refuses_is_told_at_once_and_as_what_it_is(
+    asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[UserError], when: str
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise kind("the hub is away", hint="ask again")
+
+    if when == "at its start":
+        monkeypatch.setattr(ray_workers, "row_maker", refused)
+    elif when == "later":
+        monkeypatch.setattr(ChunkReader, "read", refused)
+    request = asked(engine="ray")
+    make = refused if when == "by the rater" else HashedBackend
+    backend = RayBackend.of(request, (1, 2, 3, 4, 5), make)
+    with pytest.raises(UserError, match="the hub is away") as refusal:
+        scoring.score(request, tmp_path / "ray", backend=backend)
+    assert type(refusal.value) is kind
+    assert refusal.value.hint == "ask again"
 
 
 def test_an_address_of_ray_client_is_refused_under_the_name_that_it_came_by(
