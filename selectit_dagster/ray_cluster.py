@@ -22,6 +22,8 @@ _CLIENT = "ray://"
 # Ray would call home, and bind to every interface of a machine that is a cluster of its own
 _ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TQDM": "0"}
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# what only a dashboard or a metrics server asks for; it takes computing time from the actors
+_UNSEEN = {"RAY_enable_metrics_collection": "0", "RAY_task_events_report_interval_ms": "0"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def connected(section: RaySection) -> Iterator[Cluster]:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if section.address is None and "RAY_ADDRESS" not in os.environ:
-        for name, value in _LOOPBACK.items():
+        for name, value in (_LOOPBACK | ({} if section.dashboard else _UNSEEN)).items():
             os.environ.setdefault(name, value)
     import ray
 

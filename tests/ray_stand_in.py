@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from selectit_dagster import ray_cluster
+
 
 class RayError(Exception):
     """Ray's own failures."""
@@ -123,7 +125,7 @@ class RayHere:
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Put the stand-in where ``import ray`` finds it; all of it ends with the test."""
         monkeypatch.setenv("RANK", "0")
-        for name in ("RAY_USAGE_STATS_ENABLED", "RAY_TQDM", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
+        for name in (*ray_cluster._ENVIRONMENT, *ray_cluster._LOOPBACK, *ray_cluster._UNSEEN):
             monkeypatch.setenv(name, "0")
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
         for name, members in self._modules().items():

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
+import psutil
 import pytest
 from scoring_world import (
     HashedBackend,
@@ -156,6 +158,52 @@ def test_a_node_killed_in_mid_scoring_loses_nothing(
     rated = sum(int(line.split()[0]) for line in log.read_text().splitlines())
     # the work in flight on the lost node was done twice, and nothing beside it
     assert 500 <= rated < 600
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_whatever_is_killed_at_random_no_row_is_lost_or_kept_twice(
+    cluster: Any, tiny_model_folder: Path, tmp_path: Path, seed: int
+) -> None:
+    records = write_records(tmp_path / "records", some_records(300))
+    request = request_for(records, tiny_model_folder)
+    whole = score(request, tmp_path / "whole", backend=HashedBackend())
+    extra = [cluster.add_node(num_cpus=1, object_store_memory=80 << 20) for _ in range(2)]
+    log, chance, ended = tmp_path / "log", random.Random(seed), Event()  # noqa: S311 - no secret
+    log.touch()
+    kills: list[str] = []
+
+    def kill() -> None:
+        wait_for_company(log, 2)
+        while not ended.wait(chance.uniform(2, 8)):
+            if extra and (not kills or chance.random() < 0.5):
+                cluster.remove_node(extra.pop(), allow_graceful=False)
+                kills.append("node")
+                continue
+            workers = [p for p in psutil.process_iter(["cmdline"]) if is_ours(p)]
+            if workers:
+                chance.choice(workers).kill()
+                kills.append("process")
+
+    killer = Thread(target=kill)
+    killer.start()
+    try:
+        backend = hashed(on_ray(request, retries=20), delay=0.3, log=log)
+        found = score(on_ray(request, retries=20), tmp_path / "ray", backend=backend)
+    finally:
+        ended.set()
+        killer.join()
+        for node in extra:
+            cluster.remove_node(node, allow_graceful=False)
+    assert "node" in kills
+    assert found.digest == whole.digest
+    assert found.counts["scored"] == 1500
+    assert hashes(tmp_path / "ray") == hashes(tmp_path / "whole")
+
+
+def is_ours(process: psutil.Process) -> bool:
+    """Tell a planner or a rater from Ray's own processes."""
+    return "MapWorker" in " ".join(process.info["cmdline"] or [])
 
 
 def test_another_model_on_a_node_is_refused_before_anything_is_rated(
