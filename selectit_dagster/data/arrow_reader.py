@@ -276,9 +276,10 @@ def _guarded(batches: Iterator[pa.RecordBatch], name: str) -> Iterator[pa.Record
     except ConnectionError as error:
         raise TransientError(f"dataset {name!r}: connection lost after row {done:,}") from error
     except Exception as error:  # the library's readers raise many kinds
+        where = _damaged(Path(name))
         raise UserError(
-            f"dataset {name!r}: the data cannot be read after row {done:,}"
-            f"{_damaged(Path(name))}: {first_line(error)}",
+            f"dataset {name!r}: the data cannot be read after row {done:,}{where}: "
+            f"{first_line(error)}",
             hint="copy or make its files again: one is damaged, or not like the others",
         ) from error
 
