@@ -60,6 +60,9 @@ class CsvReader:
         """Yield lines with their ends; remember those that the current row consumed."""
         rest, quotes, overlong = b"", 0, False
         for block in self.source.blocks():
+            if not overlong and len(rest) <= 1 and self._is_blank(rest + block):
+                rest = self._passed_over(rest + block)
+                continue
             *whole, last = block.split(b"\n")
             for line in whole:
                 line = rest + line
@@ -76,6 +79,19 @@ class CsvReader:
             yield self._dropped(quotes + rest.count(b'"'))
         elif rest:
             yield self._taken(rest)
+
+    def _is_blank(self, block: bytes) -> bool:
+        """Tell whether a block between two rows holds line ends alone.
+
+        A gigabyte of them packs to a megabyte: they are counted, not read one by one.
+        """
+        return not self._held and not block.strip(b"\r\n") and b"\r\r" not in block
+
+    def _passed_over(self, block: bytes) -> bytes:
+        """Count the lines of a blank block; return the half of a line end that it ends in."""
+        self._lines_read += block.count(b"\n")
+        self.line = self._lines_read + 1
+        return b"\r" if block.endswith(b"\r") else b""
 
     def _taken(self, line: bytes) -> str:
         self._lines_read += 1
@@ -156,7 +172,11 @@ class CsvReader:
         wanted = set(_KNOWN)
         if self.mapping is not None:
             wanted |= {self.mapping.instruction, self.mapping.response, self.mapping.input or ""}
-        text = next((line for line in lines if line.strip()), "")
+        text = ""
+        for text in lines:
+            if text.strip():
+                break
+            self._consumed, self._held = bytearray(), 0
         # a header field may span lines as well
         while text.count('"') % 2 and (more := next(lines, "")):
             text += more

@@ -253,6 +253,36 @@ def test_blank_lines_are_counted_wherever_the_blocks_end(workshop, monkeypatch, 
     assert rows == [(151, b"  " + GOOD, True), (302, b"oops", False), (453, GOOD, True)]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 64, 241, 1 << 20])
+def test_blank_lines_of_a_csv_are_counted_wherever_the_blocks_end(
+    workshop, monkeypatch, block, end
+):
+    monkeypatch.setattr("selectit_dagster.data.sources.BLOCK", block)
+    blanks, field = end * 90, f"a{end * 40}b"
+    rows = (f"instruction,output{end}", f'i,"{field}"{end}', f"one{end}", "i,o")
+    path = workshop.write("a.csv", "".join(blanks + row for row in rows).encode())
+    reader = CsvReader(ByteSource(path, "none"), max_bytes=1000)
+    found = [(reader.line, value) for _, value in reader]
+    # the second row takes 41 lines
+    assert [line for line, _ in found] == [182, 313, 404]
+    assert found[0][1] == {"instruction": "i", "output": field}
+    assert found[1][1].reason == "has 1 columns, the header has 2"
+    assert found[2][1] == {"instruction": "i", "output": "o"}
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_blank_blocks_of_a_csv_are_not_read_line_by_line(workshop, monkeypatch, end):
+    monkeypatch.setattr("selectit_dagster.data.sources.BLOCK", 101)
+    taken, read = CsvReader._taken, []
+    monkeypatch.setattr(CsvReader, "_taken", lambda self, line: read.append(1) or taken(self, line))
+    blanks = end * 10_000
+    content = blanks + b"instruction,output\n" + blanks + b"i,o\n" + blanks
+    path = workshop.write("a.csv", content)
+    assert len(list(CsvReader(ByteSource(path, "none"), max_bytes=1000))) == 1
+    assert len(read) < 1000
+
+
 @pytest.mark.parametrize("kind", ["json", "jsonl", "csv"])
 def test_a_line_of_many_blocks_does_not_fill_the_memory(workshop, monkeypatch, kind):
     import tracemalloc
