@@ -14,11 +14,13 @@ The figures that ``docs/scaling.md`` reckons with come from here.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import importlib.util
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,6 +43,9 @@ RECORDS = "instruct/alpaca_52k_cleaned.json.gz"
 LLAMA = "tokenizers/llama2"
 SMALL = "models/stories260K"
 PROMPTS = 5
+# records of the short pair, and seconds of a turn: shorter than what Ray takes for a lost node
+SHORT = 60
+TURN = 10.0
 DATA = Path(os.environ.get("SELECTIT_SHARED_DATA", "/nowhere"))
 
 
@@ -244,23 +249,6 @@ def plan_millions(count: int, work: Path) -> dict[str, Any]:
 # --- overhead ---------------------------------------------------------------------------------
 
 
-class Watch:
-    """Notes when how many rows were done."""
-
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.seen: list[tuple[float, int]] = []
-
-    def update(self, done: int, total: int, **figures: float) -> None:
-        """Note it."""
-        self.seen.append((time.perf_counter() - self.started, done))
-
-    def rate(self) -> float:
-        """Return rows per second between the first rows and the last."""
-        (begin, first), (end, last) = next(s for s in self.seen if s[1]), self.seen[-1]
-        return (last - first) / (end - begin)
-
-
 def prepared(folder: Path, count: int) -> dict[str, Any]:
     """Write the records and the model that both engines get."""
     return {
@@ -270,9 +258,9 @@ def prepared(folder: Path, count: int) -> dict[str, Any]:
 
 
 def overhead(engine: str, folder: Path, work: Path) -> dict[str, Any]:
-    """Return seconds and CPU seconds of scoring the prepared records with an engine.
+    """Return figures of scoring the prepared records with an engine.
 
-    They are those of a process that has imported nothing yet, as a step of Dagster is.
+    The process has imported nothing yet, as a step of Dagster has not.
     """
     from selectit_dagster.experiment import RaySection
     from selectit_dagster.rating.scoring import score
@@ -281,20 +269,15 @@ def overhead(engine: str, folder: Path, work: Path) -> dict[str, Any]:
     if engine == "ray":
         rating = request.rating.model_copy(update={"engine": "ray"})
         request = replace(request, rating=rating, ray=RaySection())
-    watch, before = Watch(), os.times()
-    started = time.perf_counter()
-    manifest = score(request, work / "scores", watch)
-    seconds = time.perf_counter() - started
+    before = os.times()
+    manifest = score(request, work / "scores")
     after = os.times()
     prompts = manifest.counts["scored"]
     cpu = sum(after[:4]) - sum(before[:4])
     return {
         "engine": engine,
         "prompts": prompts,
-        "seconds": seconds,
         "cpu_seconds_of_this_process_and_ended_children": cpu,
-        "seconds_until_the_first_rows": next(s for s in watch.seen if s[1])[0],
-        "prompts_per_second_after_that": watch.rate(),
         "digest": manifest.digest,
         "bytes_of_parts_per_prompt": sum(f["bytes"] for f in manifest.files.values()) / prompts,
         "parameters": manifest.details["parameters"],
@@ -352,28 +335,77 @@ KINDS: dict[str, Callable[..., dict[str, Any]]] = {
 PARTS = ["first", "millions", "overhead"]
 
 
+def child(*arguments: str) -> list[str]:
+    """Return the command of one measurement."""
+    return [sys.executable, "-m", "performance.bench_cluster", "--child", *arguments]
+
+
 def in_child(*arguments: str) -> dict[str, Any]:
     """Run one measurement in a process of its own."""
-    command = [sys.executable, "-m", "performance.bench_cluster", "--child", *arguments]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(child(*arguments), check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def overheads(count: int) -> dict[str, Any]:
-    """Return what both engines took for the same records, and by how much Ray took longer."""
-    engines = ["local", *(["ray"] if importlib.util.find_spec("ray") else [])]
-    with tempfile.TemporaryDirectory() as folder:
-        in_child("prepared", folder, str(count))
-        found = {f"scoring, {name}": in_child("overhead", name, folder) for name in engines}
-    if len(found) == len(("local", "ray")):
-        local, ray = found.values()
-        if ray["digest"] != local["digest"]:
-            raise SystemExit("the engines' parts differ")
-        found["Ray beside the local engine"] = {
-            "seconds_more": ray["seconds"] - local["seconds"],
-            "share_of_the_local_time": ray["seconds"] / local["seconds"] - 1,
-        }
+    """Return what both engines took for the same records, and by how much Ray took longer.
+
+    A second, short pair tells what of it is the start and the end of a cluster.
+    """
+    found: dict[str, Any] = {}
+    for name, records in (("", count), ("short ", SHORT)):
+        with tempfile.TemporaryDirectory() as folder:
+            in_child("prepared", folder, str(records))
+            engines = ["local", *(["ray"] if importlib.util.find_spec("ray") else [])]
+            pair = in_turns({engine: child("overhead", engine, folder) for engine in engines})
+        found |= {f"{name}scoring, {engine}": figures for engine, figures in pair.items()}
+        if len(pair) == len(("local", "ray")):
+            if pair["ray"]["digest"] != pair["local"]["digest"]:
+                raise SystemExit("the engines' parts differ")
+            more = pair["ray"]["seconds"] - pair["local"]["seconds"]
+            found[f"{name}Ray beside the local engine"] = {
+                "seconds_more": more,
+                "share_of_the_local_time": more / pair["local"]["seconds"],
+            }
     return found
+
+
+def in_turns(commands: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
+    """Run commands that take turns of some seconds; return each one's figures and seconds.
+
+    A machine that others share is faster in one quarter of an hour than in the next, by more than
+    what is to be measured here. In turns every command gets its share of both. The seconds are
+    those of its own turns, from its start to its end; while one runs, all processes of the others
+    are stopped.
+    """
+    running: dict[str, subprocess.Popen[str]] = {}
+    seconds, ended = dict.fromkeys(commands, 0.0), dict[str, dict[str, Any]]()
+    while len(ended) < len(commands):
+        for name in [name for name in commands if name not in ended]:
+            started = time.perf_counter()
+            if name in running:
+                signal_all(running[name], signal.SIGCONT)
+            else:
+                running[name] = subprocess.Popen(commands[name], stdout=subprocess.PIPE, text=True)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running[name].wait(TURN)
+            seconds[name] += time.perf_counter() - started
+            if running[name].returncode is None:
+                signal_all(running[name], signal.SIGSTOP)
+                continue
+            output = running[name].communicate()[0]
+            if running[name].returncode:
+                raise SystemExit(f"{name} failed")
+            ended[name] = {**json.loads(output.splitlines()[-1]), "seconds": seconds[name]}
+    return ended
+
+
+def signal_all(process: subprocess.Popen[str], number: int) -> None:
+    """Send a signal to a process and to all that it has started."""
+    import psutil
+
+    for one in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.send_signal(number)
 
 
 def lines(results: dict[str, Any]) -> list[str]:
