@@ -271,6 +271,21 @@ def test_blank_lines_of_a_csv_are_counted_wherever_the_blocks_end(
     assert found[2][1] == {"instruction": "i", "output": "o"}
 
 
+def test_any_number_of_blank_lines_may_come_before_a_header(workshop):
+    path = workshop.write("a.csv", b"\n" * 3000 + b"instruction,output\ni,o\n")
+    rows = list(CsvReader(ByteSource(path, "none"), max_bytes=1000))
+    assert [value for _, value in rows] == [{"instruction": "i", "output": "o"}]
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5])
+def test_a_bare_return_after_blank_lines_stays_in_its_row(workshop, monkeypatch, block):
+    content = b"instruction,output\n" + b"\n" * 11 + b"\ri,o\n"
+    path = workshop.write("a.csv", content)
+    whole = [(raw, str(value)) for raw, value in CsvReader(ByteSource(path, "none"))]
+    monkeypatch.setattr("selectit_dagster.data.sources.BLOCK", block)
+    assert [(raw, str(value)) for raw, value in CsvReader(ByteSource(path, "none"))] == whole
+
+
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 def test_blank_blocks_of_a_csv_are_not_read_line_by_line(workshop, monkeypatch, end):
     monkeypatch.setattr("selectit_dagster.data.sources.BLOCK", 101)
