@@ -6,7 +6,7 @@
   until all is tokenised and cut into batches;
 * the plan of millions of made-up records: its memory and time;
 * with the extra "ray": the same records through the local engine and through Ray, on the same
-  cores. The start of the cluster and of its actors is told apart from the rate after it.
+  cores, in turns. A short pair tells what the start and the end of a cluster take.
 
 The figures that ``docs/scaling.md`` reckons with come from here.
 """

@@ -43,6 +43,21 @@ def available_devices() -> list[str]:
     return devices + (["mps"] if torch.backends.mps.is_available() else [])
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that a device, or the machine, has no memory left.
+
+    torch has a class of its own for accelerators, and a text for the CPU.
+    """
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "allocate memory" in text or "out of memory" in text
+    )
+
+
 def resolve_dtype(dtype: str, device: str) -> str:
     """Return the dtype's name: float32 on a CPU, bfloat16 on a GPU that has it, else float16."""
     import torch

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selectit_dagster.devices import resolve_device, resolve_dtype
+from selectit_dagster.devices import is_out_of_memory, resolve_device, resolve_dtype
 from selectit_dagster.errors import UserError, first_line
 from selectit_dagster.model_identity import commit_of, local_path
 
@@ -144,11 +144,10 @@ def context_length(config: Any, tokenizer: Any = None) -> int | None:  # noqa: A
 
     The configuration's word goes first: a tokenizer's limit is often left over from a training.
     """
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = config.get_text_config()
     said = [getattr(text, name, None) for name in _CONTEXT_NAMES]
     said.append(getattr(tokenizer, "model_max_length", None))
-    limits = [int(v) for v in said if isinstance(v, int | float) and 0 < v < _NO_LIMIT]
-    return limits[0] if limits else None
+    return next((int(v) for v in said if isinstance(v, int | float) and 0 < v < _NO_LIMIT), None)
 
 
 def _refuse_offload(reference: ModelReference, model: Any, device: str) -> None:  # noqa: ANN401
@@ -251,17 +250,16 @@ def _refuse_pickles(reference: ModelReference) -> None:
 @contextlib.contextmanager
 def _explained(reference: ModelReference, what: str) -> Iterator[None]:
     """Turn the loaders' many exceptions into one message that names the model."""
-    import torch
     from safetensors import SafetensorError
 
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         text = str(error)
-        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in text:
+        if is_out_of_memory(error):
             raise UserError(
                 f"the {what} of {reference.path} does not fit into the memory of "
-                f"{reference.device}: {first_line(error)}",
+                f"{resolve_device(reference.device)}: {first_line(error)}",
                 hint="choose another device or a smaller dtype (bfloat16), or end what else "
                 "uses the device",
             ) from error

@@ -23,7 +23,7 @@ _CLIENT = "ray://"
 _ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TQDM": "0"}
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # what only a dashboard or a metrics server asks for; it takes computing time from the actors
-_UNSEEN = {"RAY_enable_metrics_collection": "0", "RAY_task_events_report_interval_ms": "0"}
+_UNSEEN = {"enable_metrics_collection": False, "task_events_report_interval_ms": 0}
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def connected(section: RaySection) -> Iterator[Cluster]:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if section.address is None and "RAY_ADDRESS" not in os.environ:
-        for name, value in (_LOOPBACK | ({} if section.dashboard else _UNSEEN)).items():
+        for name, value in _LOOPBACK.items():
             os.environ.setdefault(name, value)
     import ray
 
@@ -122,6 +122,7 @@ def _open(section: RaySection) -> None:
         settings |= {
             "include_dashboard": section.dashboard,
             "object_store_memory": section.object_store_mb << 20,
+            "_system_config": {} if section.dashboard else _UNSEEN,
         }
     try:
         with ThreadPoolExecutor(1, "import") as aside:
@@ -137,7 +138,10 @@ def _open(section: RaySection) -> None:
 
 
 def _import_libraries() -> None:
-    """Import what the stage needs next; Ray's own start is mostly waiting for its processes."""
+    """Import what the stage needs next; Ray's own start is mostly waiting for its processes.
+
+    What cannot be imported here is told when the stage itself needs it.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401 - kept by Python
 
 

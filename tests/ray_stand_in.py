@@ -125,7 +125,7 @@ class RayHere:
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Put the stand-in where ``import ray`` finds it; all of it ends with the test."""
         monkeypatch.setenv("RANK", "0")
-        for name in (*ray_cluster._ENVIRONMENT, *ray_cluster._LOOPBACK, *ray_cluster._UNSEEN):
+        for name in (*ray_cluster._ENVIRONMENT, *ray_cluster._LOOPBACK):
             monkeypatch.setenv(name, "0")
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
         for name, members in self._modules().items():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from selectit_dagster.devices import resolve_device
+from selectit_dagster.devices import is_out_of_memory, resolve_device
 from selectit_dagster.errors import UserError
 
 
@@ -13,3 +14,18 @@ def test_refuses_a_device_that_is_not_there() -> None:
         resolve_device("cuda:99")
     with pytest.raises(UserError, match="quantum"):
         resolve_device("quantum")
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("no text that tells"), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (OSError("out of memory"), False),
+    ],
+)
+def test_an_error_that_says_the_memory_is_full_is_known(error: Exception, full: bool) -> None:
+    assert is_out_of_memory(error) is full

@@ -171,7 +171,7 @@ def test_the_context_is_what_the_configuration_says_or_else_the_tokenizer(
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3"])
-def test_every_stage_takes_the_context_of_real_configurations(kind: str) -> None:
+def test_the_context_of_real_configurations_is_found(kind: str) -> None:
     import transformers
 
     made = {

@@ -99,9 +99,9 @@ class RayBackend:
 
         if self._probe is None:
             self._probe = self._start_probe()
-        found, error = ray.get(self._probe.rate.remote(batch))
-        if error is not None:
-            raise unpack_error(error)
+        found, fault = ray.get(self._probe.rate.remote(batch))
+        if fault:
+            raise unpack_error(fault)
         rated: LogProbabilities = found
         return rated
 
@@ -130,15 +130,15 @@ class Probe:
     """One model for the calibration."""
 
     def __init__(self, spec: RaterSpec) -> None:
-        self.error: str | None = None
+        self.fault = ""
         try:
             self.backend = spec.backend()
         except UserError as error:
-            self.error = pack_error(error)
+            self.fault = pack_error(error)
 
-    def rate(self, batch: TokenBatch) -> tuple[LogProbabilities | None, str | None]:
+    def rate(self, batch: TokenBatch) -> tuple[LogProbabilities | None, str]:
         """Return a batch's ratings, or what the user must mend."""
-        return (None if self.error else self.backend.rate(batch)), self.error
+        return (None if self.fault else self.backend.rate(batch)), self.fault
 
 
 def facts_unloaded(reference: ScoringModel) -> BackendFacts:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("selectit_dagster")
 # groups that an actor rates at once, and has by it: the batches of one fill the gap that the
 # last batches of the other leave. With less than twice as many by it Ray Data takes no actor
-# for busy, and the pool does not grow back when it has shrunk
+# for busy: its pool does not grow, and a node of three stays idle
 _AT_ONCE = 2
 _IN_FLIGHT = 2 * _AT_ONCE
 

@@ -57,28 +57,30 @@ class Planner:
     """
 
     def __init__(self, request: ScoringRequest, plan: dict[str, Any]) -> None:
-        self.error: UserError | None = None
+        self.fault = ""
         try:
             rows, _ = row_maker(request)
             # which rows are there already is said by the descriptors
             self.maker = chunk_maker(request, rows, plan, RowSource.none())
             self.reader = ChunkReader(request.records_file, plan["chunk_records"])
         except UserError as error:
-            self.error = error
+            self.fault = pack_error(error)
 
     def __call__(self, chunks: pa.Table) -> Iterator[pa.Table]:
         """Yield one row per group: ``chunk``, ``group``, ``batches``, ``notes``, ``refused``.
 
         ``fault`` is empty, or what the user must mend.
         """
+        empty = {"group": 0, "batches": b"", "notes": "{}", "refused": "[]"}
         for row in chunks.to_pylist():
-            try:
-                if self.error is not None:
-                    raise self.error
-                yield from self._groups(row["chunk"], row["reused"], row["resumed"])
-            except UserError as error:
-                empty = {"batches": b"", "notes": "{}", "refused": "[]"}
-                yield one_row(chunk=row["chunk"], group=0, **empty, fault=pack_error(error))
+            fault = self.fault
+            if not fault:
+                try:
+                    yield from self._groups(row["chunk"], row["reused"], row["resumed"])
+                except UserError as error:
+                    fault = pack_error(error)
+            if fault:
+                yield one_row(chunk=row["chunk"], **empty, fault=fault)
 
     def _groups(
         self, index: int, reused: bytes | None, resumed: bytes | None
@@ -199,12 +201,11 @@ class Rater:
     """
 
     def __init__(self, spec: RaterSpec) -> None:
-        self.error: UserError | None = None
-        self.spec = spec
+        self.fault = ""
         try:
             backend = spec.backend()
         except UserError as error:
-            self.error = error
+            self.fault = pack_error(error)
             return
         self.rater = CarefulRater(backend, spec.num_ratings)
         self.pool = ThreadPoolExecutor(backend.facts.workers, "rate")
@@ -218,8 +219,7 @@ class Rater:
     def _group(self, row: dict[str, Any]) -> pa.Table:
         same = {name: row[name] for name in ("chunk", "group", "notes", "refused")}
         empty = {"targets": b"", "ratings": b"", "reasons": "{}", "tokens": 0, "positions": 0}
-        fault = row["fault"] if self.error is None else pack_error(self.error)
-        if fault:
+        if fault := self.fault or row["fault"]:
             return one_row(**same, **empty, facts="{}", fault=fault)
         batches = unpack_batches(row["batches"])
         rated = list(self.pool.map(self.rater.rate, [batch.tokens for batch in batches]))

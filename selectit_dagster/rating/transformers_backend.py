@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from selectit_dagster.devices import is_out_of_memory
 from selectit_dagster.rating.backend import (
     BackendFacts,
     BackendNotes,
@@ -125,11 +126,8 @@ class TransformersBackend:
                         if kind not in self._ways:
                             return self._choose_way(batch, kind)
                 return self._run(batch, self._ways[kind])
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            self._free_memory()
-            raise BatchTooLargeError(str(error)) from error
-        except RuntimeError as error:
-            if "allocate memory" not in str(error) and "out of memory" not in str(error):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
             self._free_memory()
             raise BatchTooLargeError(str(error)) from error

@@ -228,6 +228,22 @@ def test_what_a_process_refuses_is_told_at_once_and_as_what_it_is(
     assert refusal.value.hint == "ask again"
 
 
+def test_what_the_probe_refuses_ends_the_run_before_a_rater_is_made(asked, tmp_path: Path) -> None:
+    makes = [UserError("this node has another model", hint="copy it"), HashedBackend()]
+
+    def make() -> HashedBackend:
+        made = makes.pop(0)
+        if isinstance(made, UserError):
+            raise made
+        return made
+
+    request = asked(engine="ray", max_batch_tokens=None)
+    backend = RayBackend.of(request, (1, 2, 3, 4, 5), make)
+    with pytest.raises(UserError, match="this node has another model"):
+        scoring.score(request, tmp_path / "ray", backend=backend)
+    assert len(makes) == 1
+
+
 def test_an_address_of_ray_client_is_refused_under_the_name_that_it_came_by(
     asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import pytest
 
 from selectit_dagster.artefacts import verify
 from selectit_dagster.errors import UserError
+from selectit_dagster.experiment import ModelReference
 from selectit_dagster.tuning.log import read_log
-from selectit_dagster.tuning.plan import resume_interval
+from selectit_dagster.tuning.plan import make_plan, resume_interval
 from selectit_dagster.tuning.tune import TuningRequest, tune, tuning_fingerprint
 from tests.tuning.conftest import sums, write_selected
 
@@ -388,3 +390,16 @@ def workers_of(out: Path) -> list[int]:
 def test_a_batch_that_does_not_divide_over_the_processes_is_refused(selected, settings, tmp_path):
     with pytest.raises(UserError, match="does not divide over 3"):
         tune(TuningRequest(selected, settings(processes=3), 1), tmp_path / "out")
+
+
+@pytest.mark.parametrize(("asked", "longest"), [(256, 96), (80, 80)])
+def test_no_record_is_trained_beyond_the_models_context(
+    selected, settings, tiny_model_folder, tmp_path, asked, longest
+):
+    folder = Path(shutil.copytree(tiny_model_folder, tmp_path / "short"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 96}))
+    base = ModelReference(path=str(folder), device="cpu")
+    plan = make_plan(selected, settings(base_model=base, max_length=asked))
+    assert plan.max_length == longest
+    assert all(len(example.input_ids) <= longest for example in plan.examples)
