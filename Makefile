@@ -3,7 +3,7 @@
 #   make run     set-up, then the whole chain on the embedded default; again: nothing twice
 #   make ui      Dagster's and MLflow's web pages on this machine
 #   make test    set-up, then the test suite
-#   make bench   the benchmarks; figures and machine go to performance/results/
+#   make bench   the benchmarks; figures and machine go to tools/benchmarks/results/
 #   make torture kills, faults and hostile input, for an hour or two; see docs/torture.md
 #
 # PYTHON chooses the interpreter (3.11 to 3.13). TORCH chooses another torch, for instance
@@ -66,9 +66,9 @@ deployment: dev requirements-postgres.lock
 test-deployment: deployment
 	$(BIN)/python -m pytest -m deployment
 
-# MINUTES=120 for the long one; the report goes to performance/results/soak.json
+# MINUTES=120 for the long one; the report goes to tools/benchmarks/results/soak.json
 soak: deployment
-	$(BIN)/python scripts/soak.py --minutes $(or $(MINUTES),30)
+	$(BIN)/python -m tools.soak --minutes $(or $(MINUTES),30)
 
 # the README's pictures, from the home that `make run` filled
 pictures: dev
@@ -81,35 +81,35 @@ lint: dev
 	$(BIN)/mypy
 
 bench: dev
-	$(BIN)/python -m performance
+	$(BIN)/python -m tools.benchmarks
 
 demo-data: setup
-	$(BIN)/python -m selectit_dagster.miniature.build
+	$(BIN)/python -m tools.miniature.build
 
 demo-models: setup
-	$(BIN)/python -m selectit_dagster.miniature.pretrain --out selectit_dagster/miniature/models
+	$(BIN)/python -m tools.miniature.pretrain --out selectit_dagster/miniature/models
 
 lock:
-	$(PYTHON) scripts/lock.py
+	$(PYTHON) -m tools.lock
 
 # known vulnerabilities in what the lock files pin; says so and passes where there is no network
 audit: dev
-	$(BIN)/python scripts/audit.py
+	$(BIN)/python -m tools.audit
 
 licences: dev
-	$(BIN)/python scripts/licences.py
+	$(BIN)/python -m tools.licences
 
 # which of the errors in docs/errors.md the suite provokes
 provoked: dev
-	$(BIN)/python scripts/provoked.py
+	$(BIN)/python -m tools.provoked
 
 errors: dev
-	$(BIN)/python scripts/errors.py
+	$(BIN)/python -m tools.errors
 
 # the long campaigns: kill -9, hostile input, faults, sandbox attacks; docs/torture.md says
 # what was run. It goes on where it stopped; TORTURE="kills --kills 20" runs one part
 torture: dev $(VENV)/.fuzzing
-	$(BIN)/python -m torture $(TORTURE)
+	$(BIN)/python -m tools.torture $(TORTURE)
 
 # coverage-guided mutation, beside the project's own packages; without it own mutators are used
 $(VENV)/.fuzzing: | $(VENV)/.installed-dev

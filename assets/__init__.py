@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import dagster as dg
 
-    from selectit_dagster.platform.pipeline import Pipeline
-    from selectit_dagster.platform.resources import Access
+    from selectit_dagster.orchestration.pipeline import Pipeline
+    from selectit_dagster.orchestration.resources import Access
 
 
 def build_assets(pipeline: Pipeline, access: Access) -> list[dg.AssetsDefinition]:
     """Return the assets that the pipeline's experiment asks for."""
-    from assets import (
+    from selectit_dagster.assets import (
         arm_comparison,
         benchmark_evaluations,
         benchmark_questions,

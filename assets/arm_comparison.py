@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from assets import (
+from selectit_dagster.assets import (
     benchmark_evaluations,
     groups,
     lora_checkpoints,
@@ -11,9 +11,9 @@ from assets import (
     sensitivity,
 )
 from selectit_dagster.experiment import Experiment
-from selectit_dagster.platform import logged, views
-from selectit_dagster.platform.resources import Access
-from selectit_dagster.platform.steps import run_stage
+from selectit_dagster.orchestration import asset_pages, mlflow_logging
+from selectit_dagster.orchestration.asset_runner import run_stage
+from selectit_dagster.orchestration.resources import Access
 
 KEY = dg.AssetKey("arm_comparison")
 REPORT_KEY = dg.AssetKey("report")
@@ -45,8 +45,8 @@ def build_comparison(access: Access) -> dg.AssetsDefinition:
             context,
             line.comparison(),
             tracker,
-            describe=views.comparison,
-            track=logged.track_comparison(line),
+            describe=asset_pages.comparison,
+            track=mlflow_logging.track_comparison(line),
         )
 
     return arm_comparison
@@ -77,8 +77,8 @@ def build_report(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
             context,
             line.report(),
             tracker,
-            describe=views.report,
-            track=logged.track_report,
+            describe=asset_pages.report,
+            track=mlflow_logging.track_report,
         )
 
     return report

@@ -4,14 +4,14 @@ from collections.abc import Iterable
 
 import dagster as dg
 
-from assets import benchmark_questions, groups, lora_checkpoints
-from selectit_dagster.artefacts import Manifest
-from selectit_dagster.platform import inspections, logged, views
-from selectit_dagster.platform.inspections import Inspection
-from selectit_dagster.platform.pipeline import Pipeline
-from selectit_dagster.platform.resources import Access
-from selectit_dagster.platform.stages.stage import Stage
-from selectit_dagster.platform.steps import run_stage
+from selectit_dagster.artefacts.manifest import Manifest
+from selectit_dagster.assets import benchmark_questions, groups, lora_checkpoints
+from selectit_dagster.orchestration import asset_checks, asset_pages, mlflow_logging
+from selectit_dagster.orchestration.asset_checks import Inspection
+from selectit_dagster.orchestration.asset_runner import run_stage
+from selectit_dagster.orchestration.pipeline import Pipeline
+from selectit_dagster.orchestration.resources import Access
+from selectit_dagster.orchestration.stages.stage import Stage
 
 KEY = dg.AssetKey("benchmark_evaluations")
 UNTUNED_KEY = dg.AssetKey("untuned_evaluation")
@@ -45,9 +45,9 @@ def build(pipeline: Pipeline, access: Access) -> list[dg.AssetsDefinition]:
             context,
             line.evaluation(line.units[context.partition_key]),
             tracker,
-            describe=views.evaluation,
+            describe=asset_pages.evaluation,
             inspect=_inspect,
-            track=logged.track_evaluation,
+            track=mlflow_logging.track_evaluation,
         )
 
     @dg.asset(
@@ -67,9 +67,9 @@ def build(pipeline: Pipeline, access: Access) -> list[dg.AssetsDefinition]:
             context,
             line.evaluation(None),
             tracker,
-            describe=views.evaluation,
+            describe=asset_pages.evaluation,
             inspect=_inspect,
-            track=logged.track_evaluation,
+            track=mlflow_logging.track_evaluation,
         )
 
     return [benchmark_evaluations, untuned_evaluation]
@@ -82,4 +82,4 @@ def _spec(key: dg.AssetKey) -> dg.AssetCheckSpec:
 
 
 def _inspect(stage: Stage, manifest: Manifest) -> Iterable[Inspection]:
-    yield inspections.every_question_scored(stage, manifest)
+    yield asset_checks.every_question_scored(stage, manifest)

@@ -2,10 +2,10 @@
 
 import dagster as dg
 
-from assets import groups
-from selectit_dagster.platform import logged, views
-from selectit_dagster.platform.resources import Access
-from selectit_dagster.platform.steps import run_stage
+from selectit_dagster.assets import groups
+from selectit_dagster.orchestration import asset_pages, mlflow_logging
+from selectit_dagster.orchestration.asset_runner import run_stage
+from selectit_dagster.orchestration.resources import Access
 
 KEY = dg.AssetKey("benchmark_questions")
 
@@ -33,8 +33,8 @@ def build(access: Access) -> dg.AssetsDefinition:
             line.questions(),
             tracker,
             data_file="questions.parquet",
-            describe=views.nothing_more,
-            track=logged.track_dataset("benchmarks"),
+            describe=asset_pages.nothing_more,
+            track=mlflow_logging.track_dataset("benchmarks"),
         )
 
     return benchmark_questions

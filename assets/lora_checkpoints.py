@@ -5,15 +5,15 @@ from collections.abc import Iterable
 import dagster as dg
 from pydantic import Field
 
-from assets import groups, selective_alpaca
-from selectit_dagster.artefacts import Manifest
-from selectit_dagster.platform import inspections, logged, views
-from selectit_dagster.platform.inspections import Inspection
-from selectit_dagster.platform.pipeline import Pipeline
-from selectit_dagster.platform.resources import Access
-from selectit_dagster.platform.stages.overrides import Overrides
-from selectit_dagster.platform.stages.stage import Stage
-from selectit_dagster.platform.steps import run_stage
+from selectit_dagster.artefacts.manifest import Manifest
+from selectit_dagster.assets import groups, selective_alpaca
+from selectit_dagster.orchestration import asset_checks, asset_pages, mlflow_logging
+from selectit_dagster.orchestration.asset_checks import Inspection
+from selectit_dagster.orchestration.asset_runner import run_stage
+from selectit_dagster.orchestration.pipeline import Pipeline
+from selectit_dagster.orchestration.resources import Access
+from selectit_dagster.orchestration.stages.overrides import Overrides
+from selectit_dagster.orchestration.stages.stage import Stage
 
 KEY = dg.AssetKey("lora_checkpoints")
 
@@ -82,13 +82,13 @@ def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
             context,
             line.checkpoint(line.units[context.partition_key], Overrides(seed=config.seed)),
             tracker,
-            describe=views.checkpoint,
+            describe=asset_pages.checkpoint,
             inspect=lambda stage, manifest: _inspect(line, stage, manifest),
-            track=logged.track_checkpoint,
+            track=mlflow_logging.track_checkpoint,
         )
 
     return lora_checkpoints
 
 
 def _inspect(line: Pipeline, stage: Stage, manifest: Manifest) -> Iterable[Inspection]:
-    yield inspections.checkpoint_answers(line.tuning.base_model, stage, manifest)
+    yield asset_checks.checkpoint_answers(line.tuning.base_model, stage, manifest)

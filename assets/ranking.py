@@ -7,15 +7,15 @@ from typing import Any
 import dagster as dg
 from pydantic import Field, field_validator
 
-from assets import curated_dataset, groups, uncertainty_scores
-from selectit_dagster.artefacts import Manifest
+from selectit_dagster.artefacts.manifest import Manifest
+from selectit_dagster.assets import curated_dataset, groups, uncertainty_scores
 from selectit_dagster.experiment import Experiment
-from selectit_dagster.platform import inspections, logged, views
-from selectit_dagster.platform.inspections import Inspection
-from selectit_dagster.platform.resources import Access
-from selectit_dagster.platform.stages.overrides import Overrides
-from selectit_dagster.platform.stages.stage import Stage
-from selectit_dagster.platform.steps import run_stage
+from selectit_dagster.orchestration import asset_checks, asset_pages, mlflow_logging
+from selectit_dagster.orchestration.asset_checks import Inspection
+from selectit_dagster.orchestration.asset_runner import run_stage
+from selectit_dagster.orchestration.resources import Access
+from selectit_dagster.orchestration.stages.overrides import Overrides
+from selectit_dagster.orchestration.stages.stage import Stage
 
 KEY = dg.AssetKey("ranking")
 
@@ -125,14 +125,14 @@ def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
             line.ranking(overrides(config)),
             tracker,
             data_file="ranking.parquet",
-            describe=views.ranking,
+            describe=asset_pages.ranking,
             inspect=_inspect,
-            track=logged.track_figures,
+            track=mlflow_logging.track_figures,
         )
 
     return ranking
 
 
 def _inspect(stage: Stage, manifest: Manifest) -> Iterable[Inspection]:
-    yield inspections.ranking_balance(stage, manifest)
-    yield inspections.finite_scores(stage, manifest)
+    yield asset_checks.ranking_balance(stage, manifest)
+    yield asset_checks.finite_scores(stage, manifest)

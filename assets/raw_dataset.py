@@ -4,14 +4,14 @@ from collections.abc import Iterable
 
 import dagster as dg
 
-from assets import groups
-from selectit_dagster.artefacts import Manifest
+from selectit_dagster.artefacts.manifest import Manifest
+from selectit_dagster.assets import groups
 from selectit_dagster.experiment import Experiment
-from selectit_dagster.platform import inspections, logged, views
-from selectit_dagster.platform.inspections import Inspection
-from selectit_dagster.platform.resources import Access
-from selectit_dagster.platform.stages.stage import Stage
-from selectit_dagster.platform.steps import run_stage
+from selectit_dagster.orchestration import asset_checks, asset_pages, mlflow_logging
+from selectit_dagster.orchestration.asset_checks import Inspection
+from selectit_dagster.orchestration.asset_runner import run_stage
+from selectit_dagster.orchestration.resources import Access
+from selectit_dagster.orchestration.stages.stage import Stage
 
 KEY = dg.AssetKey("raw_dataset")
 
@@ -48,13 +48,13 @@ def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
             line.raw(),
             tracker,
             data_file="records.parquet",
-            describe=views.raw_dataset,
+            describe=asset_pages.raw_dataset,
             inspect=_inspect,
-            track=logged.track_dataset("raw"),
+            track=mlflow_logging.track_dataset("raw"),
         )
 
     return raw_dataset
 
 
 def _inspect(stage: Stage, manifest: Manifest) -> Iterable[Inspection]:
-    yield inspections.read_balance(stage, manifest)
+    yield asset_checks.read_balance(stage, manifest)

@@ -5,16 +5,16 @@ from collections.abc import Iterable
 import dagster as dg
 from pydantic import Field, model_validator
 
-from assets import curated_dataset, groups, ranking
-from selectit_dagster.artefacts import Manifest
-from selectit_dagster.platform import inspections, logged, views
-from selectit_dagster.platform.inspections import Inspection
-from selectit_dagster.platform.pipeline import Pipeline
-from selectit_dagster.platform.resources import Access
-from selectit_dagster.platform.stages.overrides import Overrides
-from selectit_dagster.platform.stages.stage import Stage
-from selectit_dagster.platform.steps import run_stage
-from selectit_dagster.selection.select import needs_model
+from selectit_dagster.artefacts.manifest import Manifest
+from selectit_dagster.assets import curated_dataset, groups, ranking
+from selectit_dagster.orchestration import asset_checks, asset_pages, mlflow_logging
+from selectit_dagster.orchestration.asset_checks import Inspection
+from selectit_dagster.orchestration.asset_runner import run_stage
+from selectit_dagster.orchestration.pipeline import Pipeline
+from selectit_dagster.orchestration.resources import Access
+from selectit_dagster.orchestration.stages.overrides import Overrides
+from selectit_dagster.orchestration.stages.stage import Stage
+from selectit_dagster.selection.subset import needs_model
 
 KEY = dg.AssetKey("selective_alpaca")
 
@@ -100,13 +100,13 @@ def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
             lambda: line.selected(context.partition_key, config.overrides()),
             tracker,
             data_file="dataset.parquet",
-            describe=views.selected,
+            describe=asset_pages.selected,
             inspect=_inspect,
-            track=logged.track_dataset("selected"),
+            track=mlflow_logging.track_dataset("selected"),
         )
 
     return selective_alpaca
 
 
 def _inspect(stage: Stage, manifest: Manifest) -> Iterable[Inspection]:
-    yield inspections.subset_size(stage, manifest)
+    yield asset_checks.subset_size(stage, manifest)

@@ -2,10 +2,10 @@
 
 import dagster as dg
 
-from assets import groups, ranking
-from selectit_dagster.platform import logged, views
-from selectit_dagster.platform.resources import Access
-from selectit_dagster.platform.steps import run_stage
+from selectit_dagster.assets import groups, ranking
+from selectit_dagster.orchestration import asset_pages, mlflow_logging
+from selectit_dagster.orchestration.asset_runner import run_stage
+from selectit_dagster.orchestration.resources import Access
 
 KEY = dg.AssetKey("sensitivity")
 
@@ -32,8 +32,8 @@ def build(access: Access) -> dg.AssetsDefinition:
             context,
             line.sensitivity(),
             tracker,
-            describe=views.sensitivity,
-            track=logged.track_figures,
+            describe=asset_pages.sensitivity,
+            track=mlflow_logging.track_figures,
         )
 
     return sensitivity

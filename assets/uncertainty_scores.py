@@ -4,14 +4,14 @@ from collections.abc import Iterable
 
 import dagster as dg
 
-from assets import curated_dataset, groups
-from selectit_dagster.artefacts import Manifest
+from selectit_dagster.artefacts.manifest import Manifest
+from selectit_dagster.assets import curated_dataset, groups
 from selectit_dagster.experiment import ScoringModel
-from selectit_dagster.platform import inspections, logged, views
-from selectit_dagster.platform.inspections import Inspection
-from selectit_dagster.platform.resources import Access
-from selectit_dagster.platform.stages.stage import Stage
-from selectit_dagster.platform.steps import run_stage
+from selectit_dagster.orchestration import asset_checks, asset_pages, mlflow_logging
+from selectit_dagster.orchestration.asset_checks import Inspection
+from selectit_dagster.orchestration.asset_runner import run_stage
+from selectit_dagster.orchestration.resources import Access
+from selectit_dagster.orchestration.stages.stage import Stage
 
 PREFIX = "uncertainty_scores"
 
@@ -68,14 +68,14 @@ def build(model: ScoringModel, access: Access) -> dg.AssetsDefinition:
             context,
             line.scores(name),
             tracker,
-            describe=views.uncertainty_scores,
+            describe=asset_pages.uncertainty_scores,
             inspect=_inspect,
-            track=logged.track_scores,
+            track=mlflow_logging.track_scores,
         )
 
     return uncertainty_scores
 
 
 def _inspect(stage: Stage, manifest: Manifest) -> Iterable[Inspection]:
-    yield inspections.rows_match_records(stage, manifest)
-    yield inspections.finite_distributions(stage, manifest)
+    yield asset_checks.rows_match_records(stage, manifest)
+    yield asset_checks.finite_distributions(stage, manifest)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from selectit_dagster.platform.component import SelectItComponent
+    from selectit_dagster.orchestration.component import SelectItComponent
 
 __all__ = ["SelectItComponent", "__version__"]
 __version__ = "0.1.0"
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> type[SelectItComponent]:
     """Import the Dagster component when it is asked for: the engines do not need Dagster."""
     if name == "SelectItComponent":
-        from selectit_dagster.platform.component import SelectItComponent
+        from selectit_dagster.orchestration.component import SelectItComponent
 
         return SelectItComponent
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import dagster as dg
 
-from assets import build_assets
+from selectit_dagster.artefacts.home import Home, home_root
+from selectit_dagster.assets import build_assets
 from selectit_dagster.experiment import load_experiment
-from selectit_dagster.home import Home, home_root
-from selectit_dagster.platform import automation
-from selectit_dagster.platform.closing import closing_sensors
-from selectit_dagster.platform.launcher import watched_executor
-from selectit_dagster.platform.pipeline import Pipeline
-from selectit_dagster.platform.resources import Access, PipelineResource, TrackingResource
+from selectit_dagster.orchestration import automation
+from selectit_dagster.orchestration.pipeline import Pipeline
+from selectit_dagster.orchestration.resources import Access, PipelineResource, TrackingResource
+from selectit_dagster.orchestration.run_cleanup import closing_sensors
+from selectit_dagster.orchestration.run_launcher import watched_executor
 
-DEFAULT_EXPERIMENT = Path(__file__).resolve().parents[1] / "experiments" / "default.yaml"
+DEFAULT_EXPERIMENT = Path(__file__).resolve().parent / "experiments" / "default.yaml"
 
 
 def experiment_file() -> Path:

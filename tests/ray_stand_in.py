@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from selectit_dagster import ray_cluster
+from selectit_dagster.inference import ray_cluster
 
 
 class RayError(Exception):

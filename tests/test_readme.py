@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from selectit_dagster.platform import commands  # noqa: F401 - registers the commands
-from selectit_dagster.platform.cli import cli
+from selectit_dagster.cli import commands  # noqa: F401 - registers the commands
+from selectit_dagster.cli.main import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from selectit_dagster.comparison.load import AVERAGE, UNTUNED, BenchmarkScores, Run
+from selectit_dagster.comparison.score_matrices import AVERAGE, UNTUNED, BenchmarkScores, Run
 from selectit_dagster.comparison.sentences import arm_sentence, benchmark_sentence, title
 from selectit_dagster.comparison.statistics import (
     Estimate,

@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selectit_dagster.artefacts import (
+from selectit_dagster.artefacts.files import (
+    folder_lock,
+    sha256_json,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from selectit_dagster.artefacts.manifest import (
     Fingerprint,
     Manifest,
     is_current,
@@ -17,8 +24,7 @@ from selectit_dagster.artefacts import (
 )
 from selectit_dagster.comparison.analysis import compare_scores
 from selectit_dagster.comparison.costs import cost_rows
-from selectit_dagster.comparison.load import Run, load_benchmarks
-from selectit_dagster.files import folder_lock, sha256_json, write_bytes, write_json, write_text
+from selectit_dagster.comparison.score_matrices import Run, load_benchmarks
 from selectit_dagster.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -112,7 +118,7 @@ def compare(request: ComparisonRequest, out: Path, progress: Progress = _SILENT)
 
 def write_views(details: dict[str, Any], out: Path) -> None:
     """Write the JSON, the two tables and the plot."""
-    from selectit_dagster.comparison.plots import forest
+    from selectit_dagster.comparison.forest_plot import forest
     from selectit_dagster.comparison.tables import comparison_table, paper_table
 
     write_json(out / "comparison.json", details)

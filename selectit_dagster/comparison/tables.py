@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from selectit_dagster.comparison.costs import cost_lines
-from selectit_dagster.comparison.load import AVERAGE
+from selectit_dagster.comparison.score_matrices import AVERAGE
 
 # Liu et al., SelectIT (NeurIPS 2024, arXiv 2402.16705), LLaMA-2-7B, means of three seeds
 PUBLISHED_COLUMNS = ("MMLU", "BBH", "GSM", "TyDiQA", "CodeX", "AE", "AVG")

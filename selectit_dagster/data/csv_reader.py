@@ -8,10 +8,10 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from selectit_dagster.data.byte_sources import ByteSource
 from selectit_dagster.data.fields import WHOLE_RECORD, Unusable
 from selectit_dagster.data.json_reader import MAX_RECORD_BYTES, Row, too_big
 from selectit_dagster.data.layouts import KNOWN_COLUMNS, column_list
-from selectit_dagster.data.sources import ByteSource
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import ColumnMapping
 

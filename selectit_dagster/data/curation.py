@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selectit_dagster.artefacts import (
+from selectit_dagster.artefacts.files import folder_lock, sha256_file
+from selectit_dagster.artefacts.manifest import (
     MANIFEST,
     Fingerprint,
     Manifest,
@@ -32,11 +33,10 @@ from selectit_dagster.artefacts import (
 from selectit_dagster.data.ingest import RECORDS
 from selectit_dagster.errors import TransientError, UserError
 from selectit_dagster.experiment import CurationSection, ModelReference
-from selectit_dagster.files import folder_lock, sha256_file
 from selectit_dagster.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from selectit_dagster.data.steps import Curator
+    from selectit_dagster.data.curation_passes import Curator
 
 DROPPED = "dropped.jsonl"
 VERSION = 3
@@ -99,8 +99,8 @@ def curate(request: CurationRequest, out: Path, progress: Progress | None = None
     fingerprint = curation_fingerprint(request)
     if is_current(out, fingerprint) and (stored := read_manifest(out)) is not None:
         return stored
-    from selectit_dagster.columnar import Workspace
-    from selectit_dagster.data.steps import Curator
+    from selectit_dagster.artefacts.duckdb_tables import Workspace
+    from selectit_dagster.data.curation_passes import Curator
 
     with folder_lock(out, "curating the dataset"), Workspace(out) as work:
         (out / MANIFEST).unlink(missing_ok=True)
@@ -152,7 +152,7 @@ def _token_counter(reference: ModelReference | None) -> Callable[[str], int] | N
     """
     if reference is None:
         return None
-    from selectit_dagster.models import load_tokenizer
+    from selectit_dagster.inference.model_loading import load_tokenizer
 
     try:
         tokenizer = load_tokenizer(reference)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from selectit_dagster.columnar import ParquetStream, Scoped, Workspace
+from selectit_dagster.artefacts.duckdb_tables import ParquetStream, Scoped, Workspace
 from selectit_dagster.data.text import words
 
 SEED = 1

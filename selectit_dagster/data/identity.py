@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from selectit_dagster.columnar import ParquetStream, RowStream, Scoped, Workspace
+from selectit_dagster.artefacts.duckdb_tables import ParquetStream, RowStream, Scoped, Workspace
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selectit_dagster.artefacts import (
+from selectit_dagster.artefacts.files import atomic_file, folder_lock, sha256_file, sha256_json
+from selectit_dagster.artefacts.manifest import (
     MANIFEST,
     Fingerprint,
     Manifest,
@@ -23,11 +24,10 @@ from selectit_dagster.artefacts import (
 )
 from selectit_dagster.errors import PassingError, UserError
 from selectit_dagster.experiment import DatasetSection, is_hub_name
-from selectit_dagster.files import atomic_file, folder_lock, sha256_file, sha256_json
 from selectit_dagster.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from selectit_dagster.data.collect import Outcome
+    from selectit_dagster.data.ingest_pass import Outcome
 
 RECORDS = "records.parquet"
 REJECTED = "rejected.jsonl"
@@ -49,7 +49,7 @@ def source_format(section: DatasetSection) -> tuple[str, str]:
     UserError
         When there is no such dataset or its content is of no supported format.
     """
-    from selectit_dagster.data.sources import detect_format, head_of
+    from selectit_dagster.data.byte_sources import detect_format, head_of
 
     path = Path(section.path)
     if section.format == "hub" or (not path.exists() and is_hub_name(section.path)):
@@ -149,8 +149,8 @@ def _read(
     section: DatasetSection, fingerprint: Fingerprint, out: Path, progress: Progress
 ) -> Outcome:
     """Stream the source into the two files."""
-    from selectit_dagster.columnar import Workspace
-    from selectit_dagster.data.collect import Collector
+    from selectit_dagster.artefacts.duckdb_tables import Workspace
+    from selectit_dagster.data.ingest_pass import Collector
     from selectit_dagster.data.readers import open_reader
 
     with Workspace(out) as work:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import orjson
 
+from selectit_dagster.data.byte_sources import ByteSource
 from selectit_dagster.data.json_reader import (
     MAX_RECORD_BYTES,
     BrokenJson,
@@ -18,7 +19,6 @@ from selectit_dagster.data.json_reader import (
     parse_record,
     too_big,
 )
-from selectit_dagster.data.sources import ByteSource
 from selectit_dagster.errors import UserError
 
 _BLANKS = b" \t\r\n"

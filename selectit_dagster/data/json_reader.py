@@ -16,8 +16,8 @@ from typing import Any
 
 import orjson
 
+from selectit_dagster.data.byte_sources import ByteSource
 from selectit_dagster.data.fields import WHOLE_RECORD, Unusable, type_name
-from selectit_dagster.data.sources import ByteSource
 
 MAX_RECORD_BYTES = 16 << 20
 _TOO_DEEP = "is nested too deeply"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from selectit_dagster.data.byte_sources import ByteSource
 from selectit_dagster.data.json_array import ArrayReader
 from selectit_dagster.data.json_reader import MAX_RECORD_BYTES, LineReader, Row
-from selectit_dagster.data.sources import ByteSource
 from selectit_dagster.experiment import DatasetSection
 
 if TYPE_CHECKING:

@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selectit_dagster.artefacts import (
+from selectit_dagster.artefacts.files import (
+    folder_lock,
+    read_json,
+    sha256_file,
+    write_json,
+    write_parquet,
+)
+from selectit_dagster.artefacts.manifest import (
     MANIFEST,
     Fingerprint,
     Manifest,
@@ -26,14 +33,13 @@ from selectit_dagster.artefacts import (
     write_manifest,
 )
 from selectit_dagster.experiment import Benchmark, ModelReference
-from selectit_dagster.files import folder_lock, read_json, sha256_file, write_json, write_parquet
 from selectit_dagster.progress import Progress, Silent
 from selectit_dagster.storage.unfinished import UnfinishedWork
 
 if TYPE_CHECKING:
-    from selectit_dagster.evaluation.benchmarks.base import Task
-    from selectit_dagster.evaluation.engine import Engine
     from selectit_dagster.evaluation.runner import Result
+    from selectit_dagster.evaluation.tasks.task import Task
+    from selectit_dagster.inference.engine import Engine
 
 SCORES = "scores.json"
 PARTIAL = ".partial"
@@ -73,7 +79,7 @@ class EvaluationRequest:
 
 def evaluation_fingerprint(request: EvaluationRequest) -> Fingerprint:
     """Return what the evaluation depends on; no model is loaded."""
-    from selectit_dagster.model_identity import model_identity
+    from selectit_dagster.inference.model_identity import model_identity
 
     digest = None
     if request.checkpoint is not None:
@@ -92,7 +98,7 @@ def evaluation_fingerprint(request: EvaluationRequest) -> Fingerprint:
 
 
 def _benchmark_identity(benchmark: Benchmark) -> dict[str, Any]:
-    from selectit_dagster.evaluation.benchmarks import make_task
+    from selectit_dagster.evaluation.tasks import make_task
 
     settings = benchmark.model_dump(mode="json", exclude=_IDLE_SETTINGS)
     return {"settings": settings, "data": make_task(benchmark).data_identity()}
@@ -128,9 +134,9 @@ def evaluate(request: EvaluationRequest, out: Path, progress: Progress | None = 
 
 def _tasks(request: EvaluationRequest) -> dict[str, Task]:
     """Return the benchmarks, their questions read once so that faults show at the start."""
-    from selectit_dagster.evaluation.benchmarks import make_task
-    from selectit_dagster.evaluation.benchmarks.base import Template
     from selectit_dagster.evaluation.questions import refuse_double_ids
+    from selectit_dagster.evaluation.tasks import make_task
+    from selectit_dagster.evaluation.tasks.task import Template
 
     tasks = {}
     for benchmark in request.benchmarks:
@@ -226,7 +232,7 @@ class _Evaluation:
         return report
 
     def _run_one(self, name: str, task: Task, report: Callable[[int, int], None]) -> None:
-        from selectit_dagster.evaluation.journal import Journal
+        from selectit_dagster.evaluation.answer_journal import Journal
 
         started = time.monotonic()
         journal = Journal(self.out / PARTIAL / f"{name}.jsonl", self._identity(name))
@@ -255,7 +261,7 @@ class _Evaluation:
     def engine(self) -> Engine:
         """The model, loaded once."""
         if self._engine is None:
-            from selectit_dagster.evaluation.engine import Engine
+            from selectit_dagster.inference.engine import Engine
 
             self._engine = Engine(load(self.request.base, self.request.checkpoint))
         return self._engine
@@ -264,7 +270,7 @@ class _Evaluation:
 def load(base: ModelReference, checkpoint: Path | None) -> Any:  # noqa: ANN401 - LoadedModel
     """Load the base model, or the checkpoint over it, in evaluation mode."""
     if checkpoint is None:
-        from selectit_dagster.models import load_model
+        from selectit_dagster.inference.model_loading import load_model
 
         return load_model(base)
     from selectit_dagster.tuning.checkpoint import load_checkpoint

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import datasets  # noqa: TID253 - see the module's docstring
 import evaluate  # noqa: TID253
 
-from selectit_dagster.evaluation import rules
+from selectit_dagster.evaluation import answer_extraction
 
 _TEXTS = {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
 
@@ -58,7 +58,7 @@ class ExactMatch(RuleMetric):
     @staticmethod
     def rule(answer: str, reference: str) -> float:
         """Return the score of one answer."""
-        return rules.exact_score(answer, reference)
+        return answer_extraction.exact_score(answer, reference)
 
 
 class PlainExactMatch(RuleMetric):
@@ -70,7 +70,7 @@ class PlainExactMatch(RuleMetric):
     @staticmethod
     def rule(answer: str, reference: str) -> float:
         """Return the score of one answer."""
-        return rules.plain_score(answer, reference)
+        return answer_extraction.plain_score(answer, reference)
 
 
 class NumberMatch(RuleMetric):
@@ -82,7 +82,7 @@ class NumberMatch(RuleMetric):
     @staticmethod
     def rule(answer: str, reference: str) -> float:
         """Return the score of one answer."""
-        return rules.gsm8k_score(answer, reference, "strict")
+        return answer_extraction.gsm8k_score(answer, reference, "strict")
 
 
 class OptionMatch(RuleMetric):
@@ -94,7 +94,7 @@ class OptionMatch(RuleMetric):
     @staticmethod
     def rule(answer: str, reference: str) -> float:
         """Return the score of one answer."""
-        return rules.bbh_score(answer, reference, "strict")
+        return answer_extraction.bbh_score(answer, reference, "strict")
 
 
 class Accuracy(RuleMetric):
@@ -106,7 +106,7 @@ class Accuracy(RuleMetric):
     @staticmethod
     def rule(answer: str, reference: str) -> float:
         """Return the score of one answer."""
-        return rules.exact_score(answer, reference)
+        return answer_extraction.exact_score(answer, reference)
 
 
 class AnswerF1(RuleMetric):
@@ -118,7 +118,7 @@ class AnswerF1(RuleMetric):
     @staticmethod
     def rule(answer: str, reference: str) -> float:
         """Return the score of one answer."""
-        return rules.tydiqa_score(answer, json.loads(reference), "paper")
+        return answer_extraction.tydiqa_score(answer, json.loads(reference), "paper")
 
 
 class StrictAnswerF1(AnswerF1):
@@ -127,7 +127,7 @@ class StrictAnswerF1(AnswerF1):
     @staticmethod
     def rule(answer: str, reference: str) -> float:
         """Return the score of one answer."""
-        return rules.tydiqa_score(answer, json.loads(reference), "strict")
+        return answer_extraction.tydiqa_score(answer, json.loads(reference), "strict")
 
 
 class PassAtK(RuleMetric):
@@ -140,7 +140,7 @@ class PassAtK(RuleMetric):
     def rule(answer: str, reference: str) -> float:
         """Return the score of one answer."""
         passed: list[bool] = json.loads(answer)
-        return rules.pass_at_k(len(passed), sum(passed), int(reference))
+        return answer_extraction.pass_at_k(len(passed), sum(passed), int(reference))
 
 
 class PreferenceRate(RuleMetric):

@@ -11,7 +11,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from selectit_dagster.artefacts import (
+from selectit_dagster.artefacts.files import folder_lock, write_parquet
+from selectit_dagster.artefacts.manifest import (
     Fingerprint,
     Manifest,
     is_current,
@@ -20,7 +21,6 @@ from selectit_dagster.artefacts import (
 )
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import Benchmark
-from selectit_dagster.files import folder_lock, write_parquet
 from selectit_dagster.progress import Progress, Silent
 
 QUESTIONS = "questions.parquet"
@@ -35,7 +35,7 @@ class QuestionsRequest:
 
 def questions_fingerprint(request: QuestionsRequest) -> Fingerprint:
     """Return what the questions depend on: each benchmark's task and data."""
-    from selectit_dagster.evaluation.benchmarks import make_task
+    from selectit_dagster.evaluation.tasks import make_task
 
     return {
         "stage": "questions",
@@ -57,7 +57,7 @@ def collect_questions(
     UserError
         When a benchmark's data is missing, broken, or names two questions alike.
     """
-    from selectit_dagster.evaluation.benchmarks import make_task
+    from selectit_dagster.evaluation.tasks import make_task
 
     progress = progress or Silent()
     fingerprint = questions_fingerprint(request)

@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 
 from selectit_dagster.errors import UserError
-from selectit_dagster.evaluation.benchmarks.base import Prompt, Question, Scored, Task
-from selectit_dagster.evaluation.engine import Engine
-from selectit_dagster.evaluation.generation import Decoding, generate_batch
+from selectit_dagster.evaluation.answer_journal import Journal
 from selectit_dagster.evaluation.intervals import Score, summarise
-from selectit_dagster.evaluation.journal import Journal
-from selectit_dagster.evaluation.likelihood import (
+from selectit_dagster.evaluation.tasks.task import Prompt, Question, Scored, Task
+from selectit_dagster.inference.engine import Engine
+from selectit_dagster.inference.generation import Decoding, generate_batch
+from selectit_dagster.inference.likelihood import (
     Options,
     continuation_batch,
     find_options,
     option_batch,
 )
-from selectit_dagster.evaluation.rows import Batch, Row
+from selectit_dagster.inference.prompt_rows import Batch, Row
 
 Report = Callable[[int, int], None]
 

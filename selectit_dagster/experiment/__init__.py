@@ -6,7 +6,7 @@ Relative paths are relative to the experiment file's folder; a name that is no e
 path and has at most one slash is a hub name. The rest of the project imports from here.
 """
 
-from selectit_dagster.experiment.data import (
+from selectit_dagster.experiment.dataset_section import (
     ColumnMapping,
     CurationSection,
     DatasetSection,
@@ -18,16 +18,16 @@ from selectit_dagster.experiment.loading import (
     load_experiment,
     parse_experiment,
 )
-from selectit_dagster.experiment.rating import (
+from selectit_dagster.experiment.rating_section import (
     ActorShape,
     ModelReference,
     RatingSection,
     RaySection,
     ScoringModel,
 )
-from selectit_dagster.experiment.selection import Arm, SelectionSection
-from selectit_dagster.experiment.tuning import Benchmark, ComparisonSection, TuningSection
-from selectit_dagster.experiment.whole import Experiment
+from selectit_dagster.experiment.schema import Experiment
+from selectit_dagster.experiment.selection_section import Arm, SelectionSection
+from selectit_dagster.experiment.tuning_section import Benchmark, ComparisonSection, TuningSection
 
 __all__ = [
     "ActorShape",

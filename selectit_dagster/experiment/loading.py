@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from selectit_dagster.artefacts.address import is_address
 from selectit_dagster.errors import UserError, first_line
-from selectit_dagster.experiment.messages import describe, shown
-from selectit_dagster.experiment.whole import Experiment
-from selectit_dagster.storage.address import is_address
+from selectit_dagster.experiment.schema import Experiment
+from selectit_dagster.experiment.validation_messages import describe, shown
 
 
 def load_experiment(path: Path) -> Experiment:

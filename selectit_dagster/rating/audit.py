@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from selectit_dagster.artefacts import Manifest
+from selectit_dagster.artefacts.files import write_parquet
+from selectit_dagster.artefacts.manifest import Manifest
 from selectit_dagster.errors import UserError
-from selectit_dagster.files import write_parquet
+from selectit_dagster.inference.backends.protocol import Backend
+from selectit_dagster.inference.length_batches import PlannedBatch
 from selectit_dagster.progress import Progress
 from selectit_dagster.rating import levels
-from selectit_dagster.rating.backend import Backend
-from selectit_dagster.rating.batches import PlannedBatch
-from selectit_dagster.rating.chunks import COLUMNS, ChunkWork, text_key
-from selectit_dagster.rating.folder import ScoreFolder
 from selectit_dagster.rating.prompts import rated_instruction
-from selectit_dagster.rating.store import FAILED, OK, PENDING, read_part, read_scores
+from selectit_dagster.rating.score_folder import ScoreFolder
+from selectit_dagster.rating.score_store import FAILED, OK, PENDING, read_part, read_scores
+from selectit_dagster.rating.shards import COLUMNS, ChunkWork, text_key
 
 if TYPE_CHECKING:
     from selectit_dagster.rating.scoring import ScoringRequest

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from selectit_dagster.artefacts import library_versions
+from selectit_dagster.artefacts.manifest import library_versions
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import RatingSection, ScoringModel
-from selectit_dagster.rating.summary import SMALL_MASS
+from selectit_dagster.rating.score_summary import SMALL_MASS
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "peft", "dagster", "mlflow", "datasets")
 # an instruction and three responses: right, wrong, and beside the point
@@ -36,7 +36,7 @@ def machine_facts(folder: Path) -> dict[str, Any]:
     import psutil
     import torch
 
-    from selectit_dagster.devices import available_devices
+    from selectit_dagster.inference.devices import available_devices
 
     memory = psutil.virtual_memory()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
@@ -56,7 +56,7 @@ def device_facts(device: str) -> dict[str, Any]:
     """Return a torch device's name, memory and the dtype that is used on it by default."""
     import torch
 
-    from selectit_dagster.devices import resolve_dtype
+    from selectit_dagster.inference.devices import resolve_dtype
 
     facts: dict[str, Any] = {"device": device, "dtype": resolve_dtype("auto", device)}
     if device.startswith("cuda"):
@@ -95,15 +95,15 @@ def model_facts(model: ScoringModel, rating: RatingSection) -> dict[str, Any]:
 
 def _try(model: ScoringModel, rating: RatingSection, facts: dict[str, Any]) -> None:
     """Fill ``facts`` step by step; what fails raises UserError and leaves the rest out."""
-    from selectit_dagster.models import load_config, load_model, load_tokenizer
-    from selectit_dagster.rating.backend import local_backend
-    from selectit_dagster.rating.batches import plan_by_prompt
-    from selectit_dagster.rating.careful import CarefulRater
+    from selectit_dagster.inference.backends.protocol import local_backend
+    from selectit_dagster.inference.length_batches import plan_by_prompt
+    from selectit_dagster.inference.model_loading import load_config, load_model, load_tokenizer
+    from selectit_dagster.inference.row_failures import CarefulRater
     from selectit_dagster.rating.levels import base_rating
     from selectit_dagster.rating.preparation import max_length, vocabulary_size
     from selectit_dagster.rating.prompts import load_prompts
     from selectit_dagster.rating.rating_tokens import Encoder, find_rating_tokens
-    from selectit_dagster.rating.rows import RowMaker
+    from selectit_dagster.rating.token_rows import RowMaker
 
     prompts = load_prompts(rating.prompts, rating.num_prompts, rating.variant)
     encoder = Encoder(load_tokenizer(model), chat_template=rating.chat_template)

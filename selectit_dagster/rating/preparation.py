@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from selectit_dagster.errors import UserError
-from selectit_dagster.rating.backend import Backend, Closing, local_backend
-from selectit_dagster.rating.chunks import ChunkMaker, count_records
-from selectit_dagster.rating.folder import OnMismatch, RowSource, ScoreFolder
+from selectit_dagster.inference.backends.protocol import Backend, Closing, local_backend
 from selectit_dagster.rating.rating_tokens import Encoder, find_rating_tokens
-from selectit_dagster.rating.rows import RowMaker
+from selectit_dagster.rating.score_folder import OnMismatch, RowSource, ScoreFolder
+from selectit_dagster.rating.shards import ChunkMaker, count_records
+from selectit_dagster.rating.token_rows import RowMaker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -52,7 +52,7 @@ def open_run(
     UserError
         When the records, prompts, tokenizer or model cannot be used.
     """
-    from selectit_dagster.rating.calibrate import batch_tokens
+    from selectit_dagster.inference.calibration import batch_tokens
 
     records = count_records(request.records_file)
     if not records:
@@ -78,7 +78,7 @@ def open_run(
 
 def row_maker(request: ScoringRequest) -> tuple[RowMaker, list[str]]:
     """Return what makes the request's token rows, and warnings; loads no weights."""
-    from selectit_dagster.models import load_config, load_tokenizer
+    from selectit_dagster.inference.model_loading import load_config, load_tokenizer
 
     rating = request.rating
     encoder = Encoder(load_tokenizer(request.model), chat_template=rating.chat_template)
@@ -107,10 +107,10 @@ def chunk_maker(
 def backend_of(request: ScoringRequest, rating_ids: tuple[int, ...]) -> Backend:
     """Return what runs the request's model: this process, or a cluster."""
     if request.rating.engine == "ray":
-        from selectit_dagster.rating.ray_backend import RayBackend
+        from selectit_dagster.inference.backends.ray import RayBackend
 
         return RayBackend.of(request, rating_ids)
-    from selectit_dagster.models import load_model
+    from selectit_dagster.inference.model_loading import load_model
 
     return local_backend(load_model(request.model), rating_ids)
 
@@ -122,7 +122,7 @@ def max_length(
 
     That is the model's context, or less where less is asked for; None where nothing says.
     """
-    from selectit_dagster.models import context_length
+    from selectit_dagster.inference.model_loading import context_length
 
     context = context_length(config, encoder.tokenizer)
     if asked is None or context is None:

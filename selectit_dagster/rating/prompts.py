@@ -15,8 +15,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
+from selectit_dagster.artefacts.files import sha256_json
 from selectit_dagster.errors import UserError
-from selectit_dagster.files import sha256_json
 
 QUESTION = "\nThe answer is: \n"
 Layout = Literal["paper", "record-first"]
@@ -73,7 +73,7 @@ def rated_instruction(instruction: str, more: str | None) -> str:
 
 def builtin_prompts_text() -> str:
     """Return the text of the nine built-in rating prompts, one a line."""
-    source = resources.files("selectit_dagster") / "prompts" / "rating_prompts.txt"
+    source = resources.files("selectit_dagster") / "rating" / "rating_prompts.txt"
     return source.read_text(encoding="utf-8")
 
 

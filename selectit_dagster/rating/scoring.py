@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from selectit_dagster.artefacts import (
+from selectit_dagster.artefacts.files import folder_lock, sha256_file, write_bytes
+from selectit_dagster.artefacts.manifest import (
     Fingerprint,
     Manifest,
     differences,
@@ -26,12 +27,11 @@ from selectit_dagster.artefacts import (
 )
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import RatingSection, RaySection, ScoringModel
-from selectit_dagster.files import folder_lock, sha256_file, write_bytes
+from selectit_dagster.inference.backends.protocol import Backend
 from selectit_dagster.progress import Progress, Silent
-from selectit_dagster.rating.backend import Backend
-from selectit_dagster.rating.folder import OnMismatch, ScoreFolder
 from selectit_dagster.rating.prompts import RatingPrompt, load_prompts
-from selectit_dagster.rating.summary import Summary
+from selectit_dagster.rating.score_folder import OnMismatch, ScoreFolder
+from selectit_dagster.rating.score_summary import Summary
 
 # what the stored files mean; a change makes stored scores out of date
 _FORMAT = 1
@@ -82,7 +82,7 @@ def scoring_fingerprint(request: ScoringRequest) -> Fingerprint:
     UserError
         When the records, the prompts or the model are not there.
     """
-    from selectit_dagster.model_identity import model_identity
+    from selectit_dagster.inference.model_identity import model_identity
 
     rating, model = request.rating, request.model
     identity = model_identity(model)
@@ -103,10 +103,10 @@ def scoring_fingerprint(request: ScoringRequest) -> Fingerprint:
 
 def _dtype(request: ScoringRequest) -> str:
     """Return the dtype in which the model rates, wherever it runs."""
-    from selectit_dagster.devices import resolve_device, resolve_dtype
+    from selectit_dagster.inference.devices import resolve_device, resolve_dtype
 
     if request.rating.engine == "ray":
-        from selectit_dagster.rating.ray_backend import model_on_ray
+        from selectit_dagster.inference.backends.ray import model_on_ray
 
         return str(model_on_ray(request).dtype)
     return resolve_dtype(request.model.dtype, resolve_device(request.model.device))
@@ -143,7 +143,7 @@ def score(
 ) -> Manifest:
     """Rate the records into ``out`` and return the manifest.
 
-    ``out`` holds ``part-*.parquet`` (see :mod:`selectit_dagster.rating.store`) and the
+    ``out`` holds ``part-*.parquet`` (see :mod:`selectit_dagster.rating.score_store`) and the
     manifest. Counts: ``records``, ``prompts`` (K), records that are ``ok``, ``too_long``,
     ``failed`` or ``truncated``, rows ``scored`` now, ``reused`` and ``resumed``.
 
@@ -186,7 +186,7 @@ def score(
 def _engine(request: ScoringRequest) -> contextlib.AbstractContextManager[object]:
     """Hold what the engine needs for the whole stage: a connection to its cluster, or nothing."""
     if request.rating.engine == "ray":
-        from selectit_dagster.ray_cluster import connected
+        from selectit_dagster.inference.ray_cluster import connected
 
         return connected(request.ray)
     return contextlib.nullcontext()
@@ -201,7 +201,7 @@ def _score(
 ) -> Manifest:
     from selectit_dagster.rating.audit import Audit
     from selectit_dagster.rating.preparation import open_run
-    from selectit_dagster.rating.run import run_of
+    from selectit_dagster.rating.scoring_run import run_of
 
     started = time.monotonic()
     setup = open_run(request, folder, backend, on_mismatch)
@@ -261,11 +261,13 @@ def _require_same_model(request: ScoringRequest, folder: ScoreFolder) -> None:
 
 def draw(request: ScoringRequest, out: Path) -> None:
     """Write pictures of the finished scores beside them; they are no part of the artefact."""
-    from selectit_dagster.rating import plots
+    from selectit_dagster.rating import rating_plots
 
     rating = request.rating
     if rating.adaptive or out.parent.name == ".audit":
         return
-    write_bytes(out / "scores.png", plots.score_overview(out, rating.num_prompts, rating.alpha))
+    write_bytes(
+        out / "scores.png", rating_plots.score_overview(out, rating.num_prompts, rating.alpha)
+    )
     if rating.num_prompts > 1:
-        write_bytes(out / "prompts.png", plots.prompt_disagreement(out, rating.num_prompts))
+        write_bytes(out / "prompts.png", rating_plots.prompt_disagreement(out, rating.num_prompts))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from selectit_dagster.errors import UserError
 
 if TYPE_CHECKING:
-    from selectit_dagster.columnar import Workspace
+    from selectit_dagster.artefacts.duckdb_tables import Workspace
     from selectit_dagster.experiment import ModelReference
     from selectit_dagster.progress import Progress
 
@@ -136,7 +136,7 @@ def by_token_level(context: ArmContext) -> Ordering:
     The paper's ablation (table 3, token level only). The released code draws one of the
     prompts without a seed; here it is always the first.
     """
-    from selectit_dagster.selection.single import token_level_scores
+    from selectit_dagster.selection.token_level_arm import token_level_scores
 
     name = _scoring_model(context)
     scored = token_level_scores(context, name)
@@ -192,7 +192,7 @@ def by_ifd(context: ArmContext) -> Ordering:
     that the instruction does not help: such records are filtered there. Here they come
     after all others, so that the arm keeps the size of its competitors.
     """
-    from selectit_dagster.selection.likelihood import likelihoods
+    from selectit_dagster.selection.response_losses import likelihoods
 
     scored = context.work.table(likelihoods(context, direct=True))
     short = _lacking(context, f"{scored} WHERE conditioned IS NOT NULL AND direct > 0")
@@ -221,7 +221,7 @@ def by_perplexity(context: ArmContext) -> Ordering:
     Marion et al. 2023 (arXiv 2309.04564) find that both ends hurt, and "mid-PPL" is the
     perplexity baseline of Yin and Rush 2024 (arXiv 2410.16208).
     """
-    from selectit_dagster.selection.likelihood import likelihoods
+    from selectit_dagster.selection.response_losses import likelihoods
 
     scored = context.work.table(likelihoods(context, direct=False))
     short = _lacking(context, f"{scored} WHERE conditioned IS NOT NULL")

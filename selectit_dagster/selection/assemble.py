@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from selectit_dagster.artefacts import Manifest, read_manifest, require_manifest
-from selectit_dagster.columnar import ParquetStream, Workspace, move_into
+from selectit_dagster.artefacts.duckdb_tables import ParquetStream, Workspace, move_into
+from selectit_dagster.artefacts.files import sha256_json, write_text
+from selectit_dagster.artefacts.manifest import Manifest, read_manifest, require_manifest
 from selectit_dagster.errors import ArtefactError
-from selectit_dagster.files import sha256_json, write_text
 from selectit_dagster.progress import Progress
 from selectit_dagster.selection.arms import ARMS, ArmContext, Ordering
-from selectit_dagster.selection.card import CardFacts, dataset_card
 from selectit_dagster.selection.change import CANDIDATES_FILE, compare_selections
+from selectit_dagster.selection.dataset_card import CardFacts, dataset_card
+from selectit_dagster.selection.dataset_writer import Written, write_selected
 from selectit_dagster.selection.ranking import RANKING_FILE
-from selectit_dagster.selection.writer import Written, write_selected
 
 if TYPE_CHECKING:
-    from selectit_dagster.selection.select import SelectionRequest
+    from selectit_dagster.selection.subset import SelectionRequest
 
 CARD_FILE = "README.md"
 _RESUME = ".resume-"
@@ -40,7 +40,7 @@ class Assembled:
 
 def assemble(request: SelectionRequest, count: int, out: Path, progress: Progress) -> Assembled:
     """Write the ``count`` records that the request's arm chooses into ``out``."""
-    from selectit_dagster.selection.select import card_provenance
+    from selectit_dagster.selection.subset import card_provenance
 
     curated = require_manifest(request.records, made_by="curated_dataset")
     ranking = read_manifest(request.ranking) if request.ranking is not None else None
@@ -142,7 +142,7 @@ def _context(
 def _model_identity(request: SelectionRequest) -> dict[str, str]:
     if not ARMS[request.kind].needs_model or request.model is None:
         return {}
-    from selectit_dagster.model_identity import model_identity
+    from selectit_dagster.inference.model_identity import model_identity
 
     return {**model_identity(request.model), "dtype": request.model.dtype}
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selectit_dagster.columnar import Workspace
+from selectit_dagster.artefacts.duckdb_tables import Workspace
 from selectit_dagster.errors import ArtefactError
-from selectit_dagster.selection.writer import DATASET_FILE
+from selectit_dagster.selection.dataset_writer import DATASET_FILE
 
 CANDIDATES_FILE = "candidates.parquet"
 _EXAMPLES = 20

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from selectit_dagster.columnar import ParquetStream
-from selectit_dagster.selection.likelihood import load_forward, texts_of
+from selectit_dagster.artefacts.duckdb_tables import ParquetStream
+from selectit_dagster.selection.response_losses import load_forward, texts_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from selectit_dagster.inference.response_pass import Forward
     from selectit_dagster.selection.arms import ArmContext
-    from selectit_dagster.selection.forward import Forward
 
 SIMILARITY = 0.9
 _CHUNK = 256

@@ -11,12 +11,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from selectit_dagster.artefacts import require_manifest
-from selectit_dagster.columnar import Workspace
+from selectit_dagster.artefacts.duckdb_tables import Workspace
+from selectit_dagster.artefacts.manifest import require_manifest
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.rating import levels
+from selectit_dagster.rating.score_reader import StoredScores
 from selectit_dagster.selection.ranking import RANKING_FILE
-from selectit_dagster.selection.stored import StoredScores
 
 _SHOWN_CHARACTERS = 300
 

@@ -11,20 +11,25 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import numpy.typing as npt
 
-from selectit_dagster.artefacts import read_manifest
-from selectit_dagster.columnar import ParquetStream, Workspace, move_into, stored_batches
+from selectit_dagster.artefacts.duckdb_tables import (
+    ParquetStream,
+    Workspace,
+    move_into,
+    stored_batches,
+)
+from selectit_dagster.artefacts.manifest import read_manifest
 from selectit_dagster.errors import ArtefactError
 from selectit_dagster.progress import Progress
 from selectit_dagster.rating import levels
-from selectit_dagster.selection.lockstep import OutOfStepError, in_step
-from selectit_dagster.selection.stored import (
+from selectit_dagster.rating.score_reader import (
     STATUSES,
     NotGroupedError,
     StoredBatch,
     StoredScores,
     open_scores,
 )
-from selectit_dagster.selection.tally import ScoreSummary, Tally
+from selectit_dagster.selection.aligned_merge import OutOfStepError, in_step
+from selectit_dagster.selection.ranking_statistics import ScoreSummary, Tally
 
 if TYPE_CHECKING:
     import pyarrow as pa

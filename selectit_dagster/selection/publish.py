@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from selectit_dagster.artefacts import MANIFEST, verify
+from selectit_dagster.artefacts.manifest import MANIFEST, verify
 from selectit_dagster.errors import TransientError, UserError, first_line
 from selectit_dagster.selection.change import CANDIDATES_FILE
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selectit_dagster.artefacts import (
+from selectit_dagster.artefacts.files import folder_lock
+from selectit_dagster.artefacts.manifest import (
     Fingerprint,
     Manifest,
     is_current,
@@ -26,7 +27,6 @@ from selectit_dagster.artefacts import (
     write_manifest,
 )
 from selectit_dagster.errors import ArtefactError, UserError
-from selectit_dagster.files import folder_lock
 from selectit_dagster.progress import Progress, Silent
 
 if TYPE_CHECKING:

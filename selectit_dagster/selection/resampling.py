@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from selectit_dagster.columnar import Workspace
+from selectit_dagster.artefacts.duckdb_tables import Workspace
 from selectit_dagster.progress import Progress
 from selectit_dagster.rating import levels
+from selectit_dagster.rating.score_reader import StoredScores, stored_prompts
 from selectit_dagster.selection.fusion import SCORE_DECIMALS
 from selectit_dagster.selection.sensitivity import ALPHAS, SAMPLE
-from selectit_dagster.selection.stored import StoredScores, stored_prompts
 
 if TYPE_CHECKING:
     from selectit_dagster.selection.ranking import RankingRequest

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selectit_dagster.artefacts import (
+from selectit_dagster.artefacts.files import folder_lock, write_bytes, write_json
+from selectit_dagster.artefacts.manifest import (
     Fingerprint,
     Manifest,
     is_current,
@@ -27,10 +28,9 @@ from selectit_dagster.artefacts import (
     write_manifest,
 )
 from selectit_dagster.errors import UserError
-from selectit_dagster.files import folder_lock, write_bytes, write_json
 from selectit_dagster.progress import Progress, Silent
 from selectit_dagster.selection.ranking import RankingRequest, ranking_fingerprint
-from selectit_dagster.selection.select import selection_count
+from selectit_dagster.selection.subset import selection_count
 
 if TYPE_CHECKING:
     from selectit_dagster.selection.resampling import TokenScores
@@ -91,8 +91,8 @@ def sensitivity(
     UserError
         When no record was rated by all models.
     """
-    from selectit_dagster.selection.plots import sensitivity_heat_map
     from selectit_dagster.selection.resampling import load_token_scores, stability, vary
+    from selectit_dagster.selection.selection_plots import sensitivity_heat_map
 
     fingerprint = sensitivity_fingerprint(request)
     if is_current(out, fingerprint):

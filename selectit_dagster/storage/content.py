@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from selectit_dagster.artefacts.files import folder_lock, sha256_file
 from selectit_dagster.errors import ArtefactError, TransientError, UserError
-from selectit_dagster.files import folder_lock, sha256_file
 from selectit_dagster.progress import Progress, Silent
 from selectit_dagster.storage import layout
 from selectit_dagster.storage.layout import Item

@@ -10,8 +10,8 @@ import errno
 from collections.abc import Iterator
 from typing import Any
 
+from selectit_dagster.artefacts.address import without_secrets
 from selectit_dagster.errors import TransientError, UserError, first_line
-from selectit_dagster.storage.address import without_secrets
 
 _CREDENTIALS = {
     "NoCredentialsError",

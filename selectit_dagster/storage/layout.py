@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from selectit_dagster.artefacts import Fingerprint, Manifest
+from selectit_dagster.artefacts.files import sha256_json
+from selectit_dagster.artefacts.manifest import Fingerprint, Manifest
 from selectit_dagster.errors import ArtefactError
-from selectit_dagster.files import sha256_json
 
 MARKER = "selectit-storage.json"
 FORMAT = 1

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from selectit_dagster.artefacts import Fingerprint
-from selectit_dagster.files import sha256_file
+from selectit_dagster.artefacts.files import sha256_file
+from selectit_dagster.artefacts.manifest import Fingerprint
 from selectit_dagster.storage import layout
 from selectit_dagster.storage.layout import Item
 from selectit_dagster.storage.remote import Entry

@@ -17,9 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from selectit_dagster.artefacts.address import without_secrets
+from selectit_dagster.artefacts.files import atomic_file
 from selectit_dagster.errors import TransientError, UserError
-from selectit_dagster.files import atomic_file
-from selectit_dagster.storage.address import without_secrets
 from selectit_dagster.storage.faults import explained, is_no_bucket
 
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
@@ -62,7 +62,7 @@ class Remote:
     Parameters
     ----------
     url:
-        The address, as :func:`selectit_dagster.storage.address.checked_address` returns it.
+        The address, as :func:`selectit_dagster.artefacts.address.checked_address` returns it.
     """
 
     def __init__(self, url: str) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from selectit_dagster.artefacts.files import read_json, write_json
 from selectit_dagster.errors import PassingError, UserError
-from selectit_dagster.files import read_json, write_json
 from selectit_dagster.storage.remote import Remote
 
 

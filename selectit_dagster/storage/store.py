@@ -17,10 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from selectit_dagster.artefacts import MANIFEST, Fingerprint, Manifest, differences, read_manifest
+from selectit_dagster.artefacts.files import read_json, sha256_file, write_bytes, write_json
+from selectit_dagster.artefacts.home import Home
+from selectit_dagster.artefacts.manifest import (
+    MANIFEST,
+    Fingerprint,
+    Manifest,
+    differences,
+    read_manifest,
+)
 from selectit_dagster.errors import TransientError, UserError
-from selectit_dagster.files import read_json, sha256_file, write_bytes, write_json
-from selectit_dagster.home import Home
 from selectit_dagster.progress import Progress, Silent
 from selectit_dagster.storage import layout
 from selectit_dagster.storage.content import STAGING, Content, place, waited_lock

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from selectit_dagster.artefacts import MANIFEST, Fingerprint, differences
+from selectit_dagster.artefacts.files import sha256_file
+from selectit_dagster.artefacts.manifest import MANIFEST, Fingerprint, differences
 from selectit_dagster.errors import ArtefactError, TransientError, UserError
-from selectit_dagster.files import sha256_file
 from selectit_dagster.storage import layout
 from selectit_dagster.storage.content import holds, place, waited_lock
 from selectit_dagster.storage.layout import Item

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selectit_dagster.devices import resolve_device, resolve_dtype
+from selectit_dagster.artefacts.files import read_json, staged_folder, write_json
 from selectit_dagster.errors import UserError, first_line
-from selectit_dagster.files import read_json, staged_folder, write_json
-from selectit_dagster.models import LoadedModel, load_model, quiet
+from selectit_dagster.inference.devices import resolve_device, resolve_dtype
+from selectit_dagster.inference.model_loading import LoadedModel, load_model, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selectit_dagster.artefacts import Manifest, read_manifest, require_manifest, write_manifest
+from selectit_dagster.artefacts.files import staged_folder
+from selectit_dagster.artefacts.manifest import (
+    Manifest,
+    read_manifest,
+    require_manifest,
+    write_manifest,
+)
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.experiment import ModelReference
-from selectit_dagster.files import staged_folder
-from selectit_dagster.model_identity import model_identity
-from selectit_dagster.models import LoadedModel, load_model, quiet
+from selectit_dagster.inference.model_identity import model_identity
+from selectit_dagster.inference.model_loading import LoadedModel, load_model, quiet
 from selectit_dagster.tuning.templates import encode_prompt, render_prompt
 
 if TYPE_CHECKING:

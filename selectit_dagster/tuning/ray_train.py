@@ -16,10 +16,10 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
+from selectit_dagster.artefacts.files import read_json, write_json
 from selectit_dagster.errors import TransientError, UserError
-from selectit_dagster.files import read_json, write_json
+from selectit_dagster.inference.ray_cluster import connected
 from selectit_dagster.progress import Progress, Silent
-from selectit_dagster.ray_cluster import connected
 
 if TYPE_CHECKING:
     from selectit_dagster.experiment import RaySection, TuningSection

@@ -23,11 +23,11 @@ from transformers.trainer_callback import (  # noqa: TID253 - see above
     TrainerState,
 )
 
+from selectit_dagster.artefacts.files import read_json, write_json
 from selectit_dagster.errors import UserError
-from selectit_dagster.files import read_json, write_json
-from selectit_dagster.models import quiet
-from selectit_dagster.states import read_state, write_state
-from selectit_dagster.tuning.batches import LengthGroupedOrder
+from selectit_dagster.inference.model_loading import quiet
+from selectit_dagster.tuning.example_batches import LengthGroupedOrder
+from selectit_dagster.tuning.optimizer_states import read_state, write_state
 
 MARKER = "complete.json"
 OPTIMISER = "optimizer.safetensors"

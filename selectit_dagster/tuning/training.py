@@ -12,17 +12,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selectit_dagster.files import write_json, write_text
+from selectit_dagster.artefacts.files import write_json, write_text
 from selectit_dagster.progress import Progress, Silent
 from selectit_dagster.tuning.adapters import load_base, prepare, save_trained, trainable_facts
-from selectit_dagster.tuning.batches import Collator
+from selectit_dagster.tuning.example_batches import Collator
 from selectit_dagster.tuning.examples import trained_text
-from selectit_dagster.tuning.log import LOG, StepLog
-from selectit_dagster.tuning.plan import Plan, make_plan
+from selectit_dagster.tuning.step_log import LOG, StepLog
+from selectit_dagster.tuning.training_plan import Plan, make_plan
 
 if TYPE_CHECKING:
     from selectit_dagster.experiment import TuningSection
-    from selectit_dagster.models import LoadedModel
+    from selectit_dagster.inference.model_loading import LoadedModel
 
 RESUME = ".resume"
 TRAINED = "trained_tokens.json"

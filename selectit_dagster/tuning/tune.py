@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selectit_dagster.artefacts import (
+from selectit_dagster.artefacts.files import (
+    folder_lock,
+    read_json,
+    sha256_json,
+    write_bytes,
+    write_json,
+)
+from selectit_dagster.artefacts.manifest import (
     MANIFEST,
     Fingerprint,
     Manifest,
@@ -20,8 +27,7 @@ from selectit_dagster.artefacts import (
     write_manifest,
 )
 from selectit_dagster.experiment import RaySection
-from selectit_dagster.files import folder_lock, read_json, sha256_json, write_bytes, write_json
-from selectit_dagster.model_identity import model_identity
+from selectit_dagster.inference.model_identity import model_identity
 from selectit_dagster.progress import Progress, Silent
 from selectit_dagster.storage.unfinished import UnfinishedWork
 
@@ -90,7 +96,7 @@ def tune(request: TuningRequest, out: Path, progress: Progress = _SILENT) -> Man
     if is_current(out, fingerprint):
         return require_manifest(out, made_by="tuning")
     if request.tuning.engine == "local":
-        from selectit_dagster.tuning.plan import check_machine
+        from selectit_dagster.tuning.training_plan import check_machine
 
         check_machine(request.tuning)
     started = time.perf_counter()
@@ -105,7 +111,7 @@ def tune(request: TuningRequest, out: Path, progress: Progress = _SILENT) -> Man
                 request.dataset, request.tuning, request.seed, out, progress, request.ray
             )
         elif request.tuning.processes > 1:
-            from selectit_dagster.tuning.launch import train_distributed
+            from selectit_dagster.tuning.torchrun import train_distributed
 
             facts = train_distributed(request.dataset, request.tuning, request.seed, out, progress)
         else:
@@ -138,8 +144,8 @@ def _finish(
     seconds: float,
 ) -> Manifest:
     """Draw the loss, drop the resume points, write the manifest."""
-    from selectit_dagster.tuning.log import LOG, read_log
-    from selectit_dagster.tuning.plots import loss_curve
+    from selectit_dagster.tuning.loss_plot import loss_curve
+    from selectit_dagster.tuning.step_log import LOG, read_log
     from selectit_dagster.tuning.training import RESUME, SKIPPED, TRAINED, weights_folder
 
     write_bytes(out / LOSS_PLOT, loss_curve(read_log(out / LOG)))
@@ -172,7 +178,7 @@ def _finish(
 
 def _weights_digest(weights: Path) -> str:
     """Return the digest over the trained weights: logs and plots hold times, which vary."""
-    from selectit_dagster.files import sha256_file
+    from selectit_dagster.artefacts.files import sha256_file
 
     return sha256_json(
         {path.name: sha256_file(path) for path in sorted(weights.glob("*.safetensors"))}

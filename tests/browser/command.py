@@ -10,5 +10,5 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def selectit(*arguments: str) -> list[str]:
     """Return the arguments that start the command with this Python."""
-    code = "from selectit_dagster.platform.cli import main; main()"
+    code = "from selectit_dagster.cli.main import main; main()"
     return [sys.executable, "-c", code, *arguments]

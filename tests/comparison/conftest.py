@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from selectit_dagster.artefacts import write_manifest
-from selectit_dagster.files import write_parquet
+from selectit_dagster.artefacts.files import write_parquet
+from selectit_dagster.artefacts.manifest import write_manifest
 
 
 def write_evaluation(

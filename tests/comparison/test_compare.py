@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from selectit_dagster.artefacts import verify, write_manifest
+from selectit_dagster.artefacts.manifest import verify, write_manifest
 from selectit_dagster.comparison.analysis import compare_scores
 from selectit_dagster.comparison.compare import ComparisonRequest, compare
 from selectit_dagster.comparison.costs import cost_lines, cost_rows
-from selectit_dagster.comparison.load import Run, load_benchmarks, unlike_the_paper
+from selectit_dagster.comparison.score_matrices import Run, load_benchmarks, unlike_the_paper
 from selectit_dagster.errors import ArtefactError, UserError
-from selectit_dagster.evaluation.benchmarks.gsm8k import Gsm8kTask
+from selectit_dagster.evaluation.tasks.gsm8k import Gsm8kTask
 from selectit_dagster.experiment import Benchmark, ComparisonSection
 from tests.comparison.conftest import write_evaluation
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from selectit_dagster.artefacts import Manifest
+from selectit_dagster.artefacts.manifest import Manifest
 from selectit_dagster.data.ingest import IngestRequest, ingest
 from selectit_dagster.experiment import DatasetSection
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from selectit_dagster.columnar import Workspace
+from selectit_dagster.artefacts.duckdb_tables import Workspace
 from selectit_dagster.data.decontamination import Decontaminator
 from selectit_dagster.data.duplicates import Digests, gram_hashes, jaccard, near_duplicates
 from selectit_dagster.data.text import words

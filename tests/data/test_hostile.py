@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from selectit_dagster.data import collect, readers
+from selectit_dagster.data import ingest_pass, readers
+from selectit_dagster.data.byte_sources import ByteSource, head_of
 from selectit_dagster.data.csv_reader import CsvReader
 from selectit_dagster.data.ingest import IngestRequest, ingest
 from selectit_dagster.data.json_array import ArrayReader
 from selectit_dagster.data.json_reader import LineReader
-from selectit_dagster.data.sources import ByteSource, head_of
 from selectit_dagster.errors import PassingError, UserError
 from selectit_dagster.experiment import DatasetSection
 
@@ -244,8 +244,8 @@ def test_a_record_above_the_limit_is_skipped_in_a_stream(workshop, kind):
 # a block of 241 bytes ends between the two blanks before the first record
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 64, 241, 1 << 20])
 def test_blank_lines_are_counted_wherever_the_blocks_end(workshop, monkeypatch, block):
-    monkeypatch.setattr("selectit_dagster.data.sources.BLOCK", block)
-    monkeypatch.setattr("selectit_dagster.data.sources._DISK_BLOCK", block)
+    monkeypatch.setattr("selectit_dagster.data.byte_sources.BLOCK", block)
+    monkeypatch.setattr("selectit_dagster.data.byte_sources._DISK_BLOCK", block)
     blanks = b"\n" * 90 + b" \r\n\t\n" * 30
     path = workshop.write("a", blanks + b"  " + GOOD + b"\n" + blanks + b"oops\n" + blanks + GOOD)
     reader = LineReader(ByteSource(path, "none"), max_bytes=1000)
@@ -258,7 +258,7 @@ def test_blank_lines_are_counted_wherever_the_blocks_end(workshop, monkeypatch, 
 def test_blank_lines_of_a_csv_are_counted_wherever_the_blocks_end(
     workshop, monkeypatch, block, end
 ):
-    monkeypatch.setattr("selectit_dagster.data.sources.BLOCK", block)
+    monkeypatch.setattr("selectit_dagster.data.byte_sources.BLOCK", block)
     blanks, field = end * 90, f"a{end * 40}b"
     rows = (f"instruction,output{end}", f'i,"{field}"{end}', f"one{end}", "i,o")
     path = workshop.write("a.csv", "".join(blanks + row for row in rows).encode())
@@ -282,13 +282,13 @@ def test_a_bare_return_after_blank_lines_stays_in_its_row(workshop, monkeypatch,
     content = b"instruction,output\n" + b"\n" * 11 + b"\ri,o\n"
     path = workshop.write("a.csv", content)
     whole = [(raw, str(value)) for raw, value in CsvReader(ByteSource(path, "none"))]
-    monkeypatch.setattr("selectit_dagster.data.sources.BLOCK", block)
+    monkeypatch.setattr("selectit_dagster.data.byte_sources.BLOCK", block)
     assert [(raw, str(value)) for raw, value in CsvReader(ByteSource(path, "none"))] == whole
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 def test_blank_blocks_of_a_csv_are_not_read_line_by_line(workshop, monkeypatch, end):
-    monkeypatch.setattr("selectit_dagster.data.sources.BLOCK", 101)
+    monkeypatch.setattr("selectit_dagster.data.byte_sources.BLOCK", 101)
     taken, read = CsvReader._taken, []
     monkeypatch.setattr(CsvReader, "_taken", lambda self, line: read.append(1) or taken(self, line))
     blanks = end * 10_000
@@ -302,7 +302,7 @@ def test_blank_blocks_of_a_csv_are_not_read_line_by_line(workshop, monkeypatch, 
 def test_a_line_of_many_blocks_does_not_fill_the_memory(workshop, monkeypatch, kind):
     import tracemalloc
 
-    monkeypatch.setattr("selectit_dagster.data.sources.BLOCK", 1 << 16)
+    monkeypatch.setattr("selectit_dagster.data.byte_sources.BLOCK", 1 << 16)
     size = 24 << 20
     parts = [GOOD, b'{"instruction": "i", "output": "' + b"x" * size + b'"}', GOOD]
     if kind == "csv":
@@ -340,7 +340,7 @@ def test_csv_rows_of_the_wrong_width_are_named(workshop):
 def test_a_quote_over_many_lines_does_not_fill_the_memory(workshop, monkeypatch):
     import tracemalloc
 
-    monkeypatch.setattr("selectit_dagster.data.sources.BLOCK", 1 << 16)
+    monkeypatch.setattr("selectit_dagster.data.byte_sources.BLOCK", 1 << 16)
     size = 4 << 20
     path = workshop.write("a.csv", b'instruction,output\na,"' + b"x\n" * (size // 2) + b'"\nc,d\n')
     tracemalloc.start()
@@ -421,13 +421,13 @@ def test_above_the_share_of_rejects_the_reasons_are_listed(workshop, make):
 
 def test_a_file_that_changes_while_it_is_read_is_refused(workshop, make, monkeypatch):
     path = workshop.write("a.json", make(50))
-    original = collect.Collector.run
+    original = ingest_pass.Collector.run
 
     def run_and_change(self):
         original(self)
         path.write_bytes(path.read_bytes() + b" ")
 
-    monkeypatch.setattr(collect.Collector, "run", run_and_change)
+    monkeypatch.setattr(ingest_pass.Collector, "run", run_and_change)
     with pytest.raises(PassingError, match="was changed while it was read"):
         workshop.read(path)
     assert not (workshop.out / "manifest.json").exists()
@@ -435,13 +435,13 @@ def test_a_file_that_changes_while_it_is_read_is_refused(workshop, make, monkeyp
 
 def test_a_file_that_is_gone_when_it_was_read_is_one_that_changed(workshop, make, monkeypatch):
     path = workshop.write("a.json", make(50))
-    original = collect.Collector.run
+    original = ingest_pass.Collector.run
 
     def run_and_remove(self):
         original(self)
         path.unlink()
 
-    monkeypatch.setattr(collect.Collector, "run", run_and_remove)
+    monkeypatch.setattr(ingest_pass.Collector, "run", run_and_remove)
     with pytest.raises(PassingError, match="was changed while it was read"):
         workshop.read(path)
 
@@ -450,13 +450,13 @@ def test_what_is_wrong_with_a_file_that_changes_meanwhile_is_that_it_changes(
     workshop, make, monkeypatch
 ):
     path = workshop.write("a.json", make(50))
-    original = collect.Collector.run
+    original = ingest_pass.Collector.run
 
     def change_and_run(self):
         path.write_bytes(path.read_bytes()[:-40] + b'"' + b" " * 60)
         original(self)
 
-    monkeypatch.setattr(collect.Collector, "run", change_and_run)
+    monkeypatch.setattr(ingest_pass.Collector, "run", change_and_run)
     with pytest.raises(PassingError, match="was changed while it was read"):
         workshop.read(path)
     monkeypatch.undo()
@@ -486,7 +486,7 @@ def test_control_characters_do_not_reach_the_page(workshop):
 
 
 def test_a_second_reader_of_the_same_folder_is_refused(workshop, make):
-    from selectit_dagster.files import folder_lock
+    from selectit_dagster.artefacts.files import folder_lock
 
     path = workshop.write("a.json", make(1))
     with folder_lock(workshop.out, "a test"), pytest.raises(UserError, match="in use by a test"):

@@ -64,7 +64,7 @@ def test_records_of_equal_content_are_numbered_by_their_bytes(workshop):
 
 
 def test_many_records_over_several_batches(workshop, make, monkeypatch):
-    monkeypatch.setattr("selectit_dagster.data.collect.BATCH_ROWS", 7)
+    monkeypatch.setattr("selectit_dagster.data.ingest_pass.BATCH_ROWS", 7)
     records = make(50) + make(50)
     path = workshop.write("a.json", json.dumps(records))
     assert workshop.read(path).counts["kept"] == 100

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from selectit_dagster.data import plots
+from selectit_dagster.data import dataset_plots
 from selectit_dagster.data.profile import (
     SAMPLE,
     Lengths,
@@ -121,13 +121,13 @@ def test_plots_are_small_pngs():
         {"step": "near_duplicate", "setting": "off", "found": 0, "dropped": 0},
     ]
     images = [
-        plots.lengths_plot(details),
-        plots.lengths_plot(profile.details(len)),
-        plots.shares_plot(details),
-        plots.curation_plot({"raw": 500, "kept": 497}, {"steps": steps}),
+        dataset_plots.lengths_plot(details),
+        dataset_plots.lengths_plot(profile.details(len)),
+        dataset_plots.shares_plot(details),
+        dataset_plots.curation_plot({"raw": 500, "kept": 497}, {"steps": steps}),
     ]
     for image in images:
         assert image.startswith(b"\x89PNG")
         assert len(image) < 70_000
-    empty = plots.lengths_plot(Profile().details())
+    empty = dataset_plots.lengths_plot(Profile().details())
     assert empty.startswith(b"\x89PNG")

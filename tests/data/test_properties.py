@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selectit_dagster.data.byte_sources import ByteSource
 from selectit_dagster.data.ingest import IngestRequest, ingest
 from selectit_dagster.data.json_array import ArrayReader
-from selectit_dagster.data.sources import ByteSource
 from selectit_dagster.data.text import normal_form, normal_record, shown
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import DatasetSection

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from deployed import PASSWORDS, ROOT
-from topology.compose import read_compose, read_dockerfile
+
+from tools.topology.compose import read_compose, read_dockerfile
 
 
 @pytest.fixture(scope="session")

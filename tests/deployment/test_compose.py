@@ -12,10 +12,10 @@ import click
 import pytest
 import yaml
 from deployed import PASSWORDS, ROOT
-from topology import postgres
-from topology.compose import MissingVariableError, read_compose, substitute, variables_in
 
-from selectit_dagster.platform.instance import DAGSTER_YAML
+from selectit_dagster.orchestration.instance import DAGSTER_YAML
+from tools.topology import postgres
+from tools.topology.compose import MissingVariableError, read_compose, substitute, variables_in
 
 DOCKER = ROOT / "docker"
 TEXT = (DOCKER / "compose.yaml").read_text(encoding="utf-8")
@@ -120,8 +120,8 @@ def _read_by_the_project() -> set[str]:
     asks = re.compile(r"os\.(?:environ\.get\(|environ\[|getenv\()\s*[\"']([A-Z0-9_]+)")
     for path in [*(ROOT / "selectit_dagster").rglob("*.py"), *(ROOT / "assets").rglob("*.py")]:
         found |= set(asks.findall(path.read_text(encoding="utf-8")))
+    from selectit_dagster.artefacts.address import VARIABLE
     from selectit_dagster.selection.publish import TOKEN_VARIABLES
-    from selectit_dagster.storage.address import VARIABLE
 
     return {*found, *TOKEN_VARIABLES, VARIABLE}
 
@@ -238,7 +238,7 @@ def test_dagster_accepts_the_instance_settings(tmp_path):
     settings, _ = dagster_instance_config(str(tmp_path))
     launcher = settings["run_launcher"]
     module = importlib.import_module(launcher["module"])
-    assert module.__name__ == "selectit_dagster.platform.launcher"
+    assert module.__name__ == "selectit_dagster.orchestration.run_launcher"
     assert set(getattr(module, launcher["class"]).config_type()) == set(launcher["config"])
     for part in ("local_artifact_storage", "compute_logs", "run_coordinator"):
         entry = settings[part]

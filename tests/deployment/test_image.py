@@ -113,7 +113,7 @@ def test_what_is_copied_exists_and_reaches_the_build(stages, tmp_path):
 def test_secrets_and_local_files_do_not_reach_the_build():
     sent = _sent_to_the_build()
     assert not [p for p in sent if ".env" in p or p.startswith((".git/", ".venv", ".selectit"))]
-    assert not [p for p in sent if p.startswith(("tests/", "performance/"))]
+    assert not [p for p in sent if p.startswith(("tests/", "tools/"))]
 
 
 def _sent_to_the_build() -> list[str]:

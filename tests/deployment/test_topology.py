@@ -1,7 +1,7 @@
 """The deployment as plain processes: the chain through GraphQL while each service is killed.
 
 The commands, environments, health checks, order and restart policies are read from
-docker/compose.yaml and docker/Dockerfile; see scripts/topology.
+docker/compose.yaml and docker/Dockerfile; see tools/topology.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 from deployed import PASSWORDS, ROOT
-from topology import postgres
-from topology.compose import read_compose
-from topology.graphql import GraphQL
-from topology.processes import Topology, say
-from topology.trial import faults, launches, open_trial, stages, until, write_experiment
 
-from selectit_dagster.artefacts import read_manifest
-from selectit_dagster.platform.run import run_experiment
+from selectit_dagster.artefacts.manifest import read_manifest
+from selectit_dagster.orchestration.run import run_experiment
+from tools.topology import postgres
+from tools.topology.compose import read_compose
+from tools.topology.graphql import GraphQL
+from tools.topology.processes import Topology, say
+from tools.topology.trial import faults, launches, open_trial, stages, until, write_experiment
 
 pytestmark = [
     pytest.mark.deployment,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from selectit_dagster.evaluation.engine import Engine
 from selectit_dagster.experiment import Benchmark, ModelReference
-from selectit_dagster.models import LoadedModel, load_model
+from selectit_dagster.inference.engine import Engine
+from selectit_dagster.inference.model_loading import LoadedModel, load_model
 
 
 @pytest.fixture(scope="session")

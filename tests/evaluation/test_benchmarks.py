@@ -10,11 +10,11 @@ from collections import Counter
 import pytest
 
 from selectit_dagster.errors import UserError
-from selectit_dagster.evaluation import sources
-from selectit_dagster.evaluation.benchmarks import make_task
-from selectit_dagster.evaluation.benchmarks.judge import LocalJudge, Pair, render
-from selectit_dagster.evaluation.journal import Journal
+from selectit_dagster.evaluation import question_files
+from selectit_dagster.evaluation.answer_journal import Journal
+from selectit_dagster.evaluation.pairwise_judge import LocalJudge, Pair, render
 from selectit_dagster.evaluation.runner import fit_prompts
+from selectit_dagster.evaluation.tasks import make_task
 from selectit_dagster.experiment import Benchmark, ModelReference
 
 
@@ -158,8 +158,8 @@ def test_a_single_bbh_file_is_not_taken_for_its_own_prompt(bbh_folder):
 
 
 def test_a_gsm8k_prompt_has_eight_examples_that_give_their_answers(gsm8k_folder, engine):
-    from selectit_dagster.evaluation import rules
-    from selectit_dagster.evaluation.benchmarks.gsm8k_shots import SHOTS
+    from selectit_dagster.evaluation import answer_extraction
+    from selectit_dagster.evaluation.tasks.gsm8k_shots import SHOTS
 
     task = task_of("gsm8k", gsm8k_folder)
     text = task.prompt(task.questions()[0], 8, engine).text
@@ -168,7 +168,11 @@ def test_a_gsm8k_prompt_has_eight_examples_that_give_their_answers(gsm8k_folder,
     assert [q.reference for q in task.questions()] == ["1000", "1001", "1002"]
     for _, answer in SHOTS:
         last = answer.rsplit("= ", 1)[1].split()[0].rstrip(".")
-        assert rules.gsm8k_answer(answer, "strict") == last == rules.gsm8k_answer(answer)
+        assert (
+            answer_extraction.gsm8k_answer(answer, "strict")
+            == last
+            == answer_extraction.gsm8k_answer(answer)
+        )
 
 
 def test_gsm8k_takes_the_users_worked_examples(gsm8k_folder, engine):
@@ -253,7 +257,7 @@ def test_a_limit_is_spread_over_the_groups_and_seeded():
     groups = ["a"] * 60 + ["b"] * 35 + ["c"] * 5
 
     def draw(seed):
-        return sources.sample_groups(items, groups, limit=30, per_group=None, seed=seed)
+        return question_files.sample_groups(items, groups, limit=30, per_group=None, seed=seed)
 
     first = draw(1)
     assert Counter(groups[i] for i in first) == {"a": 13, "b": 12, "c": 5}
@@ -307,7 +311,7 @@ def test_hub_records_become_questions_at_a_fixed_commit(name, monkeypatch):
         return datasets.Dataset.from_list([HUB[name]])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(sources, "hub_commit", lambda data: "c0ffee")
+    monkeypatch.setattr(question_files, "hub_commit", lambda data: "c0ffee")
     path = "someone/questions" if name == "exact-match" else None
     task = make_task(Benchmark(name="b", task=name, path=path))
     questions = task.all_questions()
@@ -324,9 +328,11 @@ def test_bbh_from_the_hub_joins_questions_and_published_prompts(monkeypatch, eng
             {"dataset_name": "navigate", "chain_of_thought_prompt": "Go.\n\nQ: One?\nA: No."}
         ],
     }
-    monkeypatch.setattr(sources, "hub_commit", lambda data: f"commit of {data.name}")
+    monkeypatch.setattr(question_files, "hub_commit", lambda data: f"commit of {data.name}")
     monkeypatch.setattr(
-        sources, "hub_records", lambda data, split, commit=None: records[data.name, data.config]
+        question_files,
+        "hub_records",
+        lambda data, split, commit=None: records[data.name, data.config],
     )
     task = task_of("bbh")
     (question,) = task.questions()
@@ -402,7 +408,7 @@ def harness(monkeypatch):
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
     # ours is imported over this harness, and again over the real one where there is one
-    ours = "selectit_dagster.evaluation.harness"
+    ours = "selectit_dagster.evaluation.lm_eval_adapter"
     monkeypatch.setitem(sys.modules, ours, None)
     monkeypatch.delitem(sys.modules, ours)
 

@@ -13,17 +13,17 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from selectit_dagster.artefacts import verify
+from selectit_dagster.artefacts.manifest import verify
 from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation import evaluate as module
-from selectit_dagster.evaluation.benchmarks.humaneval import STOP, HumanEvalTask
 from selectit_dagster.evaluation.evaluate import (
     EvaluationRequest,
     evaluate,
     evaluation_fingerprint,
 )
-from selectit_dagster.evaluation.generation import Decoding
+from selectit_dagster.evaluation.tasks.humaneval import STOP, HumanEvalTask
 from selectit_dagster.experiment import Benchmark, ModelReference
+from selectit_dagster.inference.generation import Decoding
 from selectit_dagster.tuning.templates import render_prompt
 
 
@@ -319,7 +319,7 @@ def test_programs_that_have_run_are_not_run_again(
     tiny_reference, humaneval_file, tmp_path, monkeypatch
 ):
     from selectit_dagster.evaluation import sandbox
-    from selectit_dagster.evaluation.benchmarks import humaneval
+    from selectit_dagster.evaluation.tasks import humaneval
 
     monkeypatch.setattr(humaneval, "_AT_A_TIME", 1)
     monkeypatch.setattr(sandbox, "require_sandbox", lambda anyway: None)
@@ -384,8 +384,8 @@ def test_all_benchmarks_run_side_by_side(
 def test_a_checkpoint_is_evaluated_over_its_base(
     tiny_model_folder, second_tiny_model_folder, tmp_path, exact, monkeypatch
 ):
-    from selectit_dagster.artefacts import write_manifest
-    from selectit_dagster.models import load_model
+    from selectit_dagster.artefacts.manifest import write_manifest
+    from selectit_dagster.inference.model_loading import load_model
     from selectit_dagster.tuning import checkpoint
 
     folder = tmp_path / "checkpoint"

@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from selectit_dagster.evaluation.benchmarks.gsm8k_shots import SHOTS
-from selectit_dagster.evaluation.benchmarks.tydiqa import _WORDS
 from selectit_dagster.evaluation.evaluate import EvaluationRequest, evaluate
+from selectit_dagster.evaluation.tasks.gsm8k_shots import SHOTS
+from selectit_dagster.evaluation.tasks.tydiqa import _WORDS
 from selectit_dagster.experiment import Benchmark, ModelReference
 
 pytestmark = pytest.mark.slow

@@ -79,7 +79,7 @@ def test_a_task_agrees_with_the_harness_own_model(name, task_folder, reference, 
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from selectit_dagster.models import load_model
+    from selectit_dagster.inference.model_loading import load_model
 
     loaded = load_model(reference)
     theirs = simple_evaluate(
@@ -141,8 +141,8 @@ def test_a_text_longer_than_the_context_is_scored_in_windows(engine, tmp_path):
 
     from lm_eval.models.huggingface import HFLM
 
-    from selectit_dagster.evaluation.harness import EngineLM
-    from selectit_dagster.evaluation.journal import Journal
+    from selectit_dagster.evaluation.answer_journal import Journal
+    from selectit_dagster.evaluation.lm_eval_adapter import EngineLM
 
     text = "the quick brown fox jumps over the lazy dog 0123456789 " * 40
     requests = [SimpleNamespace(args=(text,)), SimpleNamespace(args=("the fox",))]

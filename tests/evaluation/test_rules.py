@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from selectit_dagster.evaluation import rules
+from selectit_dagster.evaluation import answer_extraction
 
 
 @pytest.mark.parametrize(
@@ -29,26 +29,26 @@ from selectit_dagster.evaluation import rules
     ],
 )
 def test_gsm8k_reads_the_number_of_each_protocol(output, paper, strict):
-    assert rules.gsm8k_answer(output, "paper") == paper
-    assert rules.gsm8k_answer(output, "strict") == strict
+    assert answer_extraction.gsm8k_answer(output, "paper") == paper
+    assert answer_extraction.gsm8k_answer(output, "strict") == strict
 
 
 def test_the_paper_protocol_keeps_its_faults_and_strict_has_none():
-    assert rules.gsm8k_score("50", "-50", "paper") == 1.0
-    assert rules.gsm8k_score("3.6", "36", "paper") == 1.0
-    assert rules.bbh_score("] )", "} >", "paper") == 1.0
-    assert rules.gsm8k_score("50", "-50", "strict") == 0.0
-    assert rules.gsm8k_score("3.6", "36", "strict") == 0.0
-    assert rules.bbh_score("] )", "} >", "strict") == 0.0
+    assert answer_extraction.gsm8k_score("50", "-50", "paper") == 1.0
+    assert answer_extraction.gsm8k_score("3.6", "36", "paper") == 1.0
+    assert answer_extraction.bbh_score("] )", "} >", "paper") == 1.0
+    assert answer_extraction.gsm8k_score("50", "-50", "strict") == 0.0
+    assert answer_extraction.gsm8k_score("3.6", "36", "strict") == 0.0
+    assert answer_extraction.bbh_score("] )", "} >", "strict") == 0.0
 
 
 def test_strict_numbers_compare_by_value():
-    assert rules.gsm8k_score("18.00", "18", "strict") == 1.0
-    assert rules.gsm8k_score("", "18", "strict") == 0.0
+    assert answer_extraction.gsm8k_score("18.00", "18", "strict") == 1.0
+    assert answer_extraction.gsm8k_score("", "18", "strict") == 0.0
 
 
 def test_gsm8k_reference_is_the_number_after_the_mark():
-    assert rules.gsm8k_reference("She has 2,000.\n#### 2,125") == "2125"
+    assert answer_extraction.gsm8k_reference("She has 2,000.\n#### 2,125") == "2125"
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,11 @@ def test_gsm8k_reference_is_the_number_after_the_mark():
 )
 def test_bbh_scores_an_output_by_each_protocol(output, reference, paper, strict):
     for protocol, expected in (("paper", paper), ("strict", strict)):
-        answer = rules.bbh_answer(output, protocol)
-        assert rules.bbh_score(answer, reference, protocol) == expected, (protocol, answer)
+        answer = answer_extraction.bbh_answer(output, protocol)
+        assert answer_extraction.bbh_score(answer, reference, protocol) == expected, (
+            protocol,
+            answer,
+        )
 
 
 @pytest.mark.parametrize(
@@ -82,12 +85,12 @@ def test_bbh_scores_an_output_by_each_protocol(output, reference, paper, strict)
     ],
 )
 def test_tydiqa_f1_is_the_best_over_the_references(answer, references, expected):
-    assert rules.tydiqa_score(answer, references) == pytest.approx(expected)
+    assert answer_extraction.tydiqa_score(answer, references) == pytest.approx(expected)
 
 
 def test_strict_f1_drops_punctuation_of_every_script():
-    assert rules.tydiqa_score("পাখি।", ["পাখি"], "paper") == 0.0
-    assert rules.tydiqa_score("পাখি।", ["পাখি"], "strict") == 1.0
+    assert answer_extraction.tydiqa_score("পাখি।", ["পাখি"], "paper") == 0.0
+    assert answer_extraction.tydiqa_score("পাখি।", ["পাখি"], "strict") == 1.0
 
 
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -97,10 +100,10 @@ words = st.lists(st.sampled_from(["fox", "dog", "cat", "7"]), max_size=6).map(" 
 @patient
 @given(words, words)
 def test_f1_is_symmetric_bounded_and_one_for_equal_texts(left, right):
-    value = rules.token_f1(left, right)
+    value = answer_extraction.token_f1(left, right)
     assert 0.0 <= value <= 1.0
-    assert value == rules.token_f1(right, left)
-    assert not left or rules.token_f1(left, left) == 1.0
+    assert value == answer_extraction.token_f1(right, left)
+    assert not left or answer_extraction.token_f1(left, left) == 1.0
 
 
 @patient
@@ -109,7 +112,7 @@ def test_pass_at_k_equals_the_binomial_formula(samples, data):
     passed = data.draw(st.integers(0, samples))
     k = data.draw(st.integers(1, samples))
     expected = 1.0 - math.comb(samples - passed, k) / math.comb(samples, k)
-    assert rules.pass_at_k(samples, passed, k) == pytest.approx(expected)
+    assert answer_extraction.pass_at_k(samples, passed, k) == pytest.approx(expected)
 
 
 def test_metrics_give_the_rules_scores_and_their_mean():
@@ -129,7 +132,11 @@ def test_published_gsm8k_solutions_score_all_right(shared_data):
     solutions = [json.loads(line)["answer"] for line in lines]
     for protocol in ("paper", "strict"):
         right = sum(
-            rules.gsm8k_score(rules.gsm8k_answer(s, protocol), rules.gsm8k_reference(s), protocol)
+            answer_extraction.gsm8k_score(
+                answer_extraction.gsm8k_answer(s, protocol),
+                answer_extraction.gsm8k_reference(s),
+                protocol,
+            )
             for s in solutions
         )
         assert right == len(solutions) == 1319

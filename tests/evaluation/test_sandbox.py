@@ -148,7 +148,7 @@ def test_a_machine_on_which_an_empty_program_fails_is_refused(monkeypatch, tmp_p
 
 @pytest.mark.slow
 def test_canonical_solutions_pass_and_empty_bodies_do_not(shared_data):
-    from selectit_dagster.evaluation.benchmarks.humaneval import HumanEvalTask, program
+    from selectit_dagster.evaluation.tasks.humaneval import HumanEvalTask, program
     from selectit_dagster.experiment import Benchmark
 
     path = str(shared_data / "bench/humaneval")
@@ -161,7 +161,7 @@ def test_canonical_solutions_pass_and_empty_bodies_do_not(shared_data):
 
 
 def test_humaneval_scores_by_the_unbiased_estimate(humaneval_file):
-    from selectit_dagster.evaluation.benchmarks.humaneval import HumanEvalTask
+    from selectit_dagster.evaluation.tasks.humaneval import HumanEvalTask
     from selectit_dagster.experiment import Benchmark
 
     task = HumanEvalTask(Benchmark(name="he", task="humaneval", path=str(humaneval_file)))

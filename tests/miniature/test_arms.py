@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
+from selectit_dagster.artefacts.home import Home
 from selectit_dagster.experiment import load_experiment
-from selectit_dagster.home import Home
-from selectit_dagster.miniature import build, judge
-from selectit_dagster.platform.pipeline import Pipeline
+from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.progress import Silent
+from tools.miniature import build, judge
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 PROMISED_POINTS = 8

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selectit_dagster.miniature import judge
+from tools.miniature import judge
 
 scores = st.lists(st.integers(0, 5).map(float), min_size=1, max_size=12)
 

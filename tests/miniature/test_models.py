@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from selectit_dagster.miniature import build, judge, pretrain
-from selectit_dagster.miniature.batches import RECIPES, Leg
-from selectit_dagster.miniature.corpus import alpaca_prompt, document, rating_guides
-from selectit_dagster.miniature.growth import grow
-from selectit_dagster.platform.quick import select_experiment, select_records
+from selectit_dagster.cli.select import select_experiment, select_records
+from tools.miniature import build, judge, pretrain
+from tools.miniature.batches import RECIPES, Leg
+from tools.miniature.corpus import alpaca_prompt, document, rating_guides
+from tools.miniature.growth import grow
 
 MODELS = build.DATA.parent / "models"
 LAYOUT = "{guide}\n\nInstruction:{record}\nResponse:{response}\nThe answer is: \n"

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selectit_dagster.miniature import build, world
-from selectit_dagster.miniature.families import FAMILIES
+from tools.miniature import build, world
+from tools.miniature.families import FAMILIES
 
-PACKAGE = Path(world.__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 seeds = st.integers(0, 10**6)
 
 
@@ -132,10 +132,10 @@ def test_pool_shows_no_trace_of_the_quality():
 
 def test_known_quality_is_read_by_the_judge_alone():
     readers = [
-        path.relative_to(PACKAGE).as_posix()
-        for folder in (PACKAGE, PACKAGE.parent / "assets")
+        path.relative_to(ROOT).as_posix()
+        for folder in (ROOT / "selectit_dagster", ROOT / "assets", ROOT / "tools" / "miniature")
         for path in folder.rglob("*.py")
         if re.search(r"known_quality|miniature\.judge|miniature import .*judge", path.read_text())
     ]
     # The builder writes it, the judge reads it.
-    assert set(readers) <= {"miniature/build.py", "miniature/judge.py"}
+    assert set(readers) <= {"tools/miniature/build.py", "tools/miniature/judge.py"}

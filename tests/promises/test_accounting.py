@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selectit_dagster.accounting import EQUATIONS, Account, RecordsLostError, check_counts
-from selectit_dagster.artefacts import write_manifest
+from selectit_dagster.artefacts.accounting import EQUATIONS, Account, RecordsLostError, check_counts
+from selectit_dagster.artefacts.manifest import write_manifest
 from selectit_dagster.data.curation import CurationRequest, curate
 from selectit_dagster.data.ingest import IngestRequest, ingest
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import CurationSection, DatasetSection
-from selectit_dagster.rating.store import FAILED, OK, TOO_LONG, Ratings, write_part
+from selectit_dagster.rating.score_store import FAILED, OK, TOO_LONG, Ratings, write_part
 from selectit_dagster.selection.ranking import RankingRequest, rank
 
 numbers = st.integers(0, 10**7)

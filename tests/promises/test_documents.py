@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-import audit  # noqa: E402
-import errors  # noqa: E402
-import licences  # noqa: E402
+from selectit_dagster.errors import UserError
+from tools import audit, errors, licences
 
-from selectit_dagster.errors import UserError  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_page_of_errors_is_the_one_that_the_code_gives():

@@ -22,12 +22,12 @@ from typing import Any
 
 import pytest
 
-from selectit_dagster.platform.resources import make_tracker
-from selectit_dagster.platform.services import free_port
-from torture.world import leftovers, pipeline_of, result, write_world
+from selectit_dagster.orchestration.resources import make_tracker
+from selectit_dagster.orchestration.services import free_port
+from tools.torture.world import leftovers, pipeline_of, result, write_world
 
 pytestmark = pytest.mark.slow
-_MAIN = "from selectit_dagster.platform.cli import main; main()"
+_MAIN = "from selectit_dagster.cli.main import main; main()"
 _LAST = "sensitivity"
 
 
@@ -217,7 +217,7 @@ def test_memory_that_ends_in_the_middle_of_a_batch_halves_it_and_loses_nothing(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from selectit_dagster.rating.store import read_scores
+    from selectit_dagster.rating.score_store import read_scores
 
     texts = [f"Record {i}: " + "count the words of this line " * (i % 9 + 1) for i in range(900)]
     columns = {

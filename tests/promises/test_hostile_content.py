@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "orchestration"))
 from small_home import fill, make_pipeline
 
 from selectit_dagster.errors import UserError
@@ -102,16 +102,16 @@ def test_hostile_ids_and_texts_are_shown_escaped_everywhere(line):
 
 
 def test_dagsters_pages_and_the_command_line_show_them_escaped(line, capsys):
-    from selectit_dagster.artefacts import read_manifest
-    from selectit_dagster.platform import views
-    from selectit_dagster.platform.metadata import base_metadata
+    from selectit_dagster.artefacts.manifest import read_manifest
+    from selectit_dagster.orchestration import asset_pages
+    from selectit_dagster.orchestration.asset_metadata import base_metadata
     from selectit_dagster.selection.explain import explain
 
     described = {
-        "raw_dataset": (line.raw(), views.raw_dataset, "records.parquet"),
-        "curated_dataset": (line.curated(), views.curated_dataset, "records.parquet"),
-        "ranking": (line.ranking(), views.ranking, "ranking.parquet"),
-        "selected": (line.selected("full"), views.selected, "dataset.parquet"),
+        "raw_dataset": (line.raw(), asset_pages.raw_dataset, "records.parquet"),
+        "curated_dataset": (line.curated(), asset_pages.curated_dataset, "records.parquet"),
+        "ranking": (line.ranking(), asset_pages.ranking, "ranking.parquet"),
+        "selected": (line.selected("full"), asset_pages.selected, "dataset.parquet"),
     }
     for name, (stage, describe, file) in described.items():
         manifest = read_manifest(stage.folder)
@@ -168,7 +168,7 @@ def test_names_that_are_folders_of_their_own_are_refused(name):
 
 
 def test_model_folders_with_hostile_names_give_plain_short_names():
-    from selectit_dagster.platform.quick import model_names
+    from selectit_dagster.cli.select import model_names
 
     names = model_names([*HOSTILE, "..", "/", "a/../..", f"x/{TITLE}"])
     assert len(set(names)) == len(names)

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from selectit_dagster.errors import UserError
-from torture import targets
-from torture.inputs import LONGEST_SECONDS, attack
+from tools.torture import targets
+from tools.torture.inputs import LONGEST_SECONDS, attack
 
 _NAMES = [entry.name for entry in targets.attacks()]
 _MB = 1 << 20
@@ -39,7 +39,7 @@ from pathlib import Path
 from selectit_dagster.data.ingest import IngestRequest, ingest
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import DatasetSection
-import selectit_dagster.data.collect, pyarrow.parquet
+import selectit_dagster.data.ingest_pass, pyarrow.parquet
 path, folder, limit = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 used = int(open("/proc/self/statm").read().split()[5]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_DATA, (used + limit, used + limit))
@@ -178,13 +178,13 @@ def test_a_parquet_file_that_lies_about_its_sizes_is_a_message(tmp_path):
 
 def test_a_benchmark_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
     from selectit_dagster.errors import UserError
-    from selectit_dagster.evaluation import sources
+    from selectit_dagster.evaluation import question_files
 
-    monkeypatch.setattr(sources, "_MOST_BYTES", 1 << 16)
+    monkeypatch.setattr(question_files, "_MOST_BYTES", 1 << 16)
     path = tmp_path / "questions.jsonl.gz"
     path.write_bytes(gzip.compress(b" " * (1 << 20)))
     with pytest.raises(UserError, match="holds more than"):
-        sources.read_jsonl(path)
+        question_files.read_jsonl(path)
 
 
 @pytest.mark.parametrize("name", ["score part", "ranking", "parquet"])

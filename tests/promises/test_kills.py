@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _CODE = """
 import json, sys
 from pathlib import Path
-from torture.kills import Campaign, preload, tally
+from tools.torture.kills import Campaign, preload, tally
 preload()
 print(json.dumps(tally(Campaign(Path(sys.argv[1])).run(int(sys.argv[2])))))
 """

@@ -76,8 +76,8 @@ def pickles_in(folder: Path) -> list[str]:
 @pytest.mark.slow
 def test_a_home_holds_no_pickle(tmp_path):
     """Dagster's storage is looked at too: an IO manager would write pickles there."""
-    from selectit_dagster.platform.run import run_experiment
-    from torture.world import write_world
+    from selectit_dagster.orchestration.run import run_experiment
+    from tools.torture.world import write_world
 
     path = write_world(tmp_path)
     run_experiment(path, tmp_path / "home", upto="report")
@@ -94,7 +94,7 @@ def _values_in_storage(storage: Path) -> list[str]:
 def test_every_asset_passes_files_and_no_values(tmp_path):
     """An asset that returned a value would have it pickled by Dagster's IO manager."""
     from selectit_dagster.definitions import build_defs
-    from torture.world import write_world
+    from tools.torture.world import write_world
 
     path = write_world(tmp_path)
     definitions = build_defs(experiment_file=path, home=tmp_path / "home")

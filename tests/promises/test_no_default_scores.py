@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from selectit_dagster.experiment import RatingSection, ScoringModel
-from selectit_dagster.models import load_model
-from selectit_dagster.rating.backend import local_backend
+from selectit_dagster.inference.backends.protocol import local_backend
+from selectit_dagster.inference.model_loading import load_model
+from selectit_dagster.rating.score_store import OK, read_scores
 from selectit_dagster.rating.scoring import ScoringRequest, score
-from selectit_dagster.rating.store import OK, read_scores
 
 ROOT = Path(__file__).resolve().parents[2]
 # the engines that make or carry scores; zeros that are counts, masks or sums of nothing are

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from selectit_dagster.artefacts import read_manifest, verify
+from selectit_dagster.artefacts.files import folder_lock, write_bytes
+from selectit_dagster.artefacts.manifest import read_manifest, verify
 from selectit_dagster.data.curation import CurationRequest, curate
 from selectit_dagster.data.ingest import IngestRequest, ingest
 from selectit_dagster.errors import UserError, of_the_machine
 from selectit_dagster.experiment import CurationSection, DatasetSection
-from selectit_dagster.files import folder_lock, write_bytes
-from torture.world import pipeline_of, write_world
+from tools.torture.world import pipeline_of, write_world
 
-_MAIN = "from selectit_dagster.platform.cli import main; main()"
+_MAIN = "from selectit_dagster.cli.main import main; main()"
 
 
 def write_data(path: Path, records: int) -> Path:
@@ -191,7 +191,7 @@ def test_a_disk_that_fails_to_flush_leaves_the_old_content(tmp_path, monkeypatch
 
 
 def test_a_tracking_server_that_stops_and_comes_back_loses_its_notes_and_no_work(tmp_path):
-    from selectit_dagster.platform.resources import make_tracker
+    from selectit_dagster.orchestration.resources import make_tracker
 
     tracker = make_tracker(pipeline_of(write_world(tmp_path), tmp_path / "home"))
     tracker.wait = lambda seconds: None
@@ -213,7 +213,7 @@ def test_a_tracking_server_that_stops_and_comes_back_loses_its_notes_and_no_work
 
 
 def test_half_a_line_in_the_notes_of_failures_is_passed_over(tmp_path):
-    from selectit_dagster.platform.resources import make_tracker
+    from selectit_dagster.orchestration.resources import make_tracker
 
     tracker = make_tracker(pipeline_of(write_world(tmp_path), tmp_path / "home"))
     tracker.note_failure("a", ValueError("x"))
@@ -223,7 +223,7 @@ def test_half_a_line_in_the_notes_of_failures_is_passed_over(tmp_path):
 
 
 def test_a_second_run_on_a_home_is_refused_with_the_holders_name(tmp_path):
-    from selectit_dagster.platform.run import run_experiment
+    from selectit_dagster.orchestration.run import run_experiment
 
     path = write_world(tmp_path)
     line = pipeline_of(path, tmp_path / "home")

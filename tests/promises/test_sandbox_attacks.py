@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from selectit_dagster.evaluation.sandbox import Limits, run_program
-from torture.attacks import FORGED, GROUPS, attempt
+from tools.torture.attacks import FORGED, GROUPS, attempt
 
 _ALL = [(group, name) for group, programs in GROUPS.items() for name in programs]
 pytestmark = pytest.mark.usefixtures("confined")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from selectit_dagster.errors import UserError, redacted
-from torture.world import write_world
+from tools.torture.world import write_world
 
 ROOT = Path(__file__).resolve().parents[2]
 CANARIES = {
@@ -40,7 +40,7 @@ def test_no_secret_of_the_environment_is_written_anywhere(tmp_path, upto):
     """A run with canaries in its environment."""
     path = write_world(tmp_path, records=6)
     home = tmp_path / "home"
-    code = "from selectit_dagster.platform.cli import main; main()"
+    code = "from selectit_dagster.cli.main import main; main()"
     answer = subprocess.run(
         [
             sys.executable,
@@ -65,8 +65,8 @@ def test_no_secret_of_the_environment_is_written_anywhere(tmp_path, upto):
 
 
 def test_an_address_with_a_password_is_shown_without_it(tmp_path, monkeypatch):
-    from selectit_dagster.platform.resources import make_tracker
-    from torture.world import pipeline_of
+    from selectit_dagster.orchestration.resources import make_tracker
+    from tools.torture.world import pipeline_of
 
     path = write_world(tmp_path)
     monkeypatch.delenv("SELECTIT_MLFLOW_UI", raising=False)
@@ -99,13 +99,15 @@ def test_what_listens_listens_on_loopback():
             if isinstance(node, ast.Constant) and node.value in {"0.0.0.0", "::", "*:"}:  # noqa: S104
                 named.append(f"{path.name}:{node.lineno}")
     assert named == []
-    from selectit_dagster.platform.services import LOOPBACK
+    from selectit_dagster.orchestration.services import LOOPBACK
 
     assert LOOPBACK == "127.0.0.1"
 
 
 @pytest.mark.parametrize("flag", ["--host", "-h"])
 def test_every_server_is_told_its_address(flag):
-    source = (ROOT / "selectit_dagster" / "platform" / "ui.py").read_text(encoding="utf-8")
+    source = (ROOT / "selectit_dagster" / "orchestration" / "web_pages.py").read_text(
+        encoding="utf-8"
+    )
     assert f'"{flag}", LOOPBACK' in source
     assert "--backend-store-uri" not in source  # its password would stand in the process list

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selectit_dagster.artefacts import is_current, require_manifest, verify, write_manifest
+from selectit_dagster.artefacts.manifest import is_current, require_manifest, verify, write_manifest
 from selectit_dagster.data.curation import CurationRequest, curate
 from selectit_dagster.data.ingest import IngestRequest, ingest
 from selectit_dagster.errors import ArtefactError, UserError

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from selectit_dagster.artefacts.files import write_parquet
 from selectit_dagster.experiment import RatingSection, ScoringModel
-from selectit_dagster.files import write_parquet
-from selectit_dagster.rating.backend import (
+from selectit_dagster.inference.backends.protocol import (
     BackendFacts,
     BackendNotes,
     BatchTooLargeError,

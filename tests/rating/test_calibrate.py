@@ -9,10 +9,10 @@ import pytest
 from scoring_world import HashedBackend, request_for, some_records, write_records
 from transformers import AutoTokenizer
 
-from selectit_dagster.rating import calibrate
-from selectit_dagster.rating.backend import BatchTooLargeError, TokenBatch
+from selectit_dagster.inference import calibration
+from selectit_dagster.inference.backends.protocol import BatchTooLargeError, TokenBatch
 from selectit_dagster.rating.rating_tokens import Encoder
-from selectit_dagster.rating.rows import RowMaker
+from selectit_dagster.rating.token_rows import RowMaker
 
 
 class LikesBigBatches(HashedBackend):
@@ -35,7 +35,7 @@ def chosen(tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         rows = RowMaker(
             Encoder(AutoTokenizer.from_pretrained(tiny_model_folder)), request.prompts()
         )
-        return calibrate.batch_tokens(request, rows, LikesBigBatches(), 100)
+        return calibration.batch_tokens(request, rows, LikesBigBatches(), 100)
 
     return choose
 
@@ -46,11 +46,11 @@ def test_a_short_run_takes_the_usual_size(chosen) -> None:
 
 
 def test_a_long_run_measures_once_and_remembers(chosen, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "_WORTH_SECONDS", 0.0)
+    monkeypatch.setattr(calibration, "_WORTH_SECONDS", 0.0)
     assert chosen() == 512
 
     def refuse(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(calibrate, "_measure", refuse)
+    monkeypatch.setattr(calibration, "_measure", refuse)
     assert chosen() == 512

@@ -8,7 +8,7 @@ import pytest
 from scoring_world import HashedBackend, request_for, some_records, write_records
 
 from selectit_dagster.experiment import RatingSection, ScoringModel
-from selectit_dagster.rating import doctor, plots
+from selectit_dagster.rating import doctor, rating_plots
 from selectit_dagster.rating.scoring import score
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -23,9 +23,9 @@ def test_pictures_are_small_png_files(
     out = tmp_path / "scores"
     score(request, out, backend=HashedBackend())
     drawn = [
-        plots.score_overview(out, 3),
-        plots.prompt_disagreement(out, 3),
-        plots.model_disagreement([("one", out), ("two", out)], 3),
+        rating_plots.score_overview(out, 3),
+        rating_plots.prompt_disagreement(out, 3),
+        rating_plots.model_disagreement([("one", out), ("two", out)], 3),
         (out / "scores.png").read_bytes(),
         (out / "prompts.png").read_bytes(),
     ]

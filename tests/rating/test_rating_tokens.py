@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from selectit_dagster.errors import UserError
 from selectit_dagster.rating.prompts import QUESTION, load_prompts, rating_text
 from selectit_dagster.rating.rating_tokens import Encoder, find_rating_tokens
-from selectit_dagster.rating.rows import RowMaker
+from selectit_dagster.rating.token_rows import RowMaker
 
 CORPUS = [f"Rate from 1 to 9.{QUESTION}{n}" for n in range(1, 10)] * 3 + ["a b c 12 13 44 123"]
 CHAT = (

@@ -23,11 +23,11 @@ from scoring_world import (
     write_records,
 )
 
+from selectit_dagster.artefacts.files import sha256_file
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import RaySection
-from selectit_dagster.files import sha256_file
+from selectit_dagster.inference.backends.ray import RayBackend
 from selectit_dagster.rating import preparation, scoring
-from selectit_dagster.rating.ray_backend import RayBackend
 from selectit_dagster.rating.scoring import ScoringRequest, score
 
 pytest.importorskip("ray", reason='needs the extra "ray"')

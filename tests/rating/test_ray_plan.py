@@ -11,23 +11,24 @@ from scoring_world import HashedBackend, request_for, some_records, write_record
 
 from selectit_dagster.errors import PassingError, UserError
 from selectit_dagster.experiment import ActorShape, RaySection, load_experiment
-from selectit_dagster.rating import ray_workers, scoring
-from selectit_dagster.rating.backend import TokenBatch
-from selectit_dagster.rating.batches import PlannedBatch
-from selectit_dagster.rating.careful import RatedBatch
-from selectit_dagster.rating.chunks import ChunkReader, read_chunks
-from selectit_dagster.rating.folder import RowSource
-from selectit_dagster.rating.preparation import chunk_maker, row_maker
-from selectit_dagster.rating.ray_backend import RayBackend, model_on_ray
-from selectit_dagster.rating.ray_workers import grouped, pack_mask, unpack_mask
-from selectit_dagster.rating.scoring import ScoringRequest, scoring_fingerprint
-from selectit_dagster.rating.wire import (
+from selectit_dagster.inference.backends import ray_workers
+from selectit_dagster.inference.backends.protocol import TokenBatch
+from selectit_dagster.inference.backends.ray import RayBackend, model_on_ray
+from selectit_dagster.inference.backends.ray_workers import grouped, pack_mask, unpack_mask
+from selectit_dagster.inference.backends.serialization import (
     pack_batches,
     pack_ratings,
     unpack_batches,
     unpack_ratings,
 )
-from selectit_dagster.ray_cluster import pool_for, require_ray
+from selectit_dagster.inference.length_batches import PlannedBatch
+from selectit_dagster.inference.ray_cluster import pool_for, require_ray
+from selectit_dagster.inference.row_failures import RatedBatch
+from selectit_dagster.rating import scoring
+from selectit_dagster.rating.preparation import chunk_maker, row_maker
+from selectit_dagster.rating.score_folder import RowSource
+from selectit_dagster.rating.scoring import ScoringRequest, scoring_fingerprint
+from selectit_dagster.rating.shards import ChunkReader, read_chunks
 
 
 def planned(records: Path, model: Path, **rating: object) -> list[PlannedBatch]:

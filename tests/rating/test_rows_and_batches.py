@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from selectit_dagster.errors import UserError
-from selectit_dagster.rating.batches import plan_by_prompt, plan_by_record
+from selectit_dagster.inference.length_batches import plan_by_prompt, plan_by_record
 from selectit_dagster.rating.prompts import QUESTION, load_prompts, rating_text
 from selectit_dagster.rating.rating_tokens import Encoder
-from selectit_dagster.rating.rows import RowMaker, TokenRow
-from selectit_dagster.rating.store import OK, TOO_LONG
+from selectit_dagster.rating.score_store import OK, TOO_LONG
+from selectit_dagster.rating.token_rows import RowMaker, TokenRow
 
 token_rows = st.lists(
     st.tuples(

@@ -16,14 +16,14 @@ import pyarrow as pa
 import pytest
 from scoring_world import HashedBackend, request_for, some_records, write_records
 
-from selectit_dagster.artefacts import verify
+from selectit_dagster.artefacts.files import write_parquet
+from selectit_dagster.artefacts.manifest import verify
 from selectit_dagster.errors import ArtefactError, UserError
-from selectit_dagster.files import write_parquet
-from selectit_dagster.rating import preparation, run, scoring
+from selectit_dagster.rating import preparation, scoring, scoring_run
 from selectit_dagster.rating import prompts as prompt_module
 from selectit_dagster.rating.rating_tokens import Encoder
+from selectit_dagster.rating.score_store import FAILED, OK, TOO_LONG, read_scores, write_part
 from selectit_dagster.rating.scoring import score, scoring_fingerprint
-from selectit_dagster.rating.store import FAILED, OK, TOO_LONG, read_scores, write_part
 
 
 @pytest.fixture(autouse=True)
@@ -271,7 +271,7 @@ def test_a_journal_that_a_kill_left_beside_its_part_is_removed(
     request, out = request_for(records, tiny_model_folder, num_prompts=1), tmp_path / "out"
     whole = score(request, tmp_path / "whole", backend=HashedBackend())
     with monkeypatch.context() as patch:
-        patch.setattr(run, "write_part", write_and_die)
+        patch.setattr(scoring_run, "write_part", write_and_die)
         with pytest.raises(KilledError):
             score(request, out, backend=HashedBackend())
     assert list(out.glob("journal-*"))
@@ -332,12 +332,12 @@ def test_a_torn_journal_and_a_torn_part_cost_only_their_rows(
 def test_bad_input_is_refused_before_a_model_is_loaded(
     records: Path, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from selectit_dagster import models
+    from selectit_dagster.inference import model_loading
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(models, "load_model", refuse)
+    monkeypatch.setattr(model_loading, "load_model", refuse)
     out = tmp_path / "scores"
     with pytest.raises(UserError, match=r"missing/records|does not exist"):
         score(request_for(tmp_path / "missing", tiny_model_folder), out)

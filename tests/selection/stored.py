@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from selectit_dagster.artefacts import write_manifest
+from selectit_dagster.artefacts.manifest import write_manifest
 from selectit_dagster.selection.ranking import RankingRequest
-from selectit_dagster.selection.select import SelectionRequest
+from selectit_dagster.selection.subset import SelectionRequest
 
 SIZES = {"small": 7.0, "large": 13.0, "huge": 70.0}
 

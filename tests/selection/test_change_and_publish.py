@@ -12,7 +12,7 @@ from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.selection.change import compare_selections
 from selectit_dagster.selection.publish import publish
 from selectit_dagster.selection.ranking import rank
-from selectit_dagster.selection.select import select
+from selectit_dagster.selection.subset import select
 
 from .stored import selection, world
 

@@ -11,12 +11,12 @@ import torch
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import ModelReference
-from selectit_dagster.models import load_model
-from selectit_dagster.selection import forward as module
+from selectit_dagster.inference import response_pass as module
+from selectit_dagster.inference.model_loading import load_model
+from selectit_dagster.inference.response_pass import Forward
 from selectit_dagster.selection.diverse import Taken
-from selectit_dagster.selection.forward import Forward
 from selectit_dagster.selection.ranking import rank
-from selectit_dagster.selection.select import select
+from selectit_dagster.selection.subset import select
 
 from .stored import distributions, ranked_rows, selection, world
 
@@ -145,7 +145,7 @@ def test_perplexity_takes_the_middle(base, tmp_path, forward):
 
 
 def test_a_killed_run_keeps_its_finished_chunks(base, tmp_path, monkeypatch):
-    monkeypatch.setattr("selectit_dagster.selection.likelihood.texts_of", _chunks_of_two)
+    monkeypatch.setattr("selectit_dagster.selection.response_losses.texts_of", _chunks_of_two)
     asked = replace(base, arm="ifd", kind="ifd")
     calls = []
     original = module.Forward.losses
@@ -166,7 +166,7 @@ def test_a_killed_run_keeps_its_finished_chunks(base, tmp_path, monkeypatch):
 
 
 def test_what_a_killed_run_kept_of_other_texts_is_not_used(base, tmp_path, reference, monkeypatch):
-    monkeypatch.setattr("selectit_dagster.selection.likelihood.texts_of", _chunks_of_two)
+    monkeypatch.setattr("selectit_dagster.selection.response_losses.texts_of", _chunks_of_two)
     asked = replace(base, arm="ifd", kind="ifd")
     original = module.Forward.losses
     calls = []
@@ -215,7 +215,7 @@ def test_diverse_follows_the_ranking_and_skips_near_neighbours(tmp_path, referen
     request = world(tmp_path, ids, p, models=("small",), responses=texts)
     import pyarrow as pa
 
-    from selectit_dagster.artefacts import write_manifest
+    from selectit_dagster.artefacts.manifest import write_manifest
 
     records = pq.read_table(request.records / "records.parquet")
     same = pa.array([name[0] for name in ids])
@@ -269,8 +269,8 @@ def test_arms_without_a_model_load_none(base, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("selectit_dagster.models.load_model", refuse)
-    monkeypatch.setattr("selectit_dagster.model_identity.model_identity", refuse)
+    monkeypatch.setattr("selectit_dagster.inference.model_loading.load_model", refuse)
+    monkeypatch.setattr("selectit_dagster.inference.model_identity.model_identity", refuse)
     for kind in ("selectit", "random", "longest", "full", "token-level", "sentence-level"):
         changed = replace(base, arm=kind, kind=kind, seed=1)
         select(changed, tmp_path / kind)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from selectit_dagster.selection.ranking import RankingRequest, rank
-from selectit_dagster.selection.select import select
+from selectit_dagster.selection.subset import select
 from tests.selection.oracle import naive_selection
 from tests.selection.stored import SIZES, distributions, selection, world
 

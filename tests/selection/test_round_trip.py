@@ -16,7 +16,7 @@ import zstandard
 from selectit_dagster.data.curation import CurationRequest, curate
 from selectit_dagster.data.ingest import IngestRequest, ingest
 from selectit_dagster.experiment import CurationSection, DatasetSection
-from selectit_dagster.selection.select import SelectionRequest, select
+from selectit_dagster.selection.subset import SelectionRequest, select
 
 LINES = [
     b'{"instruction": "Say \\u00e9",   "input": "", "output": "\xc3\xa9 it is."}',

@@ -18,13 +18,13 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selectit_dagster.artefacts import verify
+from selectit_dagster.artefacts.manifest import verify
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.experiment import ScoringModel
 from selectit_dagster.rating.prompts import load_prompts
 from selectit_dagster.selection.arms import ARMS
 from selectit_dagster.selection.ranking import rank
-from selectit_dagster.selection.select import (
+from selectit_dagster.selection.subset import (
     SelectionRequest,
     needs_model,
     needs_ranking,

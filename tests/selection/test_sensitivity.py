@@ -8,17 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from selectit_dagster.artefacts import require_manifest
+from selectit_dagster.artefacts.manifest import require_manifest
 from selectit_dagster.errors import UserError
 from selectit_dagster.selection import resampling
 from selectit_dagster.selection import sensitivity as module
-from selectit_dagster.selection.plots import length_against_score, score_histogram
 from selectit_dagster.selection.ranking import rank
-from selectit_dagster.selection.select import select
+from selectit_dagster.selection.selection_plots import length_against_score, score_histogram
 from selectit_dagster.selection.sensitivity import (
     SensitivityRequest,
     sensitivity,
 )
+from selectit_dagster.selection.subset import select
 
 from .stored import distributions, ranked_rows, selection, world
 

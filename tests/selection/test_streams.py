@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from selectit_dagster.columnar import RowStream, Workspace
-from selectit_dagster.selection import gather
-from selectit_dagster.selection.lockstep import OutOfStepError, in_step
-from selectit_dagster.selection.tally import ScoreSummary
+from selectit_dagster.artefacts.duckdb_tables import RowStream, Workspace
+from selectit_dagster.selection import external_sort
+from selectit_dagster.selection.aligned_merge import OutOfStepError, in_step
+from selectit_dagster.selection.ranking_statistics import ScoreSummary
 
 
 def cut(table: pa.Table, sizes: list[int]):
@@ -23,12 +23,12 @@ def cut(table: pa.Table, sizes: list[int]):
 
 @pytest.mark.parametrize("count", [1, 5, 400])
 def test_rows_come_back_by_rank_and_leave_nothing_behind(tmp_path, monkeypatch, count):
-    monkeypatch.setattr(gather, "_HELD_BYTES", 900)
-    monkeypatch.setattr(gather, "_BUCKET_BYTES", 2000)
-    monkeypatch.setattr(gather, "_ROWS", 7)
+    monkeypatch.setattr(external_sort, "_HELD_BYTES", 900)
+    monkeypatch.setattr(external_sort, "_BUCKET_BYTES", 2000)
+    monkeypatch.setattr(external_sort, "_ROWS", 7)
     ranks = np.random.default_rng(1).permutation(count).astype(np.int32) + 1
     texts = [f"text of {rank}" for rank in ranks]
-    by_rank = gather.ByRank(tmp_path, count, 20.0)
+    by_rank = external_sort.ByRank(tmp_path, count, 20.0)
     for batch in cut(pa.table({"text": texts, "rank": ranks}), [3] * count):
         by_rank.add(batch)
     found = pa.Table.from_batches(by_rank.batches())
@@ -38,7 +38,7 @@ def test_rows_come_back_by_rank_and_leave_nothing_behind(tmp_path, monkeypatch, 
 
 
 def test_chosen_rows_are_those_of_a_join(tmp_path, monkeypatch):
-    monkeypatch.setattr(gather, "_ROWS", 4)
+    monkeypatch.setattr(external_sort, "_ROWS", 4)
     names = [f"r{number}" for number in range(30)]
     pq.write_table(pa.table({"record_id": names, "n": range(30)}), tmp_path / "records.parquet")
     picked = [29, 0, 7, 8, 9, 10, 28]
@@ -51,7 +51,9 @@ def test_chosen_rows_are_those_of_a_join(tmp_path, monkeypatch):
     with Workspace(tmp_path) as work:
         paths = tmp_path / "records.parquet", tmp_path / "chosen.parquet"
         rows = [
-            row for batch in gather.chosen_rows(*paths, ["n"], work) for row in batch.to_pylist()
+            row
+            for batch in external_sort.chosen_rows(*paths, ["n"], work)
+            for row in batch.to_pylist()
         ]
     assert rows == [
         {"n": number, "score": number / 2, "rank": picked.index(number) + 1}

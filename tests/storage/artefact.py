@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from selectit_dagster.artefacts import MANIFEST, Manifest, read_manifest, write_manifest
+from selectit_dagster.artefacts.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 
 
 def make(folder: Path, files: dict[str, bytes], **fingerprint: object) -> Manifest:

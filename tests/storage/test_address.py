@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from selectit_dagster.artefacts.address import checked_address, storage_address, without_secrets
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import parse_experiment
-from selectit_dagster.storage.address import checked_address, storage_address, without_secrets
 
 
 @pytest.mark.parametrize(

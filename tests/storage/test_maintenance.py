@@ -9,9 +9,9 @@ import pytest
 from artefact import make
 from click.testing import CliRunner
 
-from selectit_dagster.platform import commands  # noqa: F401 - registers the commands
-from selectit_dagster.platform.cli import cli
-from selectit_dagster.rating.folder import SCORE_ROWS
+from selectit_dagster.cli import commands  # noqa: F401 - registers the commands
+from selectit_dagster.cli.main import cli
+from selectit_dagster.rating.score_folder import SCORE_ROWS
 from selectit_dagster.storage import maintenance
 from selectit_dagster.storage.unfinished import take_up
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from selectit_dagster.artefacts import read_manifest
+from selectit_dagster.artefacts.manifest import read_manifest
 from selectit_dagster.errors import UserError
-from selectit_dagster.platform.run import run_experiment
+from selectit_dagster.orchestration.run import run_experiment
 
 ROWS = (b'"journal-', b'"part-')
-_CODE = "from selectit_dagster.platform.cli import main; main()"
+_CODE = "from selectit_dagster.cli.main import main; main()"
 
 
 def write_world(folder: Path, models: list[Path], *, records: int = 24) -> Path:
@@ -77,7 +77,7 @@ def world(tmp_path, tiny_model_folder, second_tiny_model_folder, monkeypatch):
 def test_a_second_home_fetches_and_dagster_shows_the_stored_address(world, tmp_path, monkeypatch):
     import dagster as dg
 
-    from selectit_dagster.platform.instance import open_instance
+    from selectit_dagster.orchestration.instance import open_instance
 
     monkeypatch.setenv("SELECTIT_STORAGE", f"file://{tmp_path}/place")
     here = run_experiment(world, tmp_path / "here", upto="curated_dataset")

@@ -13,7 +13,7 @@ import pytest
 from artefact import content, make
 from s3_server import BUCKET, READER, WRITER
 
-from selectit_dagster.artefacts import read_manifest, verify
+from selectit_dagster.artefacts.manifest import read_manifest, verify
 from selectit_dagster.errors import ArtefactError, TransientError, UserError
 from selectit_dagster.storage import maintenance
 from selectit_dagster.storage.remote import Remote
@@ -239,7 +239,7 @@ import os, signal, sys
 sys.path.insert(0, {here!r})
 from pathlib import Path
 from artefact import make
-from selectit_dagster.home import Home
+from selectit_dagster.artefacts.home import Home
 from selectit_dagster.storage.remote import Remote
 from selectit_dagster.storage.store import ArtefactStore
 

@@ -12,12 +12,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "rating"))
 
 from scoring_world import HashedBackend, request_for, some_records, write_records
 
-from selectit_dagster.artefacts import verify
-from selectit_dagster.platform.stages.stage import Stage
-from selectit_dagster.platform.stored import Habits, stored
+from selectit_dagster.artefacts.manifest import verify
+from selectit_dagster.orchestration.remote_sync import Habits, stored
+from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.progress import Silent
 from selectit_dagster.rating import preparation, scoring
-from selectit_dagster.rating.folder import SCORE_ROWS, engine_digest, retire_rows
+from selectit_dagster.rating.score_folder import SCORE_ROWS, engine_digest, retire_rows
 from selectit_dagster.rating.scoring import score, scoring_fingerprint
 
 

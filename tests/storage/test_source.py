@@ -7,13 +7,13 @@ import json
 import fsspec
 import pytest
 
+from selectit_dagster.artefacts.home import Home
+from selectit_dagster.cli.select import select_experiment
 from selectit_dagster.data.ingest import IngestRequest, ingest
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import DatasetSection, load_experiment
-from selectit_dagster.home import Home
-from selectit_dagster.platform.pipeline import Pipeline
-from selectit_dagster.platform.quick import select_experiment
-from selectit_dagster.platform.run import preflight
+from selectit_dagster.orchestration.pipeline import Pipeline
+from selectit_dagster.orchestration.run import preflight
 from selectit_dagster.progress import Silent
 from selectit_dagster.storage.remote import Remote
 from selectit_dagster.storage.source import exists, local_copy, token

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from artefact import content, make
 
-from selectit_dagster.artefacts import MANIFEST, read_manifest, verify
+from selectit_dagster.artefacts.manifest import MANIFEST, read_manifest, verify
 from selectit_dagster.errors import ArtefactError, TransientError, UserError
 from selectit_dagster.storage import layout
 from selectit_dagster.storage.remote import Remote

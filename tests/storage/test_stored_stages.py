@@ -5,10 +5,15 @@ from __future__ import annotations
 import pytest
 from artefact import content, make
 
-from selectit_dagster.artefacts import MANIFEST, is_current, read_manifest, require_manifest
+from selectit_dagster.artefacts.manifest import (
+    MANIFEST,
+    is_current,
+    read_manifest,
+    require_manifest,
+)
 from selectit_dagster.errors import TransientError
-from selectit_dagster.platform.stages.stage import Stage
-from selectit_dagster.platform.stored import Habits, bring, stored
+from selectit_dagster.orchestration.remote_sync import Habits, bring, stored
+from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.progress import Silent
 from selectit_dagster.storage.remote import Remote
 from selectit_dagster.storage.unfinished import UnfinishedWork

@@ -10,7 +10,7 @@ import pytest
 from artefact import make
 
 from selectit_dagster.errors import TransientError
-from selectit_dagster.rating.folder import SCORE_ROWS
+from selectit_dagster.rating.score_folder import SCORE_ROWS
 from selectit_dagster.storage.remote import Remote
 from selectit_dagster.storage.unfinished import Sender, take_up
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from selectit_dagster.artefacts import write_manifest
+from selectit_dagster.artefacts.files import write_parquet
+from selectit_dagster.artefacts.manifest import write_manifest
 from selectit_dagster.experiment import ModelReference, TuningSection
-from selectit_dagster.files import write_parquet
 
 Record = dict[str, str]
 

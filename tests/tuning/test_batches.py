@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
-from selectit_dagster.tuning.batches import IGNORED, Collator, LengthGroupedOrder
+from selectit_dagster.tuning.example_batches import IGNORED, Collator, LengthGroupedOrder
 from selectit_dagster.tuning.examples import Example
 
 

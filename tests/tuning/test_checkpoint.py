@@ -6,7 +6,7 @@ import pytest
 
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.experiment import ModelReference
-from selectit_dagster.models import load_model
+from selectit_dagster.inference.model_loading import load_model
 from selectit_dagster.tuning.checkpoint import answer, load_checkpoint, merge, open_checkpoint
 from selectit_dagster.tuning.examples import Template, build_examples
 from selectit_dagster.tuning.tune import TuningRequest, tune

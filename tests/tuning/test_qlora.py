@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import ModelReference
-from selectit_dagster.models import load_model
+from selectit_dagster.inference.model_loading import load_model
 from selectit_dagster.tuning.adapters import load_base, prepare
 from selectit_dagster.tuning.checkpoint import load_checkpoint
-from selectit_dagster.tuning.log import read_log
+from selectit_dagster.tuning.step_log import read_log
 from selectit_dagster.tuning.tune import TuningRequest, tune
 from tests.conftest import make_tiny_model
 

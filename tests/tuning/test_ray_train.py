@@ -11,7 +11,7 @@ import pytest
 
 from selectit_dagster.errors import TransientError, UserError
 from selectit_dagster.experiment import RaySection
-from selectit_dagster.tuning.log import read_log
+from selectit_dagster.tuning.step_log import read_log
 from selectit_dagster.tuning.tune import TuningRequest, tune, tuning_fingerprint
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from selectit_dagster.artefacts import verify
+from selectit_dagster.artefacts.manifest import verify
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import ModelReference
-from selectit_dagster.tuning.log import read_log
-from selectit_dagster.tuning.plan import make_plan, resume_interval
+from selectit_dagster.tuning.step_log import read_log
+from selectit_dagster.tuning.training_plan import make_plan, resume_interval
 from selectit_dagster.tuning.tune import TuningRequest, tune, tuning_fingerprint
 from tests.tuning.conftest import sums, write_selected
 
@@ -84,7 +84,7 @@ def test_the_first_loss_is_the_mean_over_response_tokens(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from selectit_dagster.tuning.batches import LengthGroupedOrder
+    from selectit_dagster.tuning.example_batches import LengthGroupedOrder
     from selectit_dagster.tuning.examples import Template, build_examples
 
     examples, _ = build_examples(sums(44), tokenizer, Template("alpaca"), 256)
@@ -381,7 +381,7 @@ def workers_of(out: Path) -> list[int]:
     return [
         number
         for number, command in commands.items()
-        if "selectit_dagster.tuning.worker" in command
+        if "selectit_dagster.tuning.torchrun_worker" in command
         and "torch.distributed.run" not in command
         and str(out / ".resume") in command[-1]
     ]

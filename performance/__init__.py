@@ -1,1 +1,0 @@
-"""Speed, memory and quality trials; run them all with ``python -m performance``."""

@@ -1,0 +1,283 @@
+"""Manifests: what an artefact was made from, what it holds, and whether it is whole.
+
+An artefact is a folder. Its ``manifest.json`` is written last, so a folder without one is
+not an artefact yet. The manifest carries
+
+* ``fingerprint``: every named thing that the content depends on. Two artefacts with equal
+  fingerprints are interchangeable; a differing field is named, stored and expected.
+* ``digest``: one SHA-256 over the files' hashes. It is the Dagster data version: the same
+  content leaves what is downstream fresh.
+* ``files``: size and SHA-256 of every file, so that an altered or truncated one is found.
+* ``seal``: the SHA-256 of the manifest itself without this field, for the same reason.
+
+Whatever builds on an artefact goes through :func:`require_manifest` or :func:`is_current`,
+which look at every file first. A file is hashed once per process, and again when its size, its
+times or its inode have changed.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import platform
+import time
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from selectit_dagster.artefacts.accounting import check_counts
+from selectit_dagster.artefacts.files import read_json, sha256_file, sha256_json, write_json
+from selectit_dagster.errors import ArtefactError
+
+MANIFEST = "manifest.json"
+Fingerprint = dict[str, Any]
+_SETTLED_SECONDS = 2.0
+_SHAPES: dict[str, type] = {
+    "kind": str,
+    "fingerprint": dict,
+    "digest": str,
+    "files": dict,
+    "counts": dict,
+    "details": dict,
+    "versions": dict,
+    "seal": str,
+}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record of one complete artefact; see the module's docstring for the fields."""
+
+    kind: str
+    fingerprint: Fingerprint
+    digest: str
+    files: dict[str, dict[str, Any]]
+    counts: dict[str, int] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    created_at: str = ""
+    seconds: float = 0.0
+    seal: str = ""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One fingerprint field on which a stored artefact and a request disagree."""
+
+    name: str
+    stored: Any
+    expected: Any
+
+    def __str__(self) -> str:
+        return f"{self.name}: stored {self.stored!r}, expected {self.expected!r}"
+
+
+def library_versions(*names: str) -> dict[str, str]:
+    """Return the installed versions of ``names`` (absent ones are left out) and Python's."""
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def digest_of(files: dict[str, dict[str, Any]]) -> str:
+    """Return the digest over a manifest's file table."""
+    return sha256_json({name: entry["sha256"] for name, entry in files.items()})
+
+
+def file_table(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Return size in bytes and SHA-256 of each of ``names`` (paths relative to ``folder``)."""
+    return {
+        name: {
+            "bytes": (folder / name).stat().st_size,
+            "sha256": _hash_of(folder / name),
+        }
+        for name in sorted(names)
+    }
+
+
+# by path: what the file was like when it was hashed, and its hash
+_HASHES: dict[str, tuple[tuple[int, ...], str]] = {}
+
+
+def _hash_of(path: Path) -> str:
+    """Return a file's SHA-256, from memory where the file has not changed since."""
+    stat = path.stat()
+    state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    known = _HASHES.get(str(path))
+    if known is not None and known[0] == state:
+        return known[1]
+    digest = sha256_file(path)
+    # a change within the clock's grain after this one would not show
+    if time.time() - stat.st_mtime > _SETTLED_SECONDS:
+        _HASHES[str(path)] = (state, digest)
+    return digest
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    kind: str,
+    fingerprint: Fingerprint,
+    files: list[str],
+    counts: dict[str, int] | None = None,
+    details: dict[str, Any] | None = None,
+    versions: dict[str, str] | None = None,
+    seconds: float = 0.0,
+    digest: str | None = None,
+) -> Manifest:
+    """Hash ``files``, write ``folder/manifest.json`` last, and return it.
+
+    ``digest`` replaces the digest over the files where the content has a better identity
+    (for instance when a file holds times that say nothing about the content).
+
+    Raises
+    ------
+    RecordsLostError
+        When the stage's counts do not add up; nothing is written then.
+    """
+    check_counts(kind, counts or {}, folder)
+    table = file_table(folder, files)
+    manifest = Manifest(
+        kind=kind,
+        fingerprint=fingerprint,
+        digest=digest or digest_of(table),
+        files=table,
+        counts=counts or {},
+        details=details or {},
+        versions=versions or library_versions(),
+        created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        seconds=round(seconds, 3),
+    )
+    manifest = replace(manifest, seal=_seal(asdict(manifest)))
+    write_json(folder / MANIFEST, asdict(manifest))
+    return manifest
+
+
+def _seal(value: dict[str, Any]) -> str:
+    """Return the hash of a manifest as it is read back from its file."""
+    rest = {name: entry for name, entry in value.items() if name != "seal"}
+    return sha256_json(json.loads(json.dumps(rest)))
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest of ``folder``, or None when the artefact is not there yet.
+
+    Raises
+    ------
+    ArtefactError
+        When the manifest is there but is not one of ours.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    value = read_json(path)
+    try:
+        manifest = Manifest(**value)
+    except TypeError as error:
+        raise _no_manifest(folder, str(error)) from error
+    for name, kind in _SHAPES.items():
+        if not isinstance(getattr(manifest, name), kind):
+            raise _no_manifest(folder, f"{name} is no {kind.__name__}")
+    wrong = [name for name, entry in manifest.files.items() if not _is_file_entry(name, entry)]
+    if wrong:
+        raise _no_manifest(folder, f"its entry {wrong[0]!r} is no file of the artefact")
+    if manifest.seal and manifest.seal != _seal(value):
+        raise ArtefactError(
+            f"{path} is not what it was when it was written: its seal does not match",
+            hint=f"remove {folder} and run again",
+        )
+    return manifest
+
+
+def _is_file_entry(name: str, entry: Any) -> bool:  # noqa: ANN401 - whatever the file holds
+    """Tell whether a file of the table lies inside the folder and has size and hash."""
+    path = PurePosixPath(name)
+    inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+    if not inside or "\x00" in name or not isinstance(entry, dict):
+        return False
+    return isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)
+
+
+def _no_manifest(folder: Path, why: str) -> ArtefactError:
+    return ArtefactError(
+        f"{folder / MANIFEST} is not a manifest of this project: {why}",
+        hint=f"remove {folder} and run again",
+    )
+
+
+def require_manifest(folder: Path, *, made_by: str) -> Manifest:
+    """Return the manifest of ``folder`` after a look at every file.
+
+    Raises
+    ------
+    ArtefactError
+        When there is no artefact, naming the stage that makes it, or when a file is not what
+        the manifest says, naming the file.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise ArtefactError(
+            f"{folder} holds no complete artefact (no {MANIFEST})",
+            hint=f"materialise {made_by} first",
+        )
+    _check_files(folder, manifest)
+    return manifest
+
+
+def differences(stored: Fingerprint, expected: Fingerprint) -> list[Difference]:
+    """Return the fields on which two fingerprints disagree, by name."""
+    absent = "(absent)"
+    return [
+        Difference(name, stored.get(name, absent), expected.get(name, absent))
+        for name in sorted({*stored, *expected})
+        if stored.get(name, absent) != expected.get(name, absent)
+    ]
+
+
+def is_current(folder: Path, fingerprint: Fingerprint) -> bool:
+    """Tell whether ``folder`` holds a complete artefact made from exactly ``fingerprint``.
+
+    Raises
+    ------
+    ArtefactError
+        When it does but a file is not what the manifest says: truncated, altered or gone.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None or differences(manifest.fingerprint, fingerprint):
+        return False
+    _check_files(folder, manifest)
+    return True
+
+
+def verify(folder: Path, *, hashes: bool = True) -> Manifest:
+    """Check every file of an artefact against its manifest and return the manifest.
+
+    ``hashes`` False compares sizes only.
+
+    Raises
+    ------
+    ArtefactError
+        Naming the first file that is missing, of another size, or of another hash.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return require_manifest(folder, made_by="the stage that writes it")
+    _check_files(folder, manifest, hashes=hashes)
+    return manifest
+
+
+def _check_files(folder: Path, manifest: Manifest, *, hashes: bool = True) -> None:
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ArtefactError(f"{path} is missing", hint=f"remove {folder} and run again")
+        if path.stat().st_size != entry["bytes"] or (hashes and _hash_of(path) != entry["sha256"]):
+            raise ArtefactError(
+                f"{path} is not what its manifest says: it was truncated or altered",
+                hint=f"remove {folder} and run again",
+            )

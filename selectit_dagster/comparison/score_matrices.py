@@ -1,0 +1,173 @@
+"""Evaluations of many runs as aligned matrices: runs by questions, per benchmark and arm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selectit_dagster.artefacts.manifest import require_manifest
+from selectit_dagster.comparison.statistics import Floats, Questions
+from selectit_dagster.errors import ArtefactError, first_line
+
+OWN_SHOTS = "the project's own"
+UNTUNED = "base"
+AVERAGE = "average"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluated checkpoint: its arm, its training seed (None: not tuned), its folder."""
+
+    arm: str
+    seed: int | None
+    folder: Path
+
+
+@dataclass(frozen=True)
+class BenchmarkScores:
+    """All runs' scores on one benchmark.
+
+    ``scores[arm]`` is (runs, Q) float64, the runs in the order in which they were given;
+    the Q questions are the same, in the same order, for all. ``remarks`` say in what the
+    benchmark was not asked as in the paper.
+    """
+
+    name: str
+    metric: str
+    questions: Questions
+    scores: dict[str, Floats]
+    groups: int
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """The number of questions."""
+        return len(self.questions.weights)
+
+    @property
+    def binary(self) -> bool:
+        """Whether every outcome is right or wrong."""
+        return all(np.isin(values, (0.0, 1.0)).all() for values in self.scores.values())
+
+
+def load_benchmarks(runs: Sequence[Run]) -> list[BenchmarkScores]:
+    """Read the evaluations and align them by question.
+
+    Benchmarks without scores (answers that await a judge) are left out.
+
+    Raises
+    ------
+    ArtefactError
+        When an evaluation is missing, or two runs did not answer the same questions.
+    """
+    facts = [require_manifest(run.folder, made_by="the evaluation").details for run in runs]
+    tables = [dict(entry.get("scores", {})) for entry in facts]
+    names = list(dict.fromkeys(name for table in tables for name in table))
+    for run, table in zip(runs, tables, strict=True):
+        lacking = [name for name in names if name not in table]
+        if lacking:
+            raise ArtefactError(
+                f"{run.folder} has no benchmark {lacking[0]}, which other arms were asked",
+                hint="evaluate every arm on the same benchmarks",
+            )
+    scored = [name for name in names if all(t[name].get("score") is not None for t in tables)]
+    asked = dict(facts[0].get("benchmarks", {}))
+    return [
+        _aligned(name, runs, tables[0][name], unlike_the_paper(name, asked.get(name, {})))
+        for name in scored
+    ]
+
+
+def unlike_the_paper(name: str, facts: dict[str, Any]) -> tuple[str, ...]:
+    """Return in what a benchmark's facts show it to be asked otherwise than in the paper."""
+    remarks = []
+    if facts.get("protocol", "paper") != "paper":
+        remarks.append(f"{name}: {facts['protocol']} protocol")
+    if facts.get("worked_examples") == OWN_SHOTS:
+        remarks.append(f"{name}: worked examples written for this project")
+    if facts.get("task") == "tydiqa":
+        remarks.append(f"{name}: instructions worded for this project")
+    if facts.get("questions_with_fewer_shots"):
+        remarks.append(
+            f"{name}: {facts['questions_with_fewer_shots']} of {facts['questions']} questions "
+            "with fewer worked examples, which did not fit"
+        )
+    if facts.get("too_long"):
+        remarks.append(f"{name}: {len(facts['too_long'])} questions did not fit and are left out")
+    return tuple(remarks)
+
+
+def _aligned(
+    name: str, runs: Sequence[Run], facts: dict[str, Any], remarks: tuple[str, ...]
+) -> BenchmarkScores:
+    reference, groups, _ = _read(runs[0].folder / f"{name}.parquet")
+    scores: dict[str, list[Floats]] = {}
+    for run in runs:
+        path = run.folder / f"{name}.parquet"
+        ids, _, values = _read(path)
+        if len(ids) != len(reference) or (ids != reference).any():
+            raise ArtefactError(
+                f"{path} and {runs[0].folder / f'{name}.parquet'} do not hold the same "
+                f"questions ({len(ids)} and {len(reference)}, "
+                f"{len(np.intersect1d(ids, reference))} in common)",
+                hint="arms are compared question by question: evaluate them alike",
+            )
+        scores.setdefault(run.arm, []).append(values)
+    stacked = {arm: np.stack(values) for arm, values in scores.items()}
+    macro = _is_macro(facts, groups, stacked[runs[0].arm][0], runs[0].folder / f"{name}.parquet")
+    return BenchmarkScores(
+        name=name,
+        metric=str(facts.get("metric", "score")),
+        questions=Questions.macro(groups.tolist()) if macro else Questions.mean(len(reference)),
+        scores=stacked,
+        groups=len(np.unique(groups)) if macro else 1,
+        remarks=remarks,
+    )
+
+
+def _is_macro(facts: dict[str, Any], groups: np.ndarray, values: Floats, path: Path) -> bool:
+    """Tell whether the benchmark's score is the mean over its groups.
+
+    The stored score decides: it must come out of the stored questions one way or the other.
+    """
+    score = float(facts["score"])
+    macro = float(values @ Questions.macro(groups.tolist()).weights)
+    if np.isclose(values.mean(), score, rtol=0, atol=1e-6):
+        return facts.get("aggregate") == "macro" and bool(np.isclose(macro, score, atol=1e-6))
+    if np.isclose(macro, score, rtol=0, atol=1e-6):
+        return True
+    raise ArtefactError(
+        f"{path}: the stored score {score:.6f} is neither the mean of its questions "
+        f"({values.mean():.6f}) nor that of its groups ({macro:.6f})",
+        hint="evaluate that arm again",
+    )
+
+
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray, Floats]:
+    """Return question ids (sorted), groups and scores of one benchmark of one run."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=["question_id", "group", "score"])
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ArtefactError(
+            f"{path} cannot be read as benchmark outputs: {first_line(error)}",
+            hint="evaluate that arm again",
+        ) from error
+    scores = table["score"].to_numpy(zero_copy_only=False).astype(np.float64)
+    scored = np.isfinite(scores)  # a question that did not fit has no score
+    ids = np.asarray(table["question_id"].to_pylist(), dtype=str)[scored]
+    groups = np.asarray([value or "" for value in table["group"].to_pylist()], dtype=str)[scored]
+    scores = scores[scored]
+    order = np.argsort(ids, kind="stable")
+    ids = ids[order]
+    if len(ids) == 0 or (ids[1:] == ids[:-1]).any():
+        raise ArtefactError(
+            f"{path} holds no scored question, or one twice", hint="evaluate that arm again"
+        )
+    return ids, groups[order], scores[order]

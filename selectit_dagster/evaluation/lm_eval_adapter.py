@@ -1,0 +1,250 @@
+"""lm-evaluation-harness over our engine: its requests, our batches and prefix cache.
+
+This module is imported inside functions only, since the harness is an extra.
+
+Where the harness cuts a prompt from the left to make it fit, so does this, for agreement;
+but every cut is counted, and the counts are stored with the result.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from lm_eval import utils
+from lm_eval.api.model import TemplateLM
+
+from selectit_dagster.evaluation.answer_journal import Journal
+from selectit_dagster.inference.engine import Engine
+from selectit_dagster.inference.generation import Decoding, cut_at, generate_batch
+from selectit_dagster.inference.likelihood import continuation_batch, token_batch
+from selectit_dagster.inference.prompt_rows import Batch, Row
+
+# rows that agree this far are worth a look for a longer common prefix
+_ALIKE = 32
+_LONGEST_ANSWER = 256
+
+_Pair = tuple[Any, list[int], list[int]]
+
+
+class EngineLM(TemplateLM):
+    """The harness's language model interface on an :class:`Engine`.
+
+    Parameters
+    ----------
+    engine:
+        The model.
+    journal:
+        Where finished batches are kept.
+    batch_tokens:
+        Token positions per batch.
+    seed:
+        Seed of sampled decoding.
+    report:
+        Called with batches done and batches in all of the present kind of request.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        journal: Journal,
+        *,
+        batch_tokens: int,
+        seed: int,
+        report: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        super().__init__()
+        self.engine = engine
+        self.journal = journal
+        self.batch_tokens = batch_tokens
+        self.seed = seed
+        self.report = report
+        self.tokenizer = engine.tokenizer
+        self.max_length = engine.context
+        self.truncated: Counter[str] = Counter()
+        self._calls = 0
+
+    @property
+    def eot_token_id(self) -> int:
+        """The end token's id."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The token before a text that has no context: the begin token, else the end token."""
+        begin = self.tokenizer.bos_token_id
+        return int(begin) if begin is not None else self.eot_token_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The tokenizer's name, for the harness's own caches."""
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> list[int]:
+        """Return token ids; special tokens as the tokenizer does by itself, but never twice."""
+        begin = self.tokenizer.bos_token
+        special = add_special_tokens
+        if special is None:
+            special = not (begin and string.startswith(begin))
+        return list(self.tokenizer.encode(string, add_special_tokens=special))
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[_Pair],
+        **kwargs: Any,  # noqa: ANN401 - the harness's own
+    ) -> list[tuple[float, bool]]:
+        """Return log-likelihood and greediness of each continuation.
+
+        Continuations of one token after the same context (options of a choice) come out of
+        one forward pass.
+        """
+        fitted = [self._fitted(context, continuation) for _, context, continuation in requests]
+        single: dict[tuple[int, ...], list[int]] = {}
+        longer: list[int] = []
+        for index, (ids, length) in enumerate(fitted):
+            if length == 1:
+                single.setdefault(ids[:-1], []).append(index)
+            else:
+                longer.append(index)
+        results: dict[int, tuple[float, bool]] = {}
+        self._single(fitted, single, results)
+        self._longer(fitted, longer, results)
+        return [results[index] for index in range(len(requests))]
+
+    def _fitted(self, context: list[int], continuation: list[int]) -> tuple[tuple[int, ...], int]:
+        whole = (*context, *continuation)
+        # the last token is not read, so one more fits
+        if len(whole) > self.max_length + 1:
+            self.truncated["likelihood"] += 1
+            whole = whole[-(self.max_length + 1) :]
+        return whole, len(continuation)
+
+    def _single(
+        self,
+        fitted: Sequence[tuple[tuple[int, ...], int]],
+        single: dict[tuple[int, ...], list[int]],
+        results: dict[int, tuple[float, bool]],
+    ) -> None:
+        contexts = list(single)
+        rows = [Row(str(i), ids, share=_share(ids)) for i, ids in enumerate(contexts)]
+        tokens = [[fitted[index][0][-1] for index in single[ids]] for ids in contexts]
+        found = self._batched(rows, lambda batch: token_batch(self.engine, rows, batch, tokens))
+        for place, ids in enumerate(contexts):
+            for index, (value, greedy) in zip(single[ids], found[place], strict=True):
+                results[index] = (value, greedy)
+
+    def _longer(
+        self,
+        fitted: Sequence[tuple[tuple[int, ...], int]],
+        longer: Sequence[int],
+        results: dict[int, tuple[float, bool]],
+    ) -> None:
+        rows = [
+            Row(str(index), fitted[index][0], _share(fitted[index][0]), fitted[index][1])
+            for index in longer
+        ]
+        found = self._batched(rows, lambda batch: continuation_batch(self.engine, rows, batch))
+        for place, index in enumerate(longer):
+            results[index] = (found[place][0], found[place][1])
+
+    def _batched(
+        self, rows: Sequence[Row], work: Callable[[Batch], list[Any]], new_tokens: int = 0
+    ) -> dict[int, Any]:
+        """Compute every batch that the journal does not have; return each row's value."""
+        self._calls += 1
+        done: dict[int, Any] = {}
+        if not rows:
+            return done
+        batches = self.engine.plan(rows, self.batch_tokens, new_tokens=new_tokens)
+        for number, batch in enumerate(batches):
+            values = self.journal.keep(f"{self._calls}/{number}", partial(work, batch))
+            done.update(zip(batch.indices, values, strict=True))
+            self.report(number + 1, len(batches))
+        return done
+
+    def loglikelihood_rolling(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Return each text's log-likelihood, in windows of the model's context."""
+        pairs: list[_Pair] = []
+        counts = []
+        for (text,) in (request.args for request in requests):
+            windows = utils.get_rolling_token_windows(
+                token_list=self.tok_encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            own = [(None, *utils.make_disjoint_window(window)) for window in windows]
+            pairs += own
+            counts.append(len(own))
+        values = iter(self._loglikelihood_tokens(pairs))
+        return [sum(next(values)[0] for _ in range(count)) for count in counts]
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Return each request's answer, cut before its first end text."""
+        groups: dict[Decoding, list[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault(_decoding(request.args[1]), []).append(index)
+        texts: dict[int, str] = {}
+        for decoding, members in groups.items():
+            rows = [self._prompt_row(index, requests[index].args[0], decoding) for index in members]
+
+            def work(
+                batch: Batch, rows: Sequence[Row] = rows, decoding: Decoding = decoding
+            ) -> list[str]:
+                made = generate_batch(self.engine, rows, batch, decoding, seed=self.seed)
+                # decoded alone, as the harness does: some tokenizers then drop a first blank
+                texts = [self.engine.decode_new((), one.ids) for one in made]
+                return [cut_at(text, decoding.stop) for text in texts]
+
+            found = self._batched(rows, work, decoding.max_new_tokens)
+            texts.update({index: found[place] for place, index in enumerate(members)})
+        return [texts[index] for index in range(len(requests))]
+
+    def _prompt_row(self, index: int, text: str, decoding: Decoding) -> Row:
+        ids = self.tok_encode(text)
+        longest = max(1, self.max_length - decoding.max_new_tokens)
+        if len(ids) > longest:
+            self.truncated["generation"] += 1
+            ids = ids[-longest:]
+        return Row(str(index), tuple(ids), share=_share(ids))
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """Return the history in the tokenizer's chat template."""
+        return str(
+            self.tokenizer.apply_chat_template(
+                chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        )
+
+
+def _share(ids: Sequence[int]) -> str:
+    return ",".join(map(str, ids[:_ALIKE]))
+
+
+def _decoding(arguments: dict[str, Any]) -> Decoding:
+    """Return the decoding that a request's generation arguments ask for."""
+    until = arguments.get("until") or ()
+    until = (until,) if isinstance(until, str) else tuple(until)
+    longest = int(
+        arguments.get("max_gen_toks") or arguments.get("max_new_tokens") or _LONGEST_ANSWER
+    )
+    temperature = float(arguments.get("temperature") or 0.0)
+    if arguments.get("do_sample") is False:
+        temperature = 0.0
+    return Decoding(
+        longest,
+        tuple(text for text in until if text),
+        temperature=temperature,
+        top_p=float(arguments.get("top_p") or 1.0),
+    )

@@ -1,0 +1,244 @@
+"""Where benchmark questions come from: local folders in the published layout, or the hub."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import random
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from selectit_dagster.artefacts.files import sha256_file, sha256_json
+from selectit_dagster.errors import TransientError, UserError, first_line
+
+T = TypeVar("T")
+_MOST_BYTES = 1 << 30
+_LAYOUT = "give the file in the benchmark's published layout"
+
+
+@dataclass(frozen=True)
+class HubData:
+    """One configuration of a hub dataset."""
+
+    name: str
+    config: str | None = None
+    files: str | None = None
+
+
+def open_text(path: Path) -> str:
+    """Return the text of a file that may be gzipped.
+
+    Raises
+    ------
+    UserError
+        When it cannot be read as UTF-8, or is larger than a benchmark can be.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
+            data = handle.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise UserError(
+                f"the benchmark file {path} holds more than {_MOST_BYTES >> 20} MiB of text",
+                hint="check the benchmark's path: questions take a few MiB",
+            )
+        return data.decode("utf-8")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise UserError(
+            f"cannot read the benchmark file {path}: {error}", hint="check the benchmark's path"
+        ) from error
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON value
+    """Read a JSON file that may be gzipped; a fault is named with its line."""
+    try:
+        return json.loads(open_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}", hint=_LAYOUT) from error
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read JSON Lines that may be gzipped; a fault is named with its line."""
+    records = []
+    for number, line in enumerate(open_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}: not JSON: {error}", hint=_LAYOUT) from error
+        if not isinstance(value, dict):
+            raise UserError(
+                f"{path}, line {number}: expected an object with the question's fields",
+                hint=_LAYOUT,
+            )
+        records.append(value)
+    return records
+
+
+def read_csv(path: Path) -> list[list[str]]:
+    """Read a headerless CSV file; every field stays the text it is."""
+    # strict: without it a quote that is never closed takes in all that follows
+    rows = csv.reader(io.StringIO(open_text(path), newline=""), strict=True)
+    try:
+        return list(rows)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {rows.line_num}: not CSV: {error}", hint=_LAYOUT) from error
+
+
+def objects(value: Any, where: str, name: str | None = None) -> list[dict[str, Any]]:  # noqa: ANN401
+    """Return a list of objects: a file's value, or what it has under ``name``.
+
+    Raises
+    ------
+    UserError
+        When it is something else, naming the place.
+    """
+    found = value.get(name) if name is not None and isinstance(value, dict) else value
+    wrong = name is not None and not isinstance(value, dict)
+    if wrong or not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        what = f"a list of objects under {name!r}" if name else "a list of objects"
+        raise UserError(f"{where}: expected {what}", hint=_LAYOUT)
+    return found
+
+
+def field(record: dict[str, Any], name: str, where: str) -> str:
+    """Return a text field of a question.
+
+    Raises
+    ------
+    UserError
+        When it is missing or no text, naming the question and the field.
+    """
+    value = record.get(name)
+    if not isinstance(value, str):
+        found = "nothing" if value is None else type(value).__name__
+        raise UserError(f"{where}: field {name!r} must be a text, found {found}", hint=_LAYOUT)
+    return value
+
+
+def local_files(path: Path, patterns: Sequence[str], what: str) -> list[Path]:
+    """Return the files of a benchmark: ``path`` itself, or those that match in its folder.
+
+    Raises
+    ------
+    UserError
+        When there are none, naming what was expected.
+    """
+    if path.is_file():
+        return [path]
+    found = sorted({p for pattern in patterns for p in path.glob(pattern) if p.is_file()})
+    if not found:
+        raise UserError(
+            f"{path} holds no {what}: expected {' or '.join(patterns)}",
+            hint="give the folder or file in the published layout",
+        )
+    return found
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """Return one SHA-256 over names and contents of files."""
+    return sha256_json([[p.name, sha256_file(p)] for p in sorted(paths)])
+
+
+def hub_commit(data: HubData) -> str:
+    """Return the commit that the hub dataset's main branch stands at (or the cached one).
+
+    Raises
+    ------
+    UserError
+        When the dataset is neither on the hub nor in its cache.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        card = hf_hub_download(data.name, "README.md", repo_type="dataset")
+    except (OSError, ValueError) as error:
+        raise _hub_error(data, error) from error
+    # the hub's cache keeps each commit's files under snapshots/<commit>/
+    return Path(card).parent.name
+
+
+def hub_records(data: HubData, split: str, commit: str | None = None) -> list[dict[str, Any]]:
+    """Return one split of a hub dataset as plain records.
+
+    Raises
+    ------
+    UserError
+        When the dataset cannot be found or read.
+    """
+    import datasets
+
+    try:
+        if data.files is not None:
+            at = f"@{commit}" if commit else ""
+            url = f"hf://datasets/{data.name}{at}/{data.files}"
+            table = datasets.load_dataset("json", data_files=url, split="train")
+        else:
+            table = datasets.load_dataset(data.name, data.config, split=split, revision=commit)
+    except ConnectionError as error:
+        raise TransientError(f"the hub cannot be reached for {data.name}: {error}") from error
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise _hub_error(data, error) from error
+    return [dict(record) for record in table]
+
+
+def _hub_error(data: HubData, error: Exception) -> UserError:
+    return UserError(
+        f"benchmark data {data.name!r} is neither a local folder nor a hub dataset that can be "
+        f"reached: {first_line(error)}",
+        hint="give the benchmark's path: a local folder in the published layout",
+    )
+
+
+def sample_groups(
+    items: Sequence[T],
+    groups: Sequence[str],
+    *,
+    limit: int | None,
+    per_group: int | None,
+    seed: int,
+) -> list[T]:
+    """Return a seeded sample, in the items' own order.
+
+    Parameters
+    ----------
+    items, groups:
+        The questions and the group of each.
+    limit:
+        Questions in all, spread over the groups as evenly as they allow.
+    per_group:
+        Questions per group, where ``limit`` is not given.
+    seed:
+        Each group is drawn from its own stream, so other groups do not disturb it.
+    """
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    if limit is not None:
+        quota = _spread(limit, {name: len(part) for name, part in members.items()})
+    elif per_group is not None:
+        quota = dict.fromkeys(members, per_group)
+    else:
+        return list(items)
+    chosen: list[int] = []
+    for name, part in members.items():
+        count = min(quota[name], len(part))
+        # a draw that a seed must reproduce, nothing secret
+        chosen += random.Random(f"{seed}/{name}").sample(part, count)  # noqa: S311
+    return [items[index] for index in sorted(chosen)]
+
+
+def _spread(total: int, sizes: dict[str, int]) -> dict[str, int]:
+    """Share ``total`` out over groups of ``sizes``, evenly, the smallest groups first full."""
+    quota: dict[str, int] = {}
+    left = total
+    names = sorted(sizes, key=lambda name: (sizes[name], name))
+    for position, name in enumerate(names):
+        quota[name] = min(sizes[name], left // (len(names) - position))
+        left -= quota[name]
+    return quota

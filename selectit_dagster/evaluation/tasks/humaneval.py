@@ -1,0 +1,138 @@
+"""HumanEval: Python functions from their docstrings (Chen et al. 2021), the paper's CodeX.
+
+Paper protocol: 20 samples at temperature 0.8 and top-p 0.95, pass@10 by the unbiased
+estimate. Strict: the greedy completion, pass@1. A completion ends where a new statement
+begins at the left margin. Programs run in the sandbox, and nowhere else unless the user
+accepts that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selectit_dagster.evaluation import question_files, sandbox
+from selectit_dagster.evaluation.tasks.task import (
+    Keep,
+    Prompt,
+    Question,
+    Scored,
+    Task,
+    kept_nowhere,
+)
+from selectit_dagster.inference.generation import Decoding
+
+if TYPE_CHECKING:
+    from selectit_dagster.inference.engine import Engine
+
+STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+_AT_A_TIME = 100
+_FIELDS = ("prompt", "canonical_solution", "test", "entry_point")
+
+
+class HumanEvalTask(Task):
+    """Sampled completions, run against their tests."""
+
+    metric = "pass-at-k"
+    hub = question_files.HubData("openai/openai_humaneval")
+    _layers: sandbox.Verdict | None = None
+
+    @property
+    def k(self) -> int:
+        """The k of pass@k."""
+        return 10 if self.protocol == "paper" else 1
+
+    def files(self) -> list[Path]:
+        """Return ``HumanEval.jsonl`` or ``HumanEval.jsonl.gz``."""
+        patterns = ("HumanEval.jsonl.gz", "HumanEval.jsonl", "*.jsonl.gz", "*.jsonl")
+        return question_files.local_files(self.folder or Path(), patterns, "HumanEval problems")[:1]
+
+    def all_questions(self) -> list[Question]:
+        """Return the problems; the text to keep out of training data includes the solution."""
+        local = self.folder is not None
+        records = question_files.read_jsonl(self.files()[0]) if local else self.hub_records("test")
+        questions = []
+        for number, record in enumerate(records):
+            where = f"HumanEval problem {number}"
+            parts = {name: question_files.field(record, name, where) for name in _FIELDS}
+            text = parts["prompt"] + parts["canonical_solution"]
+            name = question_files.field(record, "task_id", where)
+            questions.append(Question(name, "", text, str(self.k), parts))
+        return questions
+
+    def check(self) -> None:
+        """Refuse to start where programs would not be confined."""
+        self._layers = sandbox.require_sandbox(anyway=self.benchmark.allow_unsandboxed_code)
+
+    def prompt(self, question: Question, shots: int, engine: Engine) -> Prompt:
+        """Return the function's head and docstring."""
+        return Prompt(question.payload["prompt"], question.question_id)
+
+    def decoding(self) -> Decoding:
+        """Return the protocol's decoding."""
+        longest = self.benchmark.max_new_tokens or 512
+        if self.protocol == "strict":
+            return Decoding(longest, STOP)
+        return Decoding(longest, STOP, temperature=0.8, top_p=0.95, samples=20)
+
+    def score(
+        self,
+        questions: Sequence[Question],
+        outputs: Sequence[Sequence[str]],
+        keep: Keep = kept_nowhere,
+    ) -> list[Scored]:
+        """Run every completion; the output is the JSON list of completions."""
+        from selectit_dagster.evaluation.metrics import score_all
+
+        programs = [
+            program(question, text)
+            for question, texts in zip(questions, outputs, strict=True)
+            for text in texts
+        ]
+        verdicts = iter(self._verdicts(programs, keep))
+        ran = [[next(verdicts) for _ in texts] for texts in outputs]
+        answers = [json.dumps([passed for passed, _ in some]) for some in ran]
+        scores = score_all(self.metric, answers, [str(self.k)] * len(answers))
+        self._reasons = _count(reason for some in ran for _, reason in some)
+        return [
+            Scored(json.dumps(list(texts), ensure_ascii=False), answer, score)
+            for texts, answer, score in zip(outputs, answers, scores, strict=True)
+        ]
+
+    def _verdicts(self, programs: Sequence[str], keep: Keep) -> list[tuple[bool, str]]:
+        """Run the programs, some at a time, and return whether each passed and why not."""
+        anyway = self.benchmark.allow_unsandboxed_code
+        verdicts: list[tuple[bool, str]] = []
+        for start in range(0, len(programs), _AT_A_TIME):
+            some = programs[start : start + _AT_A_TIME]
+
+            def run(some: Sequence[str] = some) -> list[Any]:
+                return [[v.passed, v.reason] for v in sandbox.run_programs(some, anyway=anyway)]
+
+            found = keep(f"programs/{start}", run)
+            verdicts += [(bool(passed), str(reason)) for passed, reason in found]
+        return verdicts
+
+    def facts(self) -> dict[str, Any]:
+        """Record k, the sandbox's layers and how the programs ended."""
+        layers = self._layers
+        return {
+            "k": self.k,
+            "sandbox": list(layers.layers) if layers else [],
+            "sandbox_missing": list(layers.missing) if layers else [],
+            "programs": self._reasons,
+        }
+
+
+def program(question: Question, completion: str) -> str:
+    """Return the program that passes when the completion passes the problem's tests."""
+    parts = question.payload
+    return f"{parts['prompt']}{completion}\n{parts['test']}\ncheck({parts['entry_point']})\n"
+
+
+def _count(reasons: Any) -> dict[str, int]:  # noqa: ANN401 - an iterable of texts
+    from collections import Counter
+
+    return dict(Counter(reasons).most_common())

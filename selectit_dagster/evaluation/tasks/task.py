@@ -1,0 +1,258 @@
+"""What a benchmark is: questions, prompts, how to decode, how to score.
+
+Each benchmark is one small class in a file of its own; the class says what is particular to
+it, and everything else (sampling, fitting into the context, batching, storing, resuming,
+intervals) is done once, elsewhere.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from selectit_dagster.errors import UserError
+from selectit_dagster.evaluation import question_files
+from selectit_dagster.inference.generation import Decoding
+
+if TYPE_CHECKING:
+    from selectit_dagster.evaluation.answer_journal import Journal
+    from selectit_dagster.evaluation.runner import Result
+    from selectit_dagster.experiment import Benchmark
+    from selectit_dagster.inference.engine import Engine
+
+
+Keep = Callable[[str, Callable[[], Any]], Any]
+
+
+def kept_nowhere(key: str, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - any JSON value
+    """Make a value anew; stands where there is no journal."""
+    return make()
+
+
+@dataclass(frozen=True)
+class Question:
+    """One test question.
+
+    Parameters
+    ----------
+    question_id:
+        Unique in its benchmark, the same whatever sample is drawn.
+    group:
+        Subject, task or language; "" where there are none.
+    text:
+        What a training record must not contain.
+    reference:
+        What an answer is compared with.
+    payload:
+        What else the benchmark needs to write the prompt.
+    """
+
+    question_id: str
+    group: str
+    text: str
+    reference: str
+    payload: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt's text; prompts with the same ``share`` begin alike."""
+
+    text: str
+    share: str
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What is stored of one question: output, answer read from it, score (None: unscored)."""
+
+    output: str
+    answer: str
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Template:
+    """The template that the model was tuned with."""
+
+    name: str = "alpaca"
+    custom: str | None = None
+
+
+class Task(ABC):
+    """Base of all benchmarks.
+
+    Parameters
+    ----------
+    benchmark:
+        Its section of the experiment file.
+    template:
+        The tuning template, for benchmarks that ask plain instructions.
+    """
+
+    metric: ClassVar[str] = "exact-match"
+    macro: ClassVar[bool] = False
+    default_shots: ClassVar[int] = 0
+    per_group: ClassVar[int | None] = None
+    labels: ClassVar[tuple[str, ...]] = ()
+    hub: ClassVar[question_files.HubData | None] = None
+    instructs: ClassVar[bool] = False
+
+    def __init__(self, benchmark: Benchmark, template: Template | None = None) -> None:
+        self.benchmark = benchmark
+        self.template = template or Template()
+        self.protocol = benchmark.protocol
+        self.shots = self.default_shots if benchmark.shots is None else benchmark.shots
+        self._commit: str | None = None
+        self._questions: list[Question] | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The local data, None when it comes from the hub."""
+        path = self.benchmark.path
+        return Path(path).expanduser() if path and Path(path).expanduser().exists() else None
+
+    @property
+    def hub_data(self) -> question_files.HubData:
+        """The hub dataset: the published one, or the one that ``path`` names."""
+        if self.benchmark.path is not None:
+            config = self.hub.config if self.hub else None
+            return question_files.HubData(self.benchmark.path, config)
+        if self.hub is None:
+            raise UserError(
+                f"benchmark {self.benchmark.name}: task {self.benchmark.task} needs a path",
+                hint="give the path of a local file",
+            )
+        return self.hub
+
+    def hub_records(self, split: str) -> list[dict[str, Any]]:
+        """Return one split of the hub dataset, at the commit of this task's identity."""
+        return question_files.hub_records(self.hub_data, split, self.commit)
+
+    @property
+    def commit(self) -> str:
+        """The hub dataset's commit, resolved once."""
+        if self._commit is None:
+            self._commit = question_files.hub_commit(self.hub_data)
+        return self._commit
+
+    def most_shots(self) -> int:
+        """Return how many worked examples there are for every question; 0: it takes none."""
+        return 0
+
+    def check_shots(self) -> None:
+        """Refuse more worked examples than there are.
+
+        Raises
+        ------
+        UserError
+            When the experiment asks for more.
+        """
+        if self.shots > (most := self.most_shots()):
+            raise UserError(
+                f"benchmark {self.benchmark.name}: shots is {self.shots}, and task "
+                f"{self.benchmark.task} has {most or 'no'} worked examples here",
+                hint="lower shots, or leave it out for the protocol's number",
+            )
+
+    def data_identity(self) -> dict[str, str]:
+        """Return what the questions' content is known by."""
+        if self.folder is None:
+            return {"hub": self.hub_data.name, "commit": self.commit}
+        return {"files": question_files.files_digest(self.files())}
+
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """Return the local files that the benchmark reads."""
+
+    @abstractmethod
+    def all_questions(self) -> list[Question]:
+        """Return every test question, in the published order."""
+
+    def askable(self) -> list[Question]:
+        """Return the questions that may be asked: all but those used as worked examples."""
+        return self.all_questions()
+
+    def questions(self) -> list[Question]:
+        """Return the questions of this evaluation: all, or the seeded sample; read once."""
+        if self._questions is None:
+            everything = self.askable()
+            self._questions = question_files.sample_groups(
+                everything,
+                [question.group for question in everything],
+                limit=self.benchmark.limit,
+                per_group=self.per_group if self.protocol == "paper" else None,
+                seed=self.benchmark.seed,
+            )
+        return self._questions
+
+    @abstractmethod
+    def prompt(self, question: Question, shots: int, engine: Engine) -> Prompt:
+        """Return the prompt with ``shots`` worked examples."""
+
+    def decoding(self) -> Decoding:
+        """Return how answers are generated; not asked of multiple choice."""
+        return Decoding(self.benchmark.max_new_tokens or 32)
+
+    def longest_prompt(self, engine: Engine) -> int:
+        """Return the longest prompt in tokens; above it worked examples are left out.
+
+        A quarter of a small context, and otherwise the longest answer, is kept free.
+        """
+        if self.labels:
+            return engine.context - 2
+        return engine.context - min(self.decoding().max_new_tokens, engine.context // 4)
+
+    def answer(self, output: str, question: Question) -> str:
+        """Read the answer from one output."""
+        return output.strip()
+
+    def metric_name(self) -> str:
+        """Return the name of the ``evaluate.Metric`` class of this protocol."""
+        return self.metric
+
+    def score(
+        self,
+        questions: Sequence[Question],
+        outputs: Sequence[Sequence[str]],
+        keep: Keep = kept_nowhere,
+    ) -> list[Scored]:
+        """Score each question's outputs (one text each, but where answers are sampled).
+
+        ``keep(key, make)`` returns what the journal has under ``key``, or makes and keeps it;
+        for scoring that takes long.
+        """
+        from selectit_dagster.evaluation.metrics import score_all
+
+        answers = [
+            self.answer(texts[0], question)
+            for question, texts in zip(questions, outputs, strict=True)
+        ]
+        references = [question.reference for question in questions]
+        scores = score_all(self.metric_name(), answers, references)
+        return [
+            Scored(texts[0], answer, score)
+            for texts, answer, score in zip(outputs, answers, scores, strict=True)
+        ]
+
+    def check(self) -> None:  # noqa: B027 - most benchmarks run everywhere
+        """Raise a UserError where the benchmark cannot run here, before anything is loaded."""
+
+    def run(
+        self, engine: Engine, journal: Journal, *, seed: int, report: Callable[[int, int], None]
+    ) -> Result:
+        """Run the benchmark on a model."""
+        from selectit_dagster.evaluation.runner import run_task
+
+        return run_task(self, engine, journal, seed=seed, report=report)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what else should be recorded with the result, known once it is scored."""
+        return {}
+
+    def extra_files(self, rows: Sequence[tuple[Question, Scored]], out: Path) -> list[str]:
+        """Write further files of this benchmark into ``out`` and return their names."""
+        return []

@@ -1,0 +1,157 @@
+"""Sections on rating: the models, how they are asked, and the Ray cluster they may run on."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from selectit_dagster.experiment.section import Line, Name, Section
+
+
+class ModelReference(Section):
+    """A causal language model: a local folder or a hub name."""
+
+    path: Line = Field(description="local folder or hub name")
+    revision: Line | None = Field(None, description="hub revision: branch, tag or commit")
+    adapter: Line | None = Field(None, description="PEFT adapter folder or hub name over it")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: float32 on a CPU, bfloat16 on a GPU that has it"
+    )
+    device: Line = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    trust_remote_code: bool = Field(
+        False, description="run code shipped with the model; only if you trust its source"
+    )
+
+
+class ScoringModel(ModelReference):
+    """A model that rates records."""
+
+    name: Name = Field(description="short name: folder and asset key")
+    theta: float | None = Field(
+        None, gt=0, description="fusion weight; default: the model's parameter count"
+    )
+
+
+class RatingSection(Section):
+    """How records are rated (SelectIT, sections 3.2 to 3.4)."""
+
+    prompts: Line | None = Field(
+        None, description="file with one rating prompt a line; default: the nine built in"
+    )
+    num_prompts: int = Field(5, ge=1, description="K: how many of the prompts are asked")
+    num_ratings: int = Field(5, ge=2, le=9, description="R: ratings 1 to R")
+    alpha: float = Field(0.2, ge=0, description="weight of the disagreement between prompts")
+    variant: Literal["paper", "released-code"] = Field(
+        "paper", description="the paper's formulas, or the authors' scripts"
+    )
+    ablation: Literal["none", "sentence-r", "model-r"] = Field(
+        "none", description="feed the plain rating instead of the token level into the next level"
+    )
+    chat_template: bool = Field(False, description="wrap the prompt in the model's chat template")
+    max_length: int | None = Field(
+        None, ge=32, description="longest prompt in tokens; default: the model's context"
+    )
+    too_long: Literal["reject", "truncate-response"] = Field(
+        "reject", description="what happens to a record that does not fit"
+    )
+    layout: Literal["paper", "record-first"] = Field(
+        "paper", description="record-first shares the record between prompts (not the paper's)"
+    )
+    adaptive: bool = Field(
+        False, description="stop asking prompts for records that cannot reach the cut (not exact)"
+    )
+    audit_share: float = Field(
+        0.05, gt=0, le=1, description="share scored in full to audit record-first or adaptive"
+    )
+    max_batch_tokens: int | None = Field(
+        None, ge=1, description="token positions per batch; default: calibrated on the device"
+    )
+    engine: Literal["local", "ray"] = Field(
+        "local", description="where scoring runs: in this process, or on Ray as section ray says"
+    )
+
+    @model_validator(mode="after")
+    def _rounds_need_one_process(self) -> RatingSection:
+        if self.engine == "ray" and self.adaptive:
+            raise ValueError(
+                "adaptive asks one prompt after the other and needs engine: local; "
+                "choose one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stops_between_prompts(self) -> RatingSection:
+        if self.adaptive and self.layout == "record-first":
+            raise ValueError(
+                "adaptive and layout: record-first exclude one another, because record-first asks "
+                "all prompts at once; choose one of the two"
+            )
+        if self.adaptive and self.num_prompts < 2:
+            raise ValueError("adaptive stops between two prompts: num_prompts must be at least 2")
+        return self
+
+
+class ActorShape(Section):
+    """What one Ray actor takes: it holds one copy of a scoring model."""
+
+    gpus_per_actor: float = Field(
+        0, ge=0, description="GPUs that one copy of the model takes; below 1 they are shared"
+    )
+    cpus_per_actor: int | None = Field(
+        None,
+        ge=1,
+        description="CPUs per actor; default: 1 beside a GPU, else the node's CPUs, shared out "
+        "among actors_per_node",
+    )
+    actors_per_node: int | None = Field(
+        None, ge=1, description="most actors on a node; default: as many as its GPUs hold, else 1"
+    )
+    actors: int | None = Field(
+        None, ge=1, description="actors in all; default: as many as the cluster holds"
+    )
+    device_map: Literal["auto", "balanced", "sequential"] | None = Field(
+        None, description="how a copy is spread over its GPUs; default: auto for more than one"
+    )
+
+    @model_validator(mode="after")
+    def _whole_gpus_above_one(self) -> ActorShape:
+        if self.gpus_per_actor > 1 and self.gpus_per_actor != int(self.gpus_per_actor):
+            raise ValueError("gpus_per_actor above 1 must be a whole number")
+        return self
+
+
+class RaySection(ActorShape):
+    """The Ray cluster, for rating.engine: ray and tuning.engine: ray."""
+
+    address: Line | None = Field(
+        None,
+        description="auto, or HOST:PORT of a cluster that this machine is a node of; "
+        "default: a cluster of this machine alone, for the length of the stage",
+    )
+    models: dict[Name, ActorShape] = Field(
+        {}, description="the shape of single scoring models' actors, by model name"
+    )
+    planners: int = Field(
+        1, ge=1, description="processes on this machine that tokenise for the actors"
+    )
+    ahead_mb: int = Field(
+        1024, ge=16, description="object-store megabytes that scoring may fill ahead of the actors"
+    )
+    retries: int = Field(
+        5, ge=0, description="how often Ray tries a piece of work again whose process was lost"
+    )
+    object_store_mb: int = Field(
+        256, ge=80, description="object store of a cluster of this machine alone, in megabytes"
+    )
+    dashboard: bool = Field(
+        False, description="dashboard, on loopback, of a cluster of this machine alone"
+    )
+    gpus_per_worker: float = Field(
+        0, ge=0, description="GPUs per process of tuning; tuning.processes says how many processes"
+    )
+    cpus_per_worker: int = Field(1, ge=1, description="CPUs per process of tuning")
+
+    def shape(self, model: str) -> ActorShape:
+        """Return the shape of a scoring model's actors."""
+        return self.models.get(model, self)

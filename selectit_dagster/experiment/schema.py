@@ -1,0 +1,57 @@
+"""The whole experiment: its sections, and the rules between them."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from selectit_dagster.experiment.dataset_section import CurationSection, DatasetSection
+from selectit_dagster.experiment.infrastructure import (
+    ScheduleSection,
+    StorageSection,
+    TrackingSection,
+)
+from selectit_dagster.experiment.rating_section import RatingSection, RaySection, ScoringModel
+from selectit_dagster.experiment.section import Name, Section
+from selectit_dagster.experiment.selection_section import SelectionSection
+from selectit_dagster.experiment.tuning_section import Benchmark, ComparisonSection, TuningSection
+
+
+class Experiment(Section):
+    """A whole run, from the raw dataset to the comparison of the arms."""
+
+    name: Name = Field(description="name of the experiment: folder and MLflow experiment")
+    description: str = Field("", description="what it is for, in the report")
+    dataset: DatasetSection
+    curation: CurationSection = Field(CurationSection())
+    scoring_models: tuple[ScoringModel, ...] = Field(min_length=1)
+    rating: RatingSection = Field(RatingSection())
+    selection: SelectionSection = Field(SelectionSection())
+    tuning: TuningSection | None = Field(None, description="leave out to stop at the selection")
+    benchmarks: tuple[Benchmark, ...] = Field(())
+    comparison: ComparisonSection = Field(ComparisonSection())
+    tracking: TrackingSection = Field(TrackingSection())
+    storage: StorageSection = Field(StorageSection())
+    ray: RaySection = Field(RaySection(), description="for engine: ray")
+    schedule: ScheduleSection = Field(ScheduleSection())
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Experiment:
+        names = [model.name for model in self.scoring_models]
+        if len(set(names)) != len(names):
+            raise ValueError(f"scoring_models: each name may occur once, found {names}")
+        for arm in self.selection.arms:
+            if arm.model is not None and arm.model not in names:
+                raise ValueError(
+                    f"selection.arms: model {arm.model!r} of arm {arm.kind} is not one of {names}"
+                )
+        unknown = sorted(set(self.ray.models) - set(names))
+        if unknown:
+            raise ValueError(
+                f"ray.models: {unknown[0]!r} is not a scoring model, those are {names}"
+            )
+        titles = [benchmark.name for benchmark in self.benchmarks]
+        if len(set(titles)) != len(titles):
+            raise ValueError(f"benchmarks: each name may occur once, found {titles}")
+        if self.tuning is not None and not self.benchmarks:
+            raise ValueError("tuning without benchmarks: name at least one benchmark")
+        return self

@@ -1,0 +1,1 @@
+"""Inference: the one place where a language model runs."""

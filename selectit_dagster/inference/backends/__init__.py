@@ -1,0 +1,1 @@
+"""Backends: whatever runs a model, one file each behind one narrow protocol."""

@@ -1,0 +1,148 @@
+"""Which model a reference stands for: found out without loading it.
+
+A hub name is resolved to a commit before anything is loaded, and a local folder is known by
+the SHA-256 of its files, so that whatever is made with a model carries an identity that does
+not depend on its path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from selectit_dagster.artefacts.files import read_json, sha256_file, sha256_json, write_json
+from selectit_dagster.errors import PassingError, UserError, first_line
+
+if TYPE_CHECKING:
+    from selectit_dagster.experiment import ModelReference
+
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+)
+_HASH_CACHE_FROM_BYTES = 1 << 20
+_RACY_SECONDS = 2.0
+_COMMITS: dict[tuple[str, str | None, str], str] = {}
+
+
+def is_local(reference: ModelReference) -> bool:
+    """Tell whether the reference names a folder on this machine."""
+    return Path(reference.path).expanduser().exists()
+
+
+def local_path(reference: ModelReference) -> str:
+    """Return the path or hub name by which a library finds the model."""
+    return str(Path(reference.path).expanduser()) if is_local(reference) else reference.path
+
+
+def model_identity(reference: ModelReference) -> dict[str, str]:
+    """Return what the model's content is known by, without loading it.
+
+    A hub model: ``source`` and ``commit``. A local folder: the SHA-256 over its weights,
+    its configuration, its tokenizer files (and its code, when that is trusted). An adapter
+    likewise under ``adapter``. Paths are not part of it: a moved folder is the same model.
+
+    Raises
+    ------
+    UserError
+        When the model is neither a folder nor a hub model that can be resolved.
+    """
+    if is_local(reference):
+        folder = Path(reference.path).expanduser()
+        identity = {
+            "weights": hash_files(folder, ("*.safetensors", "*.safetensors.index.json")),
+            "config": hash_files(folder, ("config.json",)),
+            "tokenizer": hash_files(folder, _TOKENIZER_FILES),
+        }
+        if reference.trust_remote_code:
+            identity["code"] = hash_files(folder, ("*.py",))
+    else:
+        identity = {"source": reference.path, "commit": commit_of(reference) or ""}
+    if reference.adapter is not None:
+        identity["adapter"] = _adapter_identity(reference.adapter)
+    return identity
+
+
+def hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
+    """Return one SHA-256 over the names and contents of the matching files of ``folder``."""
+    paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    return sha256_json({path.name: _cached_hash(path) for path in paths if path.is_file()})
+
+
+def _adapter_identity(adapter: str) -> str:
+    folder = Path(adapter).expanduser()
+    if folder.is_dir():
+        return hash_files(folder, ("*.safetensors", "adapter_config.json"))
+    return hub_commit(adapter, None, filename="adapter_config.json")
+
+
+def commit_of(reference: ModelReference) -> str | None:
+    """Return the hub commit that the reference stands for, None for a local folder."""
+    return None if is_local(reference) else hub_commit(reference.path, reference.revision)
+
+
+def hub_commit(name: str, revision: str | None, *, filename: str = "config.json") -> str:
+    """Resolve a hub revision to its commit (from the local cache when offline).
+
+    Raises
+    ------
+    UserError
+        When the name is neither a folder here nor found on the hub or in its cache;
+        PassingError when the hub could not be asked.
+    """
+    key = (name, revision, filename)
+    if key not in _COMMITS:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.constants import is_offline_mode
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+        try:
+            path = hf_hub_download(name, filename, revision=revision)
+        except (OSError, ValueError, HFValidationError) as error:
+            at = f" at revision {revision}" if revision else ""
+            # neither answered nor in the cache, where asking is allowed
+            if isinstance(error, LocalEntryNotFoundError) and not is_offline_mode():
+                raise PassingError(
+                    f"model {name!r} is no folder on this machine, and the hub cannot be asked "
+                    f"for it{at}: {first_line(error)}",
+                    hint="check the spelling, or try again when the hub can be reached",
+                ) from error
+            raise UserError(
+                f"model {name!r} is neither a folder on this machine nor a model of the hub "
+                f"that can be reached{at}: {first_line(error)}",
+                hint="check the spelling, or give the path of a local folder",
+            ) from error
+        # the hub's cache keeps each commit's files under snapshots/<commit>/
+        _COMMITS[key] = Path(path).parent.name
+    return _COMMITS[key]
+
+
+def cache_folder() -> Path:
+    """Return the user's cache folder of this project (``$XDG_CACHE_HOME`` is honoured)."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "selectit-dagster"
+
+
+def _cached_hash(path: Path) -> str:
+    """Return a file's SHA-256; that of a big, settled file is remembered between runs."""
+    stat = path.stat()
+    if stat.st_size < _HASH_CACHE_FROM_BYTES or time.time() - stat.st_mtime < _RACY_SECONDS:
+        return sha256_file(path)
+    state = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    entry = cache_folder() / "hashes" / f"{sha256_json(state)}.json"
+    with contextlib.suppress(UserError, KeyError, TypeError):
+        return str(read_json(entry)["sha256"])
+    digest = sha256_file(path)
+    # a cache that cannot be written only costs time
+    with contextlib.suppress(UserError, OSError):
+        write_json(entry, {"sha256": digest})
+    return digest

@@ -1,0 +1,290 @@
+"""The one place that loads a model, its configuration or its tokenizer.
+
+Weights come from safetensors only, a pickle is never opened; code shipped with a model
+runs only when the user's ``trust_remote_code`` says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selectit_dagster.errors import UserError, first_line
+from selectit_dagster.inference.devices import is_out_of_memory, resolve_device, resolve_dtype
+from selectit_dagster.inference.model_identity import commit_of, local_path
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from selectit_dagster.experiment import ModelReference
+
+# what architectures call the longest sequence that they were made for
+_CONTEXT_NAMES = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_sequence_length",
+    "max_seq_len",
+)
+# tokenizers without a limit say so with a number of thirty digits
+_NO_LIMIT = 10**9
+_PICKLES = ("pytorch_model*.bin", "*.pth", "*.pt", "adapter_model.bin")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model in memory, with its tokenizer.
+
+    ``parameters`` counts the base model's weights once (tied ones once), which is θ of the
+    paper's model level. ``revision`` is the hub commit, None for a local folder.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    parameters: int
+    dtype: str
+    device: str
+    revision: str | None
+
+
+def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
+    """Load the reference's tokenizer.
+
+    Raises
+    ------
+    UserError
+        When there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    with _explained(reference, "tokenizer"):
+        return AutoTokenizer.from_pretrained(
+            local_path(reference),
+            revision=commit_of(reference),
+            trust_remote_code=reference.trust_remote_code,
+        )
+
+
+def load_model(
+    reference: ModelReference,
+    *,
+    training: bool = False,
+    device_map: str | None = None,
+    quantization: Any = None,  # noqa: ANN401 - one class per library of transformers
+) -> LoadedModel:
+    """Load the reference's model, its adapter merged in, and its tokenizer.
+
+    Parameters
+    ----------
+    reference:
+        What to load, and on which device and in which dtype.
+    training:
+        Leave the model in training mode; otherwise it is in evaluation mode and its
+        weights ask for no gradient.
+    device_map:
+        Spread the layers over all devices of the reference's kind, as accelerate's
+        ``device_map`` of that name does; None puts the model onto one device.
+    quantization:
+        How transformers is to hold the weights in fewer bits: its ``quantization_config``.
+        They go onto the one device as they are read.
+
+    Raises
+    ------
+    UserError
+        When the folder or hub name does not exist, holds no safetensors, holds weights that
+        do not match its configuration, is no causal language model, or does not fit onto the
+        devices.
+    """
+    import torch
+
+    device = resolve_device(reference.device)
+    dtype = resolve_dtype(reference.dtype, device)
+    _refuse_pickles(reference)
+    tokenizer = load_tokenizer(reference)
+    with _explained(reference, "model"), quiet():
+        if quantization is None:
+            model = _load_weights(reference, getattr(torch, dtype), device_map)
+        else:
+            more = {"quantization_config": quantization}
+            model = _load_weights(reference, getattr(torch, dtype), {"": device}, **more)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    if quantization is not None:  # several weights lie in one number, which the model knows
+        parameters = int(model.num_parameters())
+    if reference.adapter is not None:
+        model = _merge_adapter(model, reference.adapter)
+    if device_map is None and quantization is None:
+        with _explained(reference, "model"):
+            model = model.to(device)
+    elif device_map is not None:
+        _refuse_offload(reference, model, device)
+    model.train(training)
+    model.requires_grad_(training)
+    return LoadedModel(model, tokenizer, parameters, dtype, device, commit_of(reference))
+
+
+def load_config(reference: ModelReference) -> Any:  # noqa: ANN401 - one class per architecture
+    """Load the reference's configuration alone; cheap, no weights are read."""
+    from transformers import AutoConfig
+
+    with _explained(reference, "configuration"):
+        return AutoConfig.from_pretrained(
+            local_path(reference),
+            revision=commit_of(reference),
+            trust_remote_code=reference.trust_remote_code,
+        )
+
+
+def context_length(config: Any, tokenizer: Any = None) -> int | None:  # noqa: ANN401
+    """Return the longest sequence in tokens that a model was made for; None where nothing says.
+
+    The configuration's word goes first: a tokenizer's limit is often left over from a training.
+    """
+    text = config.get_text_config()
+    said = [getattr(text, name, None) for name in _CONTEXT_NAMES]
+    said.append(getattr(tokenizer, "model_max_length", None))
+    return next((int(v) for v in said if isinstance(v, int | float) and 0 < v < _NO_LIMIT), None)
+
+
+def _refuse_offload(reference: ModelReference, model: Any, device: str) -> None:  # noqa: ANN401
+    """Refuse a model of which layers were put onto the CPU or the disk: it would crawl."""
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    # a model that went to one place as a whole has no map
+    places |= {weight.device.type for weight in model.parameters()}
+    if device != "cpu" and places & {"cpu", "disk"}:
+        raise UserError(
+            f"{reference.path} does not fit onto the GPUs that it was given: some of its layers "
+            f"went to {', '.join(sorted(places & {'cpu', 'disk'}))}",
+            hint="give it more of them (ray.gpus_per_actor), or a smaller dtype",
+        )
+
+
+def _load_weights(
+    reference: ModelReference,
+    dtype: torch.dtype,
+    device_map: str | dict[str, str] | None = None,
+    **more: Any,  # noqa: ANN401
+) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        local_path(reference),
+        revision=commit_of(reference),
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=reference.trust_remote_code,
+        output_loading_info=True,
+        **({} if device_map is None else {"device_map": device_map}),
+        **more,
+    )
+    # transformers fills missing weights with random numbers and only warns
+    lacking = sorted({*map(str, info["missing_keys"]), *map(str, info["mismatched_keys"])})
+    if lacking:
+        raise UserError(
+            f"{reference.path}: {len(lacking)} weights are missing or of another shape than "
+            f"its config.json says, the first is {lacking[0]}",
+            hint="fetch the model again; a partial copy would give random numbers",
+        )
+    return model
+
+
+def _merge_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
+    from peft import PeftModel
+
+    try:
+        with quiet():
+            folder = _adapter_folder(adapter)
+            merged = PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(
+            f"the adapter {adapter} does not go onto its base model: {first_line(error)}",
+            hint="name the base model that the adapter was trained on",
+        ) from error
+    return merged
+
+
+def _adapter_folder(adapter: str) -> str:
+    """Return the adapter's folder; of one on the hub, what is fetched holds no pickle.
+
+    Given a name, peft would take ``adapter_model.bin`` where there is nothing else.
+    """
+    from huggingface_hub import snapshot_download
+
+    if Path(adapter).expanduser().is_dir():
+        return str(Path(adapter).expanduser())
+    wanted = ["adapter_config.json", "adapter_model.safetensors"]
+    folder = snapshot_download(adapter, allow_patterns=wanted)
+    if not (Path(folder) / wanted[1]).exists():
+        raise UserError(
+            f"the adapter {adapter} has no {wanted[1]}: weights are read from safetensors only",
+            hint="save the adapter again with save_pretrained(..., safe_serialization=True)",
+        )
+    return folder
+
+
+def _refuse_pickles(reference: ModelReference) -> None:
+    """Refuse local folders that have weights only as pickles, before anything is opened."""
+    for place in filter(None, (reference.path, reference.adapter)):
+        folder = Path(place).expanduser()
+        safe = "*.safetensors"
+        if place == reference.adapter and (folder / "adapter_model.bin").exists():
+            # peft takes the pickle unless the weights lie beside it under their own name
+            safe = "adapter_model.safetensors"
+        if not folder.is_dir() or any(folder.glob(safe)):
+            continue
+        found = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+        what = f"only {found[0]}, a pickle, which can run code" if found else "no weights"
+        raise UserError(
+            f"{folder} holds {what}: weights are read from *.safetensors only",
+            hint="save the model again with save_pretrained(..., safe_serialization=True)",
+        )
+
+
+# --- messages ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _explained(reference: ModelReference, what: str) -> Iterator[None]:
+    """Turn the loaders' many exceptions into one message that names the model."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        text = str(error)
+        if is_out_of_memory(error):
+            raise UserError(
+                f"the {what} of {reference.path} does not fit into the memory of "
+                f"{resolve_device(reference.device)}: {first_line(error)}",
+                hint="choose another device or a smaller dtype (bfloat16), or end what else "
+                "uses the device",
+            ) from error
+        hint = "the folder must be a causal language model as save_pretrained writes it"
+        if "trust_remote_code" in text:
+            hint = "set trust_remote_code: true, but only if you trust the model's source"
+        raise UserError(
+            f"the {what} of {reference.path} cannot be loaded: {first_line(error)}", hint=hint
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the loaders' own progress bars off stderr: the stage reports its own progress.
+
+    Warnings of names that are to go are the libraries' own matter (peft asks transformers so).
+    """
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

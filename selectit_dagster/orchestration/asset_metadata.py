@@ -1,0 +1,131 @@
+"""From a manifest and its files to what Dagster shows on an asset's page."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from selectit_dagster.artefacts.manifest import Manifest
+
+_CELL = 160
+_MAX_PNG = 74_000  # base64 makes it a third larger; pages stay under 100 kB per picture
+Metadata = dict[str, Any]
+_MEANINGS = {
+    "record_id": "the record's own id, else a hash of its content",
+    "position": "place in the source, from 0",
+    "instruction": "what was asked",
+    "input": "further input to the instruction",
+    "response": "the answer that is rated",
+    "raw": "the record byte for byte as it was read",
+    "prompt_index": "rating prompt, from 0",
+    "probabilities": "of the ratings 1 to R, given that the answer is a rating",
+    "rating_mass": "probability of all rating tokens together, in the full vocabulary",
+    "status": "ok, too_long or failed",
+    "reason": "why there is no score",
+    "rank": "1 is best; null where the record was not ranked",
+    "score": "model level of SelectIT; in an evaluation, the question's score",
+    "sentence_score": "sentence level of SelectIT, per model",
+    "question_id": "the question within its benchmark",
+}
+
+
+def shorten(value: Any, limit: int = _CELL) -> str:  # noqa: ANN401 - any cell
+    """Return a cell's text on one line, control characters made visible, cut with an ellipsis."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text.replace("\n", "⏎"))
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def table(rows: list[dict[str, Any]]) -> dg.TableMetadataValue | None:
+    """Return rows as a Dagster table, or None when there are none."""
+    if not rows:
+        return None
+    names = list(rows[0])
+    schema = dg.TableSchema([dg.TableColumn(name, "string") for name in names])
+    records = [dg.TableRecord({n: shorten(row.get(n, "")) for n in names}) for row in rows]
+    return dg.MetadataValue.table(records, schema=schema)
+
+
+def column_schema(path: Path) -> dg.TableSchema:
+    """Return the schema of a Parquet file."""
+    import pyarrow.parquet as pq
+
+    return dg.TableSchema(
+        [
+            dg.TableColumn(
+                field.name,
+                str(field.type),
+                description=_MEANINGS.get(field.name),
+                constraints=_constraints(field.nullable),
+            )
+            for field in pq.read_schema(path)
+        ]
+    )
+
+
+def _constraints(nullable: bool) -> dg.TableColumnConstraints:
+    return dg.TableColumnConstraints(nullable=nullable)
+
+
+def preview(path: Path, columns: list[str] | None = None, rows: int = 5) -> list[dict[str, Any]]:
+    """Return the first rows of a Parquet file, without reading more than a batch of it."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        names = [n for n in (columns or file.schema_arrow.names) if n in file.schema_arrow.names]
+        for batch in file.iter_batches(batch_size=rows, columns=names):
+            return [dict(row) for row in batch.to_pylist()]
+    return []
+
+
+def picture(png: bytes, title: str) -> dg.MarkdownMetadataValue:
+    """Return a PNG as Markdown with the picture inside it; too large ones are named instead."""
+    if len(png) > _MAX_PNG:
+        return dg.MetadataValue.md(f"*{title}: the picture is in the artefact's folder*")
+    data = base64.b64encode(png).decode("ascii")
+    return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{data})")
+
+
+def base_metadata(
+    manifest: Manifest, folder: Path, data_file: str | None, address: str | None = None
+) -> Metadata:
+    """Return what every asset shows: counts, place, time, row count, schema and preview.
+
+    ``address`` is where the artefact is published; without one its place is ``folder``.
+    """
+    shown: Metadata = {
+        "counts": dg.MetadataValue.table(
+            [dg.TableRecord({"what": k, "count": v}) for k, v in manifest.counts.items()],
+            schema=dg.TableSchema([dg.TableColumn("what"), dg.TableColumn("count", "int")]),
+        ),
+        "dagster/uri": (
+            dg.MetadataValue.text(address) if address else dg.MetadataValue.path(str(folder))
+        ),
+        **({"local_copy": dg.MetadataValue.path(str(folder))} if address else {}),
+        "made_in_seconds": manifest.seconds,
+        "made_at": manifest.created_at,
+    }
+    if data_file is not None and (folder / data_file).exists():
+        import pyarrow.parquet as pq
+
+        path = folder / data_file
+        shown["dagster/row_count"] = pq.read_metadata(path).num_rows
+        shown["dagster/column_schema"] = column_schema(path)
+        rows = table(preview(path))
+        if rows is not None:
+            shown["preview"] = rows
+    return shown
+
+
+def lineage(source: dg.AssetKey, columns: dict[str, str]) -> dg.TableColumnLineage:
+    """Return column lineage: each of our columns from the named column of ``source``."""
+    return dg.TableColumnLineage(
+        {
+            ours: [dg.TableColumnDep(asset_key=source, column_name=theirs)]
+            for ours, theirs in columns.items()
+        }
+    )

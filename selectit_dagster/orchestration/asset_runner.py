@@ -1,0 +1,242 @@
+"""What every asset does around its engine: MLflow run, progress, errors, metadata.
+
+Permanent errors (the user's input) fail without retries and carry their remedy; transient
+ones are retried by Dagster and resume from what the engine stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import dagster as dg
+
+from selectit_dagster.artefacts.manifest import Manifest
+from selectit_dagster.errors import (
+    PassingError,
+    TransientError,
+    UserError,
+    of_the_machine,
+)
+from selectit_dagster.orchestration import run_monitoring
+from selectit_dagster.orchestration.asset_checks import Inspection
+from selectit_dagster.orchestration.asset_metadata import Metadata, base_metadata
+from selectit_dagster.orchestration.stages.stage import Stage
+from selectit_dagster.orchestration.tracking import TrackedRun, Tracker, record_manifest
+from selectit_dagster.progress import Reporter
+
+_TRANSIENT = (TransientError, PassingError, ConnectionError, TimeoutError)
+# every line stays in two databases: a step of a week leaves about 300, one of an hour 130
+_STRETCH = 0.03
+_RETRIES = 3
+_RETRY_SECONDS = 10
+
+
+Inspect = Callable[[Stage, Manifest], Iterable[Inspection]]
+Describe = Callable[[Stage, Manifest], Metadata]
+Track = Callable[[TrackedRun, Stage, Manifest], None]
+
+
+def _nothing(stage: Stage, manifest: Manifest) -> Metadata:
+    return {}
+
+
+def _no_inspections(stage: Stage, manifest: Manifest) -> Iterable[Inspection]:
+    return ()
+
+
+def _no_tracking(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
+    return None
+
+
+def run_stage(
+    context: dg.AssetExecutionContext,
+    asked: Stage | Callable[[], Stage],
+    tracking: Tracker,
+    *,
+    data_file: str | None = None,
+    describe: Describe = _nothing,
+    inspect: Inspect = _no_inspections,
+    track: Track = _no_tracking,
+) -> dg.MaterializeResult:
+    """Run one stage under its own MLflow run and return what Dagster stores of it.
+
+    ``asked`` is a function where building the stage can find fault with the launchpad's values.
+
+    Raises
+    ------
+    dagster.Failure
+        For a permanent error, with the message and the remedy, without retries.
+    dagster.RetryRequested
+        For a transient one.
+    """
+    with _permanent():
+        stage = asked if isinstance(asked, Stage) else asked()
+    parent = _parent(context, tracking)
+    # the partition first: MLflow's tables cut long names off at the end
+    name = f"{stage.partition} · {stage.asset}" if stage.partition else stage.asset
+    name = f"{name} · {context.run.run_id[:8]}"
+    at_work = run_monitoring.helping(tracking.home, context.run.run_id)
+    tags = _tags(context, stage, tracking.dagster_url)
+    with at_work, tracking.asset_run(parent, name, tags) as run:
+        run.params(stage.settings)
+        reporter = Reporter(
+            stage.title,
+            stage.unit,
+            emit=context.log.info,
+            stretch=_STRETCH,
+            metrics=lambda figures, step: run.metrics(
+                {f"progress.{k}": v for k, v in figures.items()}, step
+            ),
+        )
+        manifest = _guarded(stage, reporter)
+        # what is particular to the stage first: MLflow's plots begin with what came first
+        track(run, stage, manifest)
+        record_manifest(run, manifest, stage.folder)
+        if stage.address is not None:
+            run.tags({"storage": stage.address})
+        checks = [_check(context, i) for i in inspect(stage, manifest)]
+        run.tags({f"check.{c.check_name}": "passed" if c.passed else "FAILED" for c in checks})
+        _save_comparison(context, stage, tracking, run)
+    metadata: Metadata = {}
+    if run.url is not None:  # first: it stands above the tables and plots
+        metadata["mlflow_run"] = dg.MetadataValue.url(run.url)
+        metadata.update({name: dg.MetadataValue.url(link) for name, link in run.links.items()})
+    metadata.update(base_metadata(manifest, stage.folder, data_file, stage.address))
+    metadata.update(describe(stage, manifest))
+    metadata = {name: _in_project(context, stage, value) for name, value in metadata.items()}
+    return dg.MaterializeResult(
+        asset_key=context.asset_key,
+        data_version=dg.DataVersion(manifest.digest),
+        metadata=metadata,
+        check_results=checks,
+    )
+
+
+@contextlib.contextmanager
+def _permanent() -> Iterator[None]:
+    """Turn what the user must mend into a failure that is not tried again."""
+    try:
+        yield
+    except PassingError:
+        raise  # it is tried again
+    except UserError as error:
+        raise dg.Failure(
+            description=str(error), metadata={"remedy": error.hint or "-"}, allow_retries=False
+        ) from error
+    except (OSError, MemoryError, RuntimeError) as error:
+        if (lacking := of_the_machine(error)) is None:
+            raise
+        raise dg.Failure(
+            description=str(lacking), metadata={"remedy": lacking.hint}, allow_retries=False
+        ) from error
+
+
+def _guarded(stage: Stage, reporter: Reporter) -> Manifest:
+    try:
+        with _permanent(), run_monitoring.ended_with_parent():
+            return stage.run(reporter)
+    except _TRANSIENT as error:
+        raise dg.RetryRequested(max_retries=_RETRIES, seconds_to_wait=_RETRY_SECONDS) from error
+
+
+def _in_project(context: dg.AssetExecutionContext, stage: Stage, value: Any) -> Any:  # noqa: ANN401
+    """Return a metadata value with this project's key prefix before the assets of a lineage."""
+    if not isinstance(value, dg.TableColumnLineage):
+        return value
+    prefix = context.asset_key.path[: -len(stage.asset.split("/"))]
+    return dg.TableColumnLineage(
+        {
+            column: [
+                dg.TableColumnDep(dg.AssetKey([*prefix, *dep.asset_key.path]), dep.column_name)
+                for dep in deps
+            ]
+            for column, deps in value.deps_by_column.items()
+        }
+    )
+
+
+def _save_comparison(
+    context: dg.AssetExecutionContext, stage: Stage, tracking: Tracker, run: TrackedRun
+) -> None:
+    """Save a link that compares this run with its like: other partitions, or earlier runs.
+
+    It stands on the asset's page, with the Dagster run as a tag, and in the description of
+    its parent in MLflow.
+    """
+    tracking.supersede(stage.asset, stage.partition, run)
+    link = run.links.get("mlflow_comparison") or tracking.comparison_link(stage.asset, run)
+    if link is None:
+        return
+    run.links["mlflow_comparison"] = link
+    context.instance.add_run_tags(context.run.run_id, {"mlflow/comparison": link})
+    tracking.remember_comparison(context.run.run_id, stage.asset, link)
+
+
+def _tags(context: dg.AssetExecutionContext, stage: Stage, address: str) -> dict[str, str]:
+    tags = {
+        "dagster.run_id": context.run.run_id,
+        "dagster.asset_key": context.asset_key.to_user_string(),
+        "dagster.attempt": str(context.retry_number + 1),
+        "code_version": str(context.assets_def.code_versions_by_key.get(context.asset_key) or ""),
+        "asset": stage.asset,
+        "mlflow.note.content": _way_back(context, address),
+    }
+    if stage.partition:
+        tags["dagster.partition"] = stage.partition
+    for name in ("arm", "seed"):
+        if isinstance(value := stage.settings.get(name), str | int):
+            tags[name] = str(value)
+    return tags
+
+
+def _way_back(context: dg.AssetExecutionContext, address: str) -> str:
+    """Return the run's description in MLflow: links to the Dagster run and to the asset."""
+    asset = "/".join(context.asset_key.path)
+    return (
+        f"[Dagster run {context.run.run_id[:8]}]({address}/runs/{context.run.run_id}), "
+        f"[Dagster asset {asset}]({address}/assets/{asset})"
+    )
+
+
+def _parent(context: dg.AssetExecutionContext, tracking: Tracker) -> str | None:
+    """Return the parent MLflow run of this Dagster run and link the two."""
+    run = context.run
+    what = run.tags.get("selectit/what") or _launched(run)
+    known = run.tags.get("mlflow/run_id")
+    if known:
+        return known
+    tags = {
+        "dagster.job": run.job_name,
+        "selectit.launch": run.tags.get("selectit/launch", ""),
+        "mlflow.note.content": f"[Dagster run {run.run_id[:8]}]"
+        f"({tracking.dagster_url}/runs/{run.run_id})",
+    }
+    parent = tracking.parent(run.run_id, f"{what} · {run.run_id[:8]}", tags)
+    if parent is not None:
+        link = tracking.link(parent)
+        found = {"mlflow/run_id": parent, **({"mlflow/url": link} if link else {})}
+        context.instance.add_run_tags(run.run_id, found)
+    return parent
+
+
+def _launched(run: dg.DagsterRun) -> str:
+    """Return what a run makes, as a person names it: its job, or the assets that were chosen."""
+    if not run.job_name.startswith("__") or not run.asset_selection:
+        return run.job_name
+    names = sorted(key.to_user_string() for key in run.asset_selection)
+    partition = run.tags.get("dagster/partition")
+    title = names[0] if len(names) == 1 else f"{len(names)} assets"
+    return f"{partition} · {title}" if partition else title
+
+
+def _check(context: dg.AssetExecutionContext, inspection: Inspection) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        asset_key=context.asset_key,
+        check_name=inspection.name,
+        passed=inspection.passed,
+        description=inspection.message,
+        metadata=inspection.facts,
+        severity=dg.AssetCheckSeverity.ERROR,
+    )

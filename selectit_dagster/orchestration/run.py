@@ -1,0 +1,263 @@
+"""``selectit run``: materialise what is not current, in order, through Dagster.
+
+A stage is current when its artefact is complete, was made from what the experiment file
+asks for now, and Dagster knows of it. Everything else is materialised; each engine resumes
+from what it stored, so a second start after an interruption goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selectit_dagster.artefacts.address import is_address
+from selectit_dagster.artefacts.files import folder_lock
+from selectit_dagster.artefacts.home import open_home
+from selectit_dagster.errors import UserError
+from selectit_dagster.experiment import is_hub_name, load_experiment
+from selectit_dagster.orchestration.pipeline import Pipeline
+from selectit_dagster.orchestration.stages.stage import Stage
+from selectit_dagster.progress import duration
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+LOGGER = logging.getLogger("selectit_dagster.run")
+
+
+class StageFailedError(UserError):
+    """A stage ended with an error; ``permanent`` tells whether the user must mend something."""
+
+    def __init__(self, message: str, *, hint: str = "", permanent: bool = True) -> None:
+        super().__init__(message, hint=hint)
+        self.permanent = permanent
+
+
+@dataclass
+class RunOutcome:
+    """What a run did."""
+
+    pipeline: Pipeline
+    materialised: list[str] = field(default_factory=list)
+    current: list[str] = field(default_factory=list)
+    fetched: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    tracking_failures: int = 0
+
+
+def say(line: str) -> None:
+    """Write a line for the person at the terminal."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def open_pipeline(experiment_file: Path, home: str | Path | None) -> Pipeline:
+    """Load the experiment and open its home; raises UserError for either."""
+    experiment = load_experiment(experiment_file)
+    return Pipeline(experiment, open_home(home, experiment.name))
+
+
+def run_experiment(
+    experiment_file: Path, home: str | Path | None = None, *, upto: str | None = None
+) -> RunOutcome:
+    """Materialise everything that is not current, up to and including asset ``upto``.
+
+    Raises
+    ------
+    UserError
+        For wrong input, and :class:`StageFailedError` for a stage that failed.
+    """
+    started = time.monotonic()
+    pipeline = open_pipeline(experiment_file, home)
+    outcome = RunOutcome(pipeline)
+    preflight(pipeline)
+    phases = _limited(list(pipeline.phases()), upto)
+    with folder_lock(pipeline.home.folder, "selectit run"):
+        session = _Session(experiment_file, pipeline)
+        try:
+            for phase in phases:
+                _run_phase(session, phase, outcome)
+        finally:
+            session.close()
+    outcome.tracking_failures = session.tracking_failures
+    outcome.seconds = time.monotonic() - started
+    return outcome
+
+
+def preflight(pipeline: Pipeline) -> None:
+    """Check that every path exists and storage can be used, before anything starts.
+
+    Raises
+    ------
+    UserError
+        Naming each path that does not exist, with its place in the experiment file, or what
+        is wrong with the storage place.
+    TransientError
+        When the storage place cannot be reached.
+    """
+    missing = [
+        f"{key}: {value} does not exist"
+        for key, value in _paths(pipeline.experiment.model_dump(mode="json"))
+        if not is_hub_name(value) and not _exists(key, value)
+    ]
+    if missing:
+        raise UserError(
+            "\n  ".join([f"experiment {pipeline.experiment.name}:", *missing]),
+            hint="relative paths are relative to the experiment file's folder",
+        )
+    if pipeline.store is not None:
+        pipeline.store.check_place()
+
+
+def _exists(key: str, value: str) -> bool:
+    """Tell whether a local path exists, or an address where there may be one."""
+    if key == "dataset.path" and is_address(value):
+        from selectit_dagster.storage.source import exists
+
+        return exists(value)
+    return Path(value).exists()
+
+
+def _paths(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401 - plain data
+    """Yield every path in the experiment with its dotted key."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            dotted = f"{prefix}.{key}" if prefix else key
+            if key in {"path", "adapter", "prompts"} and isinstance(value, str):
+                yield dotted, value
+            else:
+                yield from _paths(value, dotted)
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _paths(value, f"{prefix}.{index}")
+
+
+def _limited(phases: list[list[Stage]], upto: str | None) -> list[list[Stage]]:
+    """Return the phases up to the last stage of asset ``upto``."""
+    if upto is None:
+        return phases
+    names = [stage.asset for phase in phases for stage in phase]
+    if upto not in names:
+        raise UserError(
+            f"--upto {upto}: there is no such asset in this experiment",
+            hint=f"the assets are {', '.join(dict.fromkeys(names))}",
+        )
+    last = max(i for i, phase in enumerate(phases) for stage in phase if stage.asset == upto)
+    kept = phases[:last]
+    final = phases[last]
+    cut = max(i for i, stage in enumerate(final) if stage.asset == upto)
+    return [*kept, final[: cut + 1]]
+
+
+def _run_phase(session: _Session, phase: list[Stage], outcome: RunOutcome) -> None:
+    """Materialise a phase from its first stage that is not current on.
+
+    What comes after a remade stage is asked again one by one: an artefact whose inputs came
+    out the same is still current, and is left alone.
+    """
+    pending = list(phase)
+    while pending:
+        stale = next((i for i, s in enumerate(pending) if not session.is_current(s)), None)
+        ready = pending if stale is None else pending[:stale]
+        outcome.current += [stage.title for stage in ready]
+        if stale is None:
+            return
+        batch = [pending[stale]]
+        if stale + 1 < len(pending) and not session.made_before(pending[stale + 1 :]):
+            batch = pending[stale:]  # a fresh home: one Dagster run for the whole phase
+        session.materialise(batch)
+        outcome.materialised += [stage.title for stage in batch]
+        outcome.fetched += [stage.title for stage in batch if stage.was_fetched()]
+        pending = pending[stale + len(batch) :]
+
+
+class _Session:
+    """Dagster, opened only when something has to be made."""
+
+    def __init__(self, experiment_file: Path, pipeline: Pipeline) -> None:
+        self.experiment_file = experiment_file
+        self.pipeline = pipeline
+        self.launch = uuid.uuid4().hex[:8]
+        self.tracking_failures = 0
+        self._known: set[tuple[str, str | None]] | None = None
+        self._instance: Any = None
+        self._stack: Any = None
+        self._definitions: Any = None
+
+    def is_current(self, stage: Stage) -> bool:
+        """Tell whether the artefact is current and Dagster has its materialisation."""
+        return stage.is_current() and (stage.asset, stage.partition) in self.known
+
+    def made_before(self, stages: list[Stage]) -> bool:
+        """Tell whether any of ``stages`` has a complete artefact."""
+        return any((stage.folder / "manifest.json").exists() for stage in stages)
+
+    @property
+    def known(self) -> set[tuple[str, str | None]]:
+        """The assets and partitions that this home's Dagster instance has seen made."""
+        if self._known is None:
+            self._known = _materialised(self.instance, self.pipeline)
+        return self._known
+
+    @property
+    def instance(self) -> dg.DagsterInstance:
+        """The home's Dagster instance."""
+        if self._instance is None:
+            import contextlib
+
+            from selectit_dagster.orchestration.instance import open_instance
+
+            self._stack = contextlib.ExitStack()
+            self._instance = self._stack.enter_context(open_instance(self.pipeline.home.dagster))
+            self._end_abandoned()
+        return self._instance
+
+    def _end_abandoned(self) -> None:
+        """Close what a killed process left open; there may be no daemon to do it."""
+        from selectit_dagster.orchestration.resources import make_tracker
+        from selectit_dagster.orchestration.run_cleanup import fail_abandoned
+
+        for run_id in fail_abandoned(self._instance, make_tracker(self.pipeline)):
+            say(f"  run {run_id[:8]} had been killed; it is closed now and goes on here")
+
+    def close(self) -> None:
+        """Close the instance."""
+        if self._stack is not None:
+            self._stack.close()
+
+    def materialise(self, stages: list[Stage]) -> None:
+        """Materialise stages in one Dagster run; raises StageFailedError."""
+        from selectit_dagster.orchestration.in_process import execute
+
+        title = stages[0].title if len(stages) == 1 else f"{stages[0].title} … {stages[-1].title}"
+        say(f"▸ {title}")
+        started = time.monotonic()
+        self.tracking_failures += execute(
+            self.instance, self.experiment_file, self.pipeline, stages, self.launch
+        )
+        say(f"  done in {duration(time.monotonic() - started)}")
+        self.known.update((stage.asset, stage.partition) for stage in stages)
+
+
+def _materialised(instance: dg.DagsterInstance, pipeline: Pipeline) -> set[tuple[str, str | None]]:
+    import dagster as dg
+
+    from selectit_dagster.assets.uncertainty_scores import asset_name
+
+    known: set[tuple[str, str | None]] = set()
+    for phase in pipeline.phases():
+        for stage in phase:
+            path = [asset_name(part) for part in stage.asset.split("/")]
+            key = dg.AssetKey(path)
+            if stage.partition is None:
+                if instance.get_latest_materialization_event(key) is not None:
+                    known.add((stage.asset, None))
+            elif stage.partition in instance.get_materialized_partitions(key):
+                known.add((stage.asset, stage.partition))
+    return known

@@ -1,0 +1,159 @@
+"""After a Dagster run: its MLflow runs are ended, and a failed one says what to do next.
+
+A killed worker can do neither itself, so this belongs to the daemon's run-status sensors, and
+to ``selectit run`` for its own runs and for those that a killed one left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from selectit_dagster.orchestration.resources import Access, PipelineResource, TrackingResource
+from selectit_dagster.orchestration.run_monitoring import is_alive
+
+if TYPE_CHECKING:
+    from selectit_dagster.orchestration.tracking import Tracker
+
+REMEDY_TAG = "selectit/next"
+_MLFLOW_STATUS = {
+    dg.DagsterRunStatus.SUCCESS: "FINISHED",
+    dg.DagsterRunStatus.FAILURE: "FAILED",
+    dg.DagsterRunStatus.CANCELED: "KILLED",
+}
+_UNFINISHED = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+_SENSORS = {
+    "close_mlflow_after_success": dg.DagsterRunStatus.SUCCESS,
+    "close_mlflow_after_failure": dg.DagsterRunStatus.FAILURE,
+    "close_mlflow_after_cancel": dg.DagsterRunStatus.CANCELED,
+}
+
+
+def closing_sensors(
+    access: Access,
+    pipeline: PipelineResource,
+    tracking: TrackingResource,
+    ours: frozenset[dg.AssetKey],
+) -> list[dg.SensorDefinition]:
+    """Return the sensors that end a run's MLflow runs; they are on from the start.
+
+    ``ours`` are the keys of this component's assets.
+    """
+    return [_closer(access, n, s, pipeline, tracking, ours) for n, s in _SENSORS.items()]
+
+
+def _closer(
+    access: Access,
+    name: str,
+    status: dg.DagsterRunStatus,
+    pipeline: PipelineResource,
+    tracking: TrackingResource,
+    ours: frozenset[dg.AssetKey],
+) -> dg.SensorDefinition:
+    @dg.run_status_sensor(
+        name=access.name(name),
+        run_status=status,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=15,
+        description="End this Dagster run's MLflow runs, also those that a killed worker left, "
+        "and say what to do next where it failed.",
+    )
+    def close(context: dg.RunStatusSensorContext) -> None:
+        tracker = tracking.tracker(pipeline.pipeline())
+        closed = close_run(context.instance, context.dagster_run, tracker, ours)
+        context.log.info("%d MLflow runs ended", closed)
+
+    return close
+
+
+def close_run(
+    instance: dg.DagsterInstance,
+    run: dg.DagsterRun,
+    tracker: Tracker,
+    ours: frozenset[dg.AssetKey] = frozenset(),
+) -> int:
+    """End the MLflow runs of a finished Dagster run and return how many were still going on.
+
+    A run of other assets in the same project is left alone: ``ours`` are the keys of this one's.
+    """
+    if not (_is_known(run, tracker) or _makes(instance, run, ours)):
+        return 0
+    closed = tracker.close_run(run.run_id, _MLFLOW_STATUS[run.status])
+    if run.status is dg.DagsterRunStatus.FAILURE and REMEDY_TAG not in run.tags:
+        text = what_to_do(instance, run)
+        instance.report_engine_event(f"What to do next. {text}", run)
+        instance.add_run_tags(run.run_id, {REMEDY_TAG: text[:1000]})
+        tracker.remember_remedy(run.run_id, f"**What to do next.** {text}")
+    return closed
+
+
+def _is_known(run: dg.DagsterRun, tracker: Tracker) -> bool:
+    # a worker that was killed at once has no note yet, but `selectit run` leaves a tag
+    return tracker.knows(run.run_id) or "selectit/launch" in run.tags
+
+
+def _makes(instance: dg.DagsterInstance, run: dg.DagsterRun, ours: frozenset[dg.AssetKey]) -> bool:
+    """Tell whether one of our assets was planned; wrong config ends a run before it has a note."""
+    planned = instance.all_logs(
+        run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED
+    )
+    return any(entry.get_dagster_event().asset_key in ours for entry in planned)
+
+
+def what_to_do(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
+    """Return what failed in a run and what to do about it, for a person."""
+    failed = list(_failed_steps(instance, run))
+    again = (
+        "What is complete is kept: choose *Re-execute from failure* on this page, or start "
+        "`selectit run` again; either goes on where it stopped."
+    )
+    if not failed:
+        return (
+            "The process of this run ended without a word: it was killed, or the machine ran "
+            f"out of memory. Look at the system's log. {again}"
+        )
+    return " ".join([*failed, again])
+
+
+def _failed_steps(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Iterator[str]:
+    for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
+        event = entry.get_dagster_event()
+        data = event.step_failure_data
+        name = (event.step_key or "").replace("__", "/")
+        if data.user_failure_data is not None and data.user_failure_data.description:
+            message, _, hint = data.user_failure_data.description.partition("\n  hint: ")
+            yield f"{name}: {message}" + (f". Remedy: {hint}." if hint else ".")
+        elif data.error is not None:
+            error = data.error.cause or data.error
+            yield f"{name} failed: {error.message.strip()[:1000]}"
+
+
+def fail_abandoned(instance: dg.DagsterInstance, tracker: Tracker) -> list[str]:
+    """Mark the runs whose process is gone as failed, close them, and return their ids.
+
+    The daemon does the same for its own runs; without one, nobody else would.
+    """
+    found = []
+    for run in instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED)):
+        record = instance.get_run_record_by_id(run.run_id)
+        if not is_alive(tracker.home, run.run_id, record.start_time if record else None):
+            instance.report_run_failed(run, "The process of this run is gone.")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            failed = instance.get_run_by_id(run.run_id)
+            close_run(instance, failed or run, tracker)
+            found.append(run.run_id)
+    # a process may also be killed after its Dagster run ended and before its MLflow runs did
+    for run_id in tracker.unclosed():
+        ended = instance.get_run_by_id(run_id)
+        if ended is None:
+            tracker.close_run(run_id, "KILLED")
+        elif ended.is_finished:
+            close_run(instance, ended, tracker)
+    return found

@@ -1,0 +1,178 @@
+"""Stages of the choice: ranking, sensitivity, and the subset of each arm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selectit_dagster.artefacts.manifest import Manifest, is_current
+from selectit_dagster.errors import UserError
+from selectit_dagster.experiment import Arm
+from selectit_dagster.orchestration.stages.overrides import Overrides, apply_overrides
+from selectit_dagster.orchestration.stages.stage import Recipe, Stage
+from selectit_dagster.orchestration.stages.stage_factory import Wiring
+from selectit_dagster.progress import Progress
+from selectit_dagster.selection.previous_selection import keep_previous
+
+if TYPE_CHECKING:
+    from selectit_dagster.selection.ranking import RankingRequest
+
+
+class ChoiceStages(Wiring):
+    """What is made of the stored scores."""
+
+    def ranking(self, overrides: Overrides | None = None, *, folder: Path | None = None) -> Stage:
+        """Build the stage that fuses the stored scores; ``folder`` keeps the home's own."""
+        from selectit_dagster.selection import ranking as engine
+
+        request = self._ranking_request(overrides)
+        fields = ("num_prompts", "num_ratings", "alpha", "variant", "ablation")
+        return self._stage(
+            "ranking",
+            folder or self.home.ranking,
+            Recipe(engine.rank, engine.ranking_fingerprint, lambda: request),
+            unit="records",
+            settings={
+                "rating": {name: getattr(request, name) for name in fields},
+                "models": [name for name, _ in request.scores],
+                "thetas": dict(request.thetas),
+            },
+            inputs=[self.home.curated, *self._score_places()],
+        )
+
+    def _ranking_request(self, overrides: Overrides | None) -> RankingRequest:
+        from selectit_dagster.selection.ranking import RankingRequest
+
+        experiment = apply_overrides(self.experiment, overrides)
+        rating, models = experiment.rating, experiment.scoring_models
+        if overrides is not None and overrides.models is not None:
+            models = tuple(model for model in models if model.name in overrides.models)
+        return RankingRequest(
+            records=self.home.curated,
+            scores=tuple((model.name, self.home.scores(model.name)) for model in models),
+            num_prompts=rating.num_prompts,
+            num_ratings=rating.num_ratings,
+            alpha=rating.alpha,
+            variant=rating.variant,
+            ablation=rating.ablation,
+            thetas=tuple((m.name, m.theta) for m in models if m.theta is not None),
+        )
+
+    def sensitivity(self) -> Stage:
+        """Build the stage that varies α, K, models and variant, and resamples the prompts."""
+        from selectit_dagster.selection import sensitivity as engine
+
+        rule, size = self.experiment.selection.size
+        request = engine.SensitivityRequest(
+            ranking=self._ranking_request(None), size_rule=rule, size=size
+        )
+        return self._stage(
+            "sensitivity",
+            self.home.sensitivity,
+            Recipe(engine.sensitivity, engine.sensitivity_fingerprint, lambda: request),
+            unit="resamples",
+            settings={"size": {rule: size}},
+            inputs=[self.home.curated, *self._score_places()],
+        )
+
+    def selected(
+        self,
+        arm: str,
+        overrides: Overrides | None = None,
+        *,
+        ranking: Path | None = None,
+        folder: Path | None = None,
+    ) -> Stage:
+        """Build the stage that writes the dataset that one arm chooses.
+
+        ``ranking`` and ``folder`` stand in for the home's own, to try something else.
+        """
+        from selectit_dagster.selection import subset as engine
+
+        spec, seed = self._arm(arm, overrides)
+        rule, size = apply_overrides(self.experiment, overrides).selection.size
+        fused = ranking or self.home.ranking
+        request = engine.SelectionRequest(
+            arm=arm,
+            kind=spec.kind,
+            seed=seed,
+            records=self.home.curated,
+            ranking=fused,
+            scores=self._score_folders(),
+            size_rule=rule,
+            size=size,
+            model=self._arm_model(spec),
+            provenance=self._provenance(),
+        )
+        out = folder or self.home.selected(arm)
+
+        def select(request: engine.SelectionRequest, out: Path, progress: Progress) -> Manifest:
+            if arm == "selectit" and not is_current(out, engine.selection_fingerprint(request)):
+                keep_previous(out)
+            return engine.select(request, out, progress)
+
+        return self._stage(
+            "selective_alpaca",
+            out,
+            Recipe(select, engine.selection_fingerprint, lambda: request),
+            unit="records",
+            settings={"arm": spec.model_dump(mode="json"), "size": {rule: size}, "seed": seed},
+            partition=arm,
+            inputs=[self.home.curated, fused, *self._score_places()],
+            make_room=(lambda: keep_previous(out)) if arm == "selectit" else None,
+        )
+
+    def _arm(self, name: str, overrides: Overrides | None) -> tuple[Arm, int | None]:
+        """Return an arm and its draw, with the launchpad's model or seed in place.
+
+        Raises
+        ------
+        UserError
+            When the arm has no use for the given seed or model, or there is no such model.
+        """
+        arm, seed = self.arms[name]
+        if overrides is None:
+            return arm, seed
+        if overrides.seed is not None:
+            if seed is None:
+                raise UserError(
+                    f"seed {overrides.seed} was given for the arm {name}, which draws nothing",
+                    hint="give a seed for a partition random-N only",
+                )
+            seed = overrides.seed
+        if overrides.model is not None:
+            known = [model.name for model in self.experiment.scoring_models]
+            if arm.kind in ("selectit", "random", "longest", "full"):
+                raise UserError(
+                    f"model {overrides.model} was given for the arm {name}, which takes none",
+                    hint="to fuse other models, materialise `ranking` with `models`",
+                )
+            if overrides.model not in known:
+                raise UserError(
+                    f"model {overrides.model} was given for the arm {name}, and is no scoring "
+                    "model of this experiment",
+                    hint=f"the scoring models are {', '.join(known)}",
+                )
+            arm = arm.model_copy(update={"model": overrides.model})
+        return arm, seed
+
+    def _arm_model(self, arm: Arm) -> Any:  # noqa: ANN401 - ScoringModel or None
+        """Return the model an arm asks for: the named one, else the last scoring model.
+
+        The ablations read stored scores; unnamed, they take the model with the largest θ.
+        """
+        if arm.model is None and arm.kind in ("token-level", "sentence-level"):
+            return None
+        models = {m.name: m for m in self.experiment.scoring_models}
+        return models[arm.model] if arm.model else self.experiment.scoring_models[-1]
+
+    def _provenance(self) -> dict[str, Any]:
+        """Return what the dataset card says about where the selection came from."""
+        experiment = self.experiment
+        return {
+            "experiment": experiment.name,
+            "source": Path(experiment.dataset.path).name,
+            "license": experiment.dataset.license,
+            "models": [m.model_dump(mode="json") for m in experiment.scoring_models],
+            "rating": experiment.rating.model_dump(mode="json"),
+        }

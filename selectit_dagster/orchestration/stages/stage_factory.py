@@ -1,0 +1,93 @@
+"""What every stage is built from: experiment, home, storage, the subsets and the checkpoints.
+
+Must not be here: a particular stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selectit_dagster.artefacts.home import Home
+from selectit_dagster.experiment import Arm, Experiment
+from selectit_dagster.orchestration.partitions import Unit, checkpoints, subsets
+from selectit_dagster.orchestration.stages.stage import Recipe, Stage
+
+if TYPE_CHECKING:
+    from selectit_dagster.storage.store import ArtefactStore
+
+
+class Wiring:
+    """One experiment in one home, and how a stage of it is put together.
+
+    ``at_home`` leaves storage alone, whatever the experiment or the environment says.
+    """
+
+    def __init__(self, experiment: Experiment, home: Home, *, at_home: bool = False) -> None:
+        self.experiment = experiment
+        self.home = home
+        self.at_home = at_home
+
+    @cached_property
+    def store(self) -> ArtefactStore | None:
+        """The storage place of the artefacts, None when they stay in the home."""
+        from selectit_dagster.artefacts.address import storage_address
+
+        url = None if self.at_home else storage_address(self.experiment.storage.url)
+        if url is None:
+            return None
+        from selectit_dagster.storage.remote import Remote
+        from selectit_dagster.storage.store import ArtefactStore
+
+        return ArtefactStore(Remote(url), self.home)
+
+    @cached_property
+    def arms(self) -> dict[str, tuple[Arm, int | None]]:
+        """Each subset's name with its arm and, for random draws, its seed."""
+        return subsets(self.experiment.selection.arms)
+
+    @cached_property
+    def units(self) -> dict[str, Unit]:
+        """The checkpoints to tune, by partition key."""
+        return checkpoints(self.arms, self.experiment.tuning)
+
+    def _score_folders(self) -> tuple[tuple[str, Path], ...]:
+        return tuple((m.name, self.home.scores(m.name)) for m in self.experiment.scoring_models)
+
+    def _score_places(self) -> tuple[Path, ...]:
+        return tuple(folder for _, folder in self._score_folders())
+
+    def _stage(
+        self,
+        asset: str,
+        folder: Path,
+        recipe: Recipe[Any],
+        *,
+        unit: str,
+        settings: dict[str, Any] | None = None,
+        partition: str | None = None,
+        inputs: Iterable[Path] = (),
+        **habits: Any,  # noqa: ANN401 - those of ``stored.Habits``
+    ) -> Stage:
+        """Return a stage, with storage around it where there is one; see ``stored.py``.
+
+        ``inputs`` are the folders that the stage reads.
+        """
+        stage = Stage(
+            asset=asset,
+            folder=folder,
+            fingerprint=recipe.fingerprint,
+            run=lambda progress: recipe.run(folder, progress),
+            unit=unit,
+            settings=settings or {},
+            partition=partition,
+        )
+        store = self.store
+        if store is None or not folder.is_relative_to(self.home.folder):
+            return stage
+        from selectit_dagster.orchestration.remote_sync import Habits, stored
+
+        seconds = self.experiment.storage.unfinished_seconds
+        return stored(stage, store, Habits(tuple(inputs), **habits), seconds)

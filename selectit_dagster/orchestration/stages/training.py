@@ -1,0 +1,130 @@
+"""Stages after the choice: checkpoints, their evaluations, the comparison and the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from selectit_dagster.experiment import TuningSection
+from selectit_dagster.orchestration.partitions import Unit, group_of
+from selectit_dagster.orchestration.stages.overrides import Overrides
+from selectit_dagster.orchestration.stages.stage import Recipe, Stage
+from selectit_dagster.orchestration.stages.stage_factory import Wiring
+
+
+class TrainingStages(Wiring):
+    """What is made of the subsets, and what is said of them."""
+
+    @property
+    def tuning(self) -> TuningSection:
+        """The tuning section; only asked for where the experiment has one."""
+        if self.experiment.tuning is None:
+            raise ValueError("this experiment has no tuning section")
+        return self.experiment.tuning
+
+    def checkpoint(self, unit: Unit, overrides: Overrides | None = None) -> Stage:
+        """Build the stage that tunes the base model on one arm with one training seed.
+
+        Another seed in ``overrides`` stands in for the unit's, in the unit's own folder.
+        """
+        from selectit_dagster.tuning import tune as engine
+
+        tuning, subset = self.tuning, self.home.selected(unit.arm)
+        seed = overrides.seed if overrides is not None and overrides.seed is not None else unit.seed
+        request = engine.TuningRequest(subset, tuning, seed, self.experiment.ray)
+        return self._stage(
+            "lora_checkpoints",
+            self._checkpoint_folder(unit),
+            Recipe(engine.tune, engine.tuning_fingerprint, lambda: request),
+            unit="steps",
+            settings={"tuning": tuning.model_dump(mode="json"), "arm": unit.arm, "seed": seed},
+            partition=unit.key,
+            inputs=[subset],
+            work=engine.RESUME_POINTS,
+        )
+
+    def evaluation(self, unit: Unit | None) -> Stage:
+        """Build the stage that evaluates one checkpoint; None is the untuned base model."""
+        from selectit_dagster.evaluation import evaluate as engine
+
+        tuning, benchmarks = self.tuning, self.experiment.benchmarks
+        checkpoint = self._checkpoint_folder(unit) if unit else None
+        request = engine.EvaluationRequest(
+            base=tuning.base_model,
+            checkpoint=checkpoint,
+            benchmarks=benchmarks,
+            template=tuning.template,
+            custom_template=tuning.custom_template,
+            seed=unit.seed if unit else tuning.seeds[0],
+        )
+        return self._stage(
+            "benchmark_evaluations" if unit else "untuned_evaluation",
+            self._evaluation_folder(unit),
+            Recipe(engine.evaluate, engine.evaluation_fingerprint, lambda: request),
+            unit="questions",
+            settings={
+                "benchmarks": [b.model_dump(mode="json") for b in benchmarks],
+                **({"arm": unit.arm, "seed": unit.seed} if unit else {"arm": "untuned"}),
+            },
+            partition=unit.key if unit else None,
+            inputs=[checkpoint] if checkpoint else [],
+            work=engine.ANSWERS,
+            reuses=engine.shares_answers,
+        )
+
+    def _checkpoint_folder(self, unit: Unit) -> Path:
+        return self.home.checkpoint(unit.arm, unit.seed)
+
+    def _evaluation_folder(self, unit: Unit | None) -> Path:
+        return self.home.evaluation(*((unit.arm, unit.seed) if unit else ("base", None)))
+
+    def comparison(self) -> Stage:
+        """Build the stage that compares the arms."""
+        from selectit_dagster.comparison import compare as engine
+        from selectit_dagster.orchestration.run_costs import stored_costs
+
+        units = self.units.values()
+        evaluations = [
+            ("base", None, self._evaluation_folder(None)),
+            *((group_of(unit.arm), unit.seed, self._evaluation_folder(unit)) for unit in units),
+        ]
+        section = self.experiment.comparison
+        rule, size = self.experiment.selection.size
+
+        def request() -> engine.ComparisonRequest:
+            # the costs are in manifests that may have to be fetched first
+            return engine.ComparisonRequest(
+                evaluations=tuple(evaluations),
+                section=section,
+                costs=stored_costs(self),
+                share=float(size) if rule == "share" else None,
+                base_model=self.tuning.base_model.path,
+            )
+
+        return self._stage(
+            "arm_comparison",
+            self.home.comparison,
+            Recipe(engine.compare, engine.comparison_fingerprint, request),
+            unit="comparisons",
+            settings={"comparison": section.model_dump(mode="json")},
+            inputs=[
+                *(folder for _, _, folder in evaluations),
+                *self._score_places(),
+                self.home.ranking,
+                *(self.home.selected(arm) for arm in self.arms),
+                *(self._checkpoint_folder(unit) for unit in units),
+            ],
+        )
+
+    def report(self) -> Stage:
+        """Build the stage that writes the report."""
+        from selectit_dagster.report import compose as engine
+        from selectit_dagster.report import provenance
+
+        request = engine.ReportRequest(self.experiment, self.home)
+        return self._stage(
+            "report",
+            self.home.report,
+            Recipe(engine.write_report, engine.report_fingerprint, lambda: request),
+            unit="sections",
+            inputs=[folder for _, folder in provenance.stages(self)],
+        )

@@ -1,0 +1,212 @@
+"""One scoring run: chunks ready ahead of the model, batches in flight, parts written.
+
+Three things go on at once: a thread reads and tokenises the next chunk, the backend's
+workers rate batches, and this thread writes down what they return.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from selectit_dagster.inference.length_batches import PlannedBatch
+from selectit_dagster.inference.row_failures import CarefulRater, RatedBatch
+from selectit_dagster.progress import Progress
+from selectit_dagster.rating.preparation import Setup, chunk_maker
+from selectit_dagster.rating.score_folder import RowSource, ScoreFolder
+from selectit_dagster.rating.score_journal import Journal, journal_name
+from selectit_dagster.rating.score_store import part_name, read_index, write_part
+from selectit_dagster.rating.shards import ChunkWork, RecordChunk, read_chunks, text_key
+
+if TYPE_CHECKING:
+    from selectit_dagster.rating.audit import StoppingRule
+
+Flying = dict[Future[RatedBatch], tuple[ChunkWork, PlannedBatch]]
+
+_CHUNKS_AHEAD = 1
+
+
+def run_of(setup: Setup, folder: ScoreFolder, progress: Progress, rule: StoppingRule | None) -> Run:
+    """Return the run that the request's engine makes."""
+    if setup.request.rating.engine == "ray":
+        from selectit_dagster.inference.backends.ray_engine import RayRun
+
+        return RayRun(setup, folder, progress, rule)
+    return Run(setup, folder, progress, rule)
+
+
+@dataclass
+class Run:
+    """Rates all chunks of a request; see the module's docstring.
+
+    ``rule`` stops asking about records that cannot reach the cut (None: every prompt).
+    """
+
+    setup: Setup
+    folder: ScoreFolder
+    progress: Progress
+    rule: StoppingRule | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
+    positions: int = 0
+    busy_seconds: float = 0.0
+    done: int = 0
+    started: float = 0.0
+
+    def __post_init__(self) -> None:
+        setup = self.setup
+        self.digests: list[str] = self.folder.fingerprint["prompts"]
+        self.total = setup.records * len(self.digests)
+        self.rater = CarefulRater(setup.backend, setup.request.rating.num_ratings)
+        self.counts = {"scored": 0, "reused": 0, "resumed": 0}
+        audited = self.folder.path / ".audit" / "exact"
+        self.source: RowSource = self.folder.sources(*([audited] if self.rule else []))
+        self.maker = chunk_maker(setup.request, setup.rows, setup.plan, self.source)
+
+    # --- the run ------------------------------------------------------------------------------
+
+    def rate_all(self) -> None:
+        """Rate every chunk that has no part yet, in order."""
+        workers = self.setup.backend.facts.workers
+        self.started = time.monotonic()
+        with (
+            ThreadPoolExecutor(workers, "rate") as pool,
+            ThreadPoolExecutor(1, "prepare") as ahead,
+        ):
+            try:
+                self._pump(pool, ahead, workers + 2)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                ahead.shutdown(cancel_futures=True)
+                raise
+        self.busy_seconds = time.monotonic() - self.started
+
+    def _pump(self, pool: ThreadPoolExecutor, ahead: ThreadPoolExecutor, most: int) -> None:
+        flying: Flying = {}
+        for work in self._prepared(ahead):
+            self.counts["reused"] += work.reused
+            self.counts["resumed"] += work.resumed
+            self._advance(work.ratings.status.size - work.pending)
+            rounds = [work.batches] if self.rule is None else self.rule.rounds(work)
+            for batches in rounds:
+                for batch in batches:
+                    flying[pool.submit(self.rater.rate, batch.tokens)] = work, batch
+                    while len(flying) >= most:
+                        self._collect(flying)
+                while self.rule is not None and flying:
+                    self._collect(flying)
+            if work.path is None and not work.pending:
+                self._save(work)
+        while flying:
+            self._collect(flying)
+
+    def _collect(self, flying: Flying) -> None:
+        """Wait for a batch, write it down, and save its chunk when it was the last."""
+        finished, _ = wait(flying, return_when=FIRST_COMPLETED)
+        for future in finished:
+            work, batch = flying.pop(future)
+            self._journal(work)
+            work.take(batch, future.result())
+            self.counts["scored"] += len(batch.targets)
+            self.tokens += batch.tokens.tokens
+            self.positions += batch.tokens.positions
+            self._advance(len(batch.targets))
+            if self.rule is None and not work.pending:
+                self._save(work)
+
+    def _journal(self, work: ChunkWork) -> None:
+        if work.journal is None:
+            path = self.folder.path / journal_name(work.index)
+            work.journal = Journal(path, self.folder.engine, self.digests)
+
+    def _prepared(self, ahead: ThreadPoolExecutor) -> Iterator[ChunkWork]:
+        """Yield the chunks that have no part yet; the next one is made ready meanwhile."""
+        ready: deque[Future[ChunkWork]] = deque()
+        path, size = self.setup.request.records_file, self.setup.plan["chunk_records"]
+        for chunk in read_chunks(path, size):
+            if self._is_stored(chunk):
+                self.counts["resumed"] += len(chunk.record_ids) * len(self.digests)
+                self._advance(len(chunk.record_ids) * len(self.digests))
+                continue
+            journal = self.folder.path / journal_name(chunk.index)
+            ready.append(ahead.submit(self.maker.prepare, chunk, journal))
+            if len(ready) > _CHUNKS_AHEAD:
+                yield ready.popleft().result()
+        while ready:
+            yield ready.popleft().result()
+
+    def _is_stored(self, chunk: RecordChunk) -> bool:
+        """Tell whether the chunk has its part; a kill may have left the journal beside it."""
+        if not self._has_part(chunk):
+            return False
+        (self.folder.path / journal_name(chunk.index)).unlink(missing_ok=True)
+        return True
+
+    def _has_part(self, chunk: RecordChunk) -> bool:
+        index = read_index(self.folder.path / part_name(chunk.index))
+        return (
+            index is not None
+            and index.engine == self.folder.engine
+            and index.prompts == self.digests
+            and index.keys == [text_key(text) for text in chunk.texts]
+        )
+
+    def _save(self, work: ChunkWork) -> None:
+        work.path = self.folder.path / part_name(work.index)
+        write_part(work.path, work.ratings, self.folder.engine, self.digests)
+        if work.journal is not None:
+            work.journal.remove()
+        (self.folder.path / journal_name(work.index)).unlink(missing_ok=True)
+
+    def _advance(self, rows: int) -> None:
+        self.done += rows
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        self.progress.update(
+            self.done,
+            self.total,
+            records_per_second=self.counts["scored"] / len(self.digests) / seconds,
+            tokens_per_second=self.tokens / seconds,
+            memory_gb=self.setup.backend.peak_memory_bytes() / 1e9,
+        )
+
+    # --- what it was like ---------------------------------------------------------------------
+
+    def details(self, seconds: float) -> dict[str, Any]:
+        """Return what a page or a report shows of the run."""
+        setup, facts, notes = self.setup, self.setup.backend.facts, self.setup.backend.notes
+        rate = 1.0 / max(self.busy_seconds, 1e-9)
+        warnings = [*setup.warnings, *notes.warnings]
+        if self.rater.halvings:
+            warnings.append(
+                f"{self.rater.halvings} batches did not fit into memory and were halved: "
+                "set rating.max_batch_tokens lower"
+            )
+        if facts.dtype != "float32":
+            warnings.append(
+                f"probabilities in {facts.dtype} depend a little on the batch's shape; "
+                "float32 does not"
+            )
+        return {
+            "parameters": facts.parameters,
+            "revision": facts.revision,
+            "rating_token_ids": list(setup.rating_ids),
+            "dtype": facts.dtype,
+            "device": facts.device,
+            "workers": facts.workers,
+            "way": notes.way,
+            "batch_tokens": setup.plan["batch_tokens"],
+            "max_length": setup.rows.max_length,
+            "prefix_tokens": [len(prefix) for prefix in self.maker.prefixes],
+            "prompts_per_second": self.counts["scored"] * rate,
+            "tokens_per_second": self.tokens * rate,
+            "tokens": self.tokens,
+            "token_positions": self.positions,
+            "seconds": seconds,
+            "peak_memory_bytes": setup.backend.peak_memory_bytes(),
+            "weights_bytes": facts.weights_bytes,
+            "warnings": warnings,
+        }

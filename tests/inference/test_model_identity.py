@@ -1,0 +1,73 @@
+"""What a model is known by: its content, whatever its path."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from selectit_dagster.errors import PassingError, UserError
+from selectit_dagster.experiment import ModelReference
+from selectit_dagster.inference import model_identity as module
+from selectit_dagster.inference.model_identity import hash_files, model_identity
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_identity_follows_the_content_and_not_the_path(
+    tiny_model_folder: Path, second_tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    identity = model_identity(ModelReference(path=str(tiny_model_folder)))
+    moved = Path(shutil.copytree(tiny_model_folder, tmp_path / "moved"))
+    assert model_identity(ModelReference(path=str(moved))) == identity
+    other = model_identity(ModelReference(path=str(second_tiny_model_folder)))
+    assert other["weights"] != identity["weights"]
+    assert other["tokenizer"] == identity["tokenizer"]
+    (moved / "README.md").write_text("a note")
+    assert model_identity(ModelReference(path=str(moved))) == identity
+    config = json.loads((moved / "tokenizer_config.json").read_text())
+    (moved / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 9}))
+    assert model_identity(ModelReference(path=str(moved)))["tokenizer"] != identity["tokenizer"]
+
+
+def test_hash_of_a_big_file_is_remembered_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"a" * (1 << 20))
+    monkeypatch.setattr(module, "_RACY_SECONDS", -1.0)
+    first = hash_files(tmp_path, ("*.safetensors",))
+
+    def refuse(path: Path) -> str:
+        raise AssertionError(f"{path} was read again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "sha256_file", refuse)
+        assert hash_files(tmp_path, ("*.safetensors",)) == first
+    path.write_bytes(b"b" * (1 << 20))
+    assert hash_files(tmp_path, ("*.safetensors",)) != first
+
+
+def test_refuses_what_is_neither_a_folder_nor_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="'no/where' is neither a folder") as caught:
+        model_identity(ModelReference(path="no/where"))
+    assert not isinstance(caught.value, PassingError)
+
+
+def test_a_hub_that_cannot_be_asked_is_an_error_that_may_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def away(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("the connection failed and nothing is in the cache")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", away)
+    with pytest.raises(PassingError, match=r"'no/where' is no folder .* the connection failed"):
+        model_identity(ModelReference(path="no/where"))

@@ -1,0 +1,146 @@
+"""Runs whose processes died are noticed, those that are worked on are left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import dagster as dg
+import pytest
+from dagster._core.launcher.base import WorkerStatus
+
+from selectit_dagster.orchestration import run_monitoring
+from selectit_dagster.orchestration.run_launcher import WatchedExecutor, WatchedRunLauncher
+
+RUN = "0b0e6c3e-run"
+_WORKER = (
+    "import sys, time; from pathlib import Path\n"
+    "from selectit_dagster.orchestration import run_monitoring\n"
+    "with run_monitoring.{kind}(Path(sys.argv[1]), sys.argv[2]):\n"
+    "    print('at work', flush=True); time.sleep(600)"
+)
+
+
+@pytest.fixture
+def start(tmp_path):
+    processes = []
+
+    def begin(kind):
+        argv = [sys.executable, "-c", _WORKER.format(kind=kind), str(tmp_path), RUN]
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE)
+        processes.append(process)
+        assert process.stdout.readline().strip() == b"at work"
+        return process
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def _kill(process):
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_run_is_alive_until_its_process_is_killed(tmp_path, start):
+    process = start("working")
+    assert run_monitoring.has_workers(tmp_path, RUN) is True
+    _kill(process)
+    assert run_monitoring.has_workers(tmp_path, RUN) is False
+
+
+def test_a_step_that_outlives_its_runs_process_keeps_the_run_alive(tmp_path, start):
+    run, step = start("working"), start("helping")
+    _kill(run)
+    assert run_monitoring.is_alive(tmp_path, RUN, started=0.0)
+    _kill(step)
+    assert not run_monitoring.is_alive(tmp_path, RUN, started=0.0)
+
+
+def test_a_step_of_a_run_that_nobody_watches_leaves_no_trace(tmp_path):
+    with run_monitoring.helping(tmp_path, RUN):
+        assert run_monitoring.has_workers(tmp_path, RUN) is None
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_a_run_that_has_just_started_may_take_a_while_to_say_so(tmp_path):
+    assert run_monitoring.is_alive(
+        tmp_path, RUN, started=1000.0, now=1000.0 + run_monitoring.START_SECONDS - 1
+    )
+    assert not run_monitoring.is_alive(
+        tmp_path, RUN, started=1000.0, now=1001.0 + run_monitoring.START_SECONDS
+    )
+    assert run_monitoring.is_alive(tmp_path, RUN, started=None)
+
+
+def test_a_read_only_view_of_the_home_suffices_to_ask(tmp_path, start):
+    start("working")
+    lock = next(tmp_path.rglob("*.lock"))
+    lock.chmod(0o444)
+    lock.parent.chmod(0o555)
+    try:
+        assert run_monitoring.has_workers(tmp_path, RUN) is True
+    finally:
+        lock.parent.chmod(0o755)
+
+
+def test_old_files_go_and_young_or_held_ones_stay(tmp_path, start):
+    start("working")
+    held = next(tmp_path.rglob("*.lock"))
+    old, young = held.with_name("old.lock"), held.with_name("young.lock")
+    for path in (old, young):
+        path.touch()
+    long_ago = time.time() - 7200
+    for path in (held, old):
+        os.utime(path, (long_ago, long_ago))
+    run_monitoring.forget_old(tmp_path)
+    assert {path.name for path in held.parent.iterdir()} == {held.name, "young.lock"}
+
+
+@dg.job
+def _some_job():
+    """Nothing."""
+
+
+def test_the_process_of_a_run_is_known_while_it_lasts_and_forgotten_after(tmp_path):
+    seen = []
+
+    class Inner:
+        retries = step_dependency_config = None
+
+        def execute(self, plan_context, execution_plan):
+            seen.append(run_monitoring.has_workers(tmp_path, plan_context.run_id))
+            yield "event"
+
+    class Plan:
+        run_id = RUN
+
+    events = WatchedExecutor(Inner(), tmp_path).execute(Plan(), None)
+    assert list(events) == ["event"]
+    assert seen == [True]
+    assert run_monitoring.has_workers(tmp_path, RUN) is None
+
+
+def test_the_launcher_tells_monitoring_about_a_dead_run(tmp_path, start):
+    with dg.DagsterInstance.ephemeral() as instance:
+        launcher = WatchedRunLauncher(home=str(tmp_path))
+        launcher.register_instance(instance)
+        run = instance.create_run_for_job(_some_job)
+        path = tmp_path / "dagster" / "workers" / f"{run.run_id}.lock"
+        assert launcher.supports_check_run_worker_health
+        with run_monitoring.working(tmp_path, run.run_id):
+            assert launcher.check_run_worker_health(run).status is WorkerStatus.RUNNING
+        assert path.exists()
+        assert launcher.check_run_worker_health(run).status is WorkerStatus.FAILED
+
+
+def test_the_code_location_of_the_project_watches_its_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("SELECTIT_HOME", str(tmp_path))
+    from selectit_dagster.definitions import defs
+
+    job = defs().resolve_job_def("reselect")
+    assert job.executor_def.name == "watched_executor"

@@ -1,0 +1,1 @@
+"""What the project needs beside its package: benchmarks, torture, topology, pretraining, locks."""
