@@ -40,13 +40,13 @@ def build_comparison(access: Access) -> dg.AssetsDefinition:
         Paired over questions and resampled over training seeds. Where the test could not
         have seen a difference, it says so, with the smallest one that it could have seen.
         """
-        line, tracker = access.open(context)
+        pipeline, tracker = access.open(context)
         return run_stage(
             context,
-            line.comparison(),
+            pipeline.comparison(),
             tracker,
             describe=asset_pages.comparison,
-            track=mlflow_logging.track_comparison(line),
+            track=mlflow_logging.track_comparison(pipeline),
         )
 
     return arm_comparison
@@ -72,10 +72,10 @@ def build_report(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
         What was asked, what became of every record, the scores, the best and the worst
         records, the arms with their intervals, what it cost, and with which versions.
         """
-        line, tracker = access.open(context)
+        pipeline, tracker = access.open(context)
         return run_stage(
             context,
-            line.report(),
+            pipeline.report(),
             tracker,
             describe=asset_pages.report,
             track=mlflow_logging.track_report,

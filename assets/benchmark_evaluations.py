@@ -40,10 +40,10 @@ def build(pipeline: Pipeline, access: Access) -> list[dg.AssetsDefinition]:
         figure can be traced to the answers behind it. Materialise a single partition to
         evaluate one arm and seed again.
         """
-        line, tracker = access.open(context)
+        pipeline, tracker = access.open(context)
         return run_stage(
             context,
-            line.evaluation(line.units[context.partition_key]),
+            pipeline.evaluation(pipeline.units[context.partition_key]),
             tracker,
             describe=asset_pages.evaluation,
             inspect=_inspect,
@@ -62,10 +62,10 @@ def build(pipeline: Pipeline, access: Access) -> list[dg.AssetsDefinition]:
     )
     def untuned_evaluation(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         """Evaluate the base model before any tuning, to show what tuning adds at all."""
-        line, tracker = access.open(context)
+        pipeline, tracker = access.open(context)
         return run_stage(
             context,
-            line.evaluation(None),
+            pipeline.evaluation(None),
             tracker,
             describe=asset_pages.evaluation,
             inspect=_inspect,

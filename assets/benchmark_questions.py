@@ -27,10 +27,10 @@ def build(access: Access) -> dg.AssetsDefinition:
         n-gram with a test question is ever selected, and nobody has to remember to check.
         Materialise it after the list of benchmarks has changed.
         """
-        line, tracker = access.open(context)
+        pipeline, tracker = access.open(context)
         return run_stage(
             context,
-            line.questions(),
+            pipeline.questions(),
             tracker,
             data_file="questions.parquet",
             describe=asset_pages.nothing_more,

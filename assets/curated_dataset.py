@@ -46,10 +46,10 @@ def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
         switched in the experiment's `curation` section; `dropped.jsonl` names each record
         that left. Records that stay leave byte for byte as they came.
         """
-        line, tracker = access.open(context)
+        pipeline, tracker = access.open(context)
         return run_stage(
             context,
-            line.curated(),
+            pipeline.curated(),
             tracker,
             data_file="records.parquet",
             describe=asset_pages.curated_dataset,

@@ -77,18 +77,18 @@ def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
         interrupted run resumes from its last resume point. Materialise a single partition
         to repeat one arm and seed.
         """
-        line, tracker = access.open(context)
+        pipeline, tracker = access.open(context)
         return run_stage(
             context,
-            line.checkpoint(line.units[context.partition_key], Overrides(seed=config.seed)),
+            pipeline.checkpoint(pipeline.units[context.partition_key], Overrides(seed=config.seed)),
             tracker,
             describe=asset_pages.checkpoint,
-            inspect=lambda stage, manifest: _inspect(line, stage, manifest),
+            inspect=lambda stage, manifest: _inspect(pipeline, stage, manifest),
             track=mlflow_logging.track_checkpoint,
         )
 
     return lora_checkpoints
 
 
-def _inspect(line: Pipeline, stage: Stage, manifest: Manifest) -> Iterable[Inspection]:
-    yield asset_checks.checkpoint_answers(line.tuning.base_model, stage, manifest)
+def _inspect(pipeline: Pipeline, stage: Stage, manifest: Manifest) -> Iterable[Inspection]:
+    yield asset_checks.checkpoint_answers(pipeline.tuning.base_model, stage, manifest)

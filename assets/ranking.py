@@ -119,10 +119,10 @@ def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
         try another α, number of prompts, variant, weights or set of models from the launchpad
         in seconds.
         """
-        line, tracker = access.open(context)
+        pipeline, tracker = access.open(context)
         return run_stage(
             context,
-            line.ranking(overrides(config)),
+            pipeline.ranking(overrides(config)),
             tracker,
             data_file="ranking.parquet",
             describe=asset_pages.ranking,

@@ -42,10 +42,10 @@ def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
         `rejected.jsonl` with its position, field and reason; above the experiment's
         `dataset.max_reject_share` the run stops here, before any model is loaded.
         """
-        line, tracker = access.open(context)
+        pipeline, tracker = access.open(context)
         return run_stage(
             context,
-            line.raw(),
+            pipeline.raw(),
             tracker,
             data_file="records.parquet",
             describe=asset_pages.raw_dataset,

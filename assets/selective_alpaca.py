@@ -94,10 +94,10 @@ def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
         random draws, the longest responses, everything. Each folder holds the data as they
         were read, `dataset.parquet`, a dataset card and a manifest; `load_dataset` reads it.
         """
-        line, tracker = access.open(context)
+        pipeline, tracker = access.open(context)
         return run_stage(
             context,
-            lambda: line.selected(context.partition_key, config.overrides()),
+            lambda: pipeline.selected(context.partition_key, config.overrides()),
             tracker,
             data_file="dataset.parquet",
             describe=asset_pages.selected,

@@ -27,10 +27,10 @@ def build(access: Access) -> dg.AssetsDefinition:
         Overlap and rank correlation with the ranking as it is, from the stored scores
         alone, and whether the set is more stable under resampled prompts than chance.
         """
-        line, tracker = access.open(context)
+        pipeline, tracker = access.open(context)
         return run_stage(
             context,
-            line.sensitivity(),
+            pipeline.sensitivity(),
             tracker,
             describe=asset_pages.sensitivity,
             track=mlflow_logging.track_figures,

@@ -63,10 +63,10 @@ def build(model: ScoringModel, access: Access) -> dg.AssetsDefinition:
         ],
     )
     def uncertainty_scores(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        line, tracker = access.open(context)
+        pipeline, tracker = access.open(context)
         return run_stage(
             context,
-            line.scores(name),
+            pipeline.scores(name),
             tracker,
             describe=asset_pages.uncertainty_scores,
             inspect=_inspect,

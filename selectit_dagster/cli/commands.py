@@ -60,14 +60,18 @@ def rank_command(
       selectit rank my.yaml -k 3 --share 0.1 -o best.jsonl
       selectit rank my.yaml --theta small=1 --theta large=3 --threshold 2.5
     """  # noqa: D301
-    line = _pipeline(experiment, home)
-    for model in line.experiment.scoring_models:
-        require_manifest(line.home.scores(model.name), made_by=f"uncertainty_scores/{model.name}")
+    pipeline = _pipeline(experiment, home)
+    for model in pipeline.experiment.scoring_models:
+        require_manifest(
+            pipeline.home.scores(model.name), made_by=f"uncertainty_scores/{model.name}"
+        )
     overrides = Overrides(**given, thetas=_weights(thetas))
-    rating = apply_overrides(line.experiment, overrides).rating
+    rating = apply_overrides(pipeline.experiment, overrides).rating
     name = sha256_json(overrides.given())[:12]
-    again = Pipeline(line.experiment, line.home, at_home=True)
-    ranking = again.ranking(overrides, folder=line.home.folder / "rerankings" / name / "ranking")
+    again = Pipeline(pipeline.experiment, pipeline.home, at_home=True)
+    ranking = again.ranking(
+        overrides, folder=pipeline.home.folder / "rerankings" / name / "ranking"
+    )
     ranked = ranking.run(Reporter("ranking", "records"))
     chosen = again.selected(
         "selectit", overrides, ranking=ranking.folder, folder=ranking.folder.parent / "selected"
@@ -77,7 +81,7 @@ def rank_command(
         from selectit_dagster.cli.select import copy_selected
 
         copy_selected(chosen.folder, selected, output)
-    change = _change(line, chosen.folder)
+    change = _change(pipeline, chosen.folder)
     facts = {
         "alpha": rating.alpha,
         "num_prompts": rating.num_prompts,
@@ -115,11 +119,11 @@ def _weights(given: tuple[str, ...]) -> tuple[tuple[str, float], ...] | None:
     return tuple(found.items()) or None
 
 
-def _change(line: Pipeline, new: Path) -> str | None:
+def _change(pipeline: Pipeline, new: Path) -> str | None:
     """Return what the new subset differs in from the home's own, where there is one."""
     from selectit_dagster.selection.change import compare_selections
 
-    old = line.home.selected("selectit")
+    old = pipeline.home.selected("selectit")
     if not (old / "manifest.json").exists():
         return None
     return compare_selections(old, new).text()
@@ -142,9 +146,11 @@ def explain_command(
     """  # noqa: D301
     from selectit_dagster.selection.explain import explain
 
-    line = _pipeline(experiment, home)
-    scores = tuple((m.name, line.home.scores(m.name)) for m in line.experiment.scoring_models)
-    found = explain(record_id, line.home.curated, line.home.ranking, scores)
+    pipeline = _pipeline(experiment, home)
+    scores = tuple(
+        (m.name, pipeline.home.scores(m.name)) for m in pipeline.experiment.scoring_models
+    )
+    found = explain(record_id, pipeline.home.curated, pipeline.home.ranking, scores)
     click.echo(json.dumps(found.as_dict()) if as_json else found.text())
 
 
@@ -162,12 +168,12 @@ def doctor_command(experiment: Path | None, home: Path | None, as_json: bool) ->
     """  # noqa: D301
     from selectit_dagster.rating import doctor
 
-    line = _pipeline(experiment, home)
-    parsed, root = line.experiment, line.home.root
+    pipeline = _pipeline(experiment, home)
+    parsed, root = pipeline.experiment, pipeline.home.root
     machine = {**doctor.machine_facts(root), "home": f"{root} (can be written)"}
     usable = True
-    if line.store is not None:
-        usable, machine["storage"] = line.store.state()
+    if pipeline.store is not None:
+        usable, machine["storage"] = pipeline.store.state()
     _show("This machine", machine, as_json)
     models = []
     for model in parsed.scoring_models:
@@ -281,10 +287,10 @@ def sensitivity_command(experiment: Path | None, home: Path | None) -> None:
     """  # noqa: D301
     from selectit_dagster.selection.sensitivity import sentence
 
-    line = _pipeline(experiment, home)
-    manifest = line.sensitivity().run(Silent())
+    pipeline = _pipeline(experiment, home)
+    manifest = pipeline.sensitivity().run(Silent())
     click.echo(sentence(manifest.details))
-    click.echo(str(line.sensitivity().folder))
+    click.echo(str(pipeline.sensitivity().folder))
 
 
 @cli.command("publish")

@@ -1,1 +1,1 @@
-"""Platform: Dagster definitions, MLflow tracking, the command line, the report."""
+"""Orchestration: the stages as Dagster assets and jobs, and MLflow tracking of each run."""

@@ -151,14 +151,14 @@ def _shortened(value: Any) -> Any:  # noqa: ANN401 - a cell
     return value
 
 
-def track_comparison(line: Pipeline) -> Callable[[TrackedRun, Stage, Manifest], None]:
+def track_comparison(pipeline: Pipeline) -> Callable[[TrackedRun, Stage, Manifest], None]:
     """Return a function that logs the comparison and gives the best adapter its alias."""
 
     def track(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
         for path in sorted(stage.folder.iterdir()):
             if path.suffix in {".md", ".json", ".png"} and path.name != "manifest.json":
                 run.artifact(path, "comparison")
-        benchmarks = [benchmark.name for benchmark in line.experiment.benchmarks]
+        benchmarks = [benchmark.name for benchmark in pipeline.experiment.benchmarks]
         if (view := _arms_view(run, benchmarks)) is not None:
             run.links["mlflow_arms"] = view
         # the arms on each benchmark, rather than this comparison beside earlier ones
@@ -166,7 +166,7 @@ def track_comparison(line: Pipeline) -> Callable[[TrackedRun, Stage, Manifest], 
             run.links["mlflow_comparison"] = link
         champion = manifest.details.get("champion")
         if isinstance(champion, dict) and champion.get("arm") not in (None, "base"):
-            run.champion(line.experiment.name, champion_model(champion))
+            run.champion(pipeline.experiment.name, champion_model(champion))
 
     return track
 

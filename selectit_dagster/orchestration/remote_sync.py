@@ -34,7 +34,7 @@ NO_WORK = UnfinishedWork(())
 
 
 @dataclass(frozen=True)
-class Habits:
+class StoragePolicy:
     """What storage has to know of a stage.
 
     Attributes
@@ -56,7 +56,9 @@ class Habits:
     make_room: Callable[[], None] | None = None
 
 
-def stored(stage: Stage, store: ArtefactStore, habits: Habits, seconds: float | None) -> Stage:
+def stored(
+    stage: Stage, store: ArtefactStore, habits: StoragePolicy, seconds: float | None
+) -> Stage:
     """Return the stage with storage around it; ``seconds`` apart, unfinished work is sent."""
     around = _Around(stage, store, habits, seconds)
     return dataclasses.replace(
@@ -91,7 +93,7 @@ def bring(store: ArtefactStore, folder: Path, progress: Progress) -> str:
 class _Around:
     stage: Stage
     store: ArtefactStore
-    habits: Habits
+    habits: StoragePolicy
     seconds: float | None
     _ready: bool = field(default=False)
 

@@ -92,8 +92,8 @@ class Access:
 
     def open(self, context: Any) -> tuple[Pipeline, Tracker]:  # noqa: ANN401 - any Dagster context
         """Return the pipeline as the experiment file stands now, and its tracker."""
-        line = getattr(context.resources, self.pipeline).pipeline()
-        return line, getattr(context.resources, self.tracking).tracker(line)
+        pipeline = getattr(context.resources, self.pipeline).pipeline()
+        return pipeline, getattr(context.resources, self.tracking).tracker(pipeline)
 
 
 def make_tracker(pipeline: Pipeline, *, uri: str = "", ui_url: str = "") -> Tracker:

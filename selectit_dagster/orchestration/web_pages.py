@@ -76,12 +76,12 @@ def serve(experiment_file: Path, home: Path, *, open_browser: bool = False) -> i
     experiment_file = Path(experiment_file).resolve()
     experiment = load_experiment(experiment_file)
     place = Home(Path(home).resolve(), experiment.name)
-    line = Pipeline(experiment, place)
+    pipeline = Pipeline(experiment, place)
     # two daemons on one instance would start every scheduled run twice
     with folder_lock(place.root / "logs", "selectit ui"), stop_signals() as stopping:
         services = Services(stopping)
         try:
-            plan = _plan(line, experiment_file)
+            plan = _plan(pipeline, experiment_file)
             _start(services, plan)
             if not stopping():
                 _announce(plan, open_browser)
@@ -96,13 +96,13 @@ def serve(experiment_file: Path, home: Path, *, open_browser: bool = False) -> i
     return 0
 
 
-def _plan(line: Pipeline, experiment_file: Path) -> Plan:
+def _plan(pipeline: Pipeline, experiment_file: Path) -> Plan:
     """Prepare both stores and return what to start."""
     from selectit_dagster.orchestration.instance import prepare_dagster_home
 
-    home = line.home
+    home = pipeline.home
     prepare_dagster_home(home.dagster)
-    mlflow_service, mlflow_address = _mlflow(line)
+    mlflow_service, mlflow_address = _mlflow(pipeline)
     environment = {
         "SELECTIT_EXPERIMENT": str(experiment_file),
         "SELECTIT_HOME": str(home.root),
@@ -169,12 +169,12 @@ def _serves(port: int) -> bool:
     return bool(answer.status == HealthCheckResponse.SERVING)
 
 
-def _mlflow(line: Pipeline) -> tuple[Service | None, str | None]:
+def _mlflow(pipeline: Pipeline) -> tuple[Service | None, str | None]:
     """Return MLflow's server, where the store is ours to serve, and its address."""
     from selectit_dagster.orchestration.resources import make_tracker
 
-    section = line.experiment.tracking
-    tracker = make_tracker(line)
+    section = pipeline.experiment.tracking
+    tracker = make_tracker(pipeline)
     if not section.enabled:
         return None, None
     if tracker.uri.startswith(("http://", "https://", "databricks")):
@@ -182,12 +182,12 @@ def _mlflow(line: Pipeline) -> tuple[Service | None, str | None]:
         return None, section.ui_url or os.environ.get("SELECTIT_MLFLOW_UI") or tracker.ui_url
     _say("preparing the MLflow store")
     _ = tracker.client
-    port = free_port(ports(line.home.root).mlflow)
+    port = free_port(ports(pipeline.home.root).mlflow)
     address = f"http://{LOOPBACK}:{port}"
     argv = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port)]
     argv += ["--workers", "1"]
-    argv += ["--artifacts-destination", (line.home.mlflow / "artifacts").as_uri()]
-    log = line.home.root / "logs" / "mlflow.log"
+    argv += ["--artifacts-destination", (pipeline.home.mlflow / "artifacts").as_uri()]
+    log = pipeline.home.root / "logs" / "mlflow.log"
     # its job runner keeps seven more processes for features that are not used here
     environment = {
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -1,1 +1,1 @@
-"""The report's inside: blocks, the sections made of them, and how they are written."""
+"""The report of a run: one HTML page made from manifests and stored files."""

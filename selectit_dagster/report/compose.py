@@ -109,7 +109,7 @@ def _line(request: ReportRequest) -> Pipeline:
     return Pipeline(request.experiment, request.home, at_home=True)
 
 
-def compose(line: Pipeline, scratch: Path, progress: Progress) -> Report:
+def compose(pipeline: Pipeline, scratch: Path, progress: Progress) -> Report:
     """Return the report's content; ``scratch`` is a folder on a disk with room to spill."""
     from selectit_dagster.artefacts.duckdb_tables import Workspace
     from selectit_dagster.orchestration.resources import make_tracker
@@ -117,57 +117,57 @@ def compose(line: Pipeline, scratch: Path, progress: Progress) -> Report:
     from selectit_dagster.report.blocks import Report
 
     with Workspace(scratch) as work:
-        made = [sections.asked(line), outcome.arms(line), sections.balance(line)]
+        made = [sections.asked(pipeline), outcome.arms(pipeline), sections.balance(pipeline)]
         progress.update(1, 3)
-        made += _ranked(line, work)
+        made += _ranked(pipeline, work)
         progress.update(2, 3)
-        made.append(sections.selection(line, _overlaps(line, work)))
-    made += [outcome.cost(line), provenance.versions(line)]
+        made.append(sections.selection(pipeline, _overlaps(pipeline, work)))
+    made += [outcome.cost(pipeline), provenance.versions(pipeline)]
     progress.update(3, 3)
     newest = max(
-        (m.created_at for _, folder in provenance.stages(line) if (m := read_manifest(folder))),
+        (m.created_at for _, folder in provenance.stages(pipeline) if (m := read_manifest(folder))),
         default="nothing has been made yet",
     )
     return Report(
-        title=line.experiment.name,
-        description=line.experiment.description,
+        title=pipeline.experiment.name,
+        description=pipeline.experiment.description,
         subtitle=f"State of {newest.replace('T', ' ').replace('+00:00', ' UTC')}",
         sections=made,
-        warnings=provenance.warnings(line, len(make_tracker(line).failures())),
+        warnings=provenance.warnings(pipeline, len(make_tracker(pipeline).failures())),
     )
 
 
-def _ranked(line: Pipeline, work: Workspace) -> list[Section]:
+def _ranked(pipeline: Pipeline, work: Workspace) -> list[Section]:
     """Return the sections that show scores: plots, records, sensitivity."""
     from selectit_dagster.report import score_sections, sections
 
-    ranking = read_manifest(line.home.ranking)
+    ranking = read_manifest(pipeline.home.ranking)
     titles = ("Scores", "Best and worst records", "Sensitivity")
     if ranking is None:
-        return [sections.absent(title, line, "ranking") for title in titles]
-    stored = stored_scores(line, ranking)
+        return [sections.absent(title, pipeline, "ranking") for title in titles]
+    stored = stored_scores(pipeline, ranking)
     return [
-        _scores(line, stored, ranking.counts["ranked"]),
+        _scores(pipeline, stored, ranking.counts["ranked"]),
         _records(stored, work),
-        score_sections.sensitivity(line),
+        score_sections.sensitivity(pipeline),
     ]
 
 
-def stored_scores(line: Pipeline, ranking: Manifest) -> Stored:
+def stored_scores(pipeline: Pipeline, ranking: Manifest) -> Stored:
     """Return where the ranking's scores lie and with which settings it was made."""
     from selectit_dagster.report.records import Stored
 
     used = ranking.details.get("parameters", {})
     return Stored(
-        home=line.home,
-        models=tuple(model.name for model in line.experiment.scoring_models),
-        num_prompts=used.get("num_prompts", line.experiment.rating.num_prompts),
-        alpha=used.get("alpha", line.experiment.rating.alpha),
-        variant=used.get("variant", line.experiment.rating.variant),
+        home=pipeline.home,
+        models=tuple(model.name for model in pipeline.experiment.scoring_models),
+        num_prompts=used.get("num_prompts", pipeline.experiment.rating.num_prompts),
+        alpha=used.get("alpha", pipeline.experiment.rating.alpha),
+        variant=used.get("variant", pipeline.experiment.rating.variant),
     )
 
 
-def _scores(line: Pipeline, stored: Stored, ranked: int) -> Section:
+def _scores(pipeline: Pipeline, stored: Stored, ranked: int) -> Section:
     """Return the plots that the stages drew, and those over several stages."""
     from selectit_dagster.report import score_sections
     from selectit_dagster.report.blocks import Section, Text
@@ -176,9 +176,9 @@ def _scores(line: Pipeline, stored: Stored, ranked: int) -> Section:
     if ranked == 0:
         blocks.append(Text("No record could be ranked.", "warning"))
     else:
-        blocks += score_sections.selection_plots(line)
-    blocks += score_sections.rating_plots(line, stored)
-    if (mass := score_sections.rating_mass(line)) is not None:
+        blocks += score_sections.selection_plots(pipeline)
+    blocks += score_sections.rating_plots(pipeline, stored)
+    if (mass := score_sections.rating_mass(pipeline)) is not None:
         blocks.append(mass)
     return Section("Scores", blocks)
 
@@ -198,15 +198,15 @@ def _records(stored: Stored, work: Workspace) -> Section:
     return Section("Best and worst records", blocks)
 
 
-def _overlaps(line: Pipeline, work: Workspace) -> dict[str, int]:
+def _overlaps(pipeline: Pipeline, work: Workspace) -> dict[str, int]:
     """Return how many records each arm shares with SelectIT's subset."""
     from selectit_dagster.report.records import overlap
 
-    chosen = line.home.selected("selectit") / "dataset.parquet"
+    chosen = pipeline.home.selected("selectit") / "dataset.parquet"
     if read_manifest(chosen.parent) is None:
         return {}
     return {
-        arm: overlap(line.home.selected(arm) / "dataset.parquet", chosen, work)
-        for arm in line.arms
-        if read_manifest(line.home.selected(arm)) is not None
+        arm: overlap(pipeline.home.selected(arm) / "dataset.parquet", chosen, work)
+        for arm in pipeline.arms
+        if read_manifest(pipeline.home.selected(arm)) is not None
     }

@@ -12,23 +12,23 @@ from selectit_dagster.report.blocks import Block, Cell, Picture, Section, Table,
 from selectit_dagster.report.sections import absent
 
 
-def arms(line: Pipeline) -> Section:
+def arms(pipeline: Pipeline) -> Section:
     """Return the comparison: sentences, every figure with its interval, the plot."""
     title = "Did it help?"
-    manifest = read_manifest(line.home.comparison)
+    manifest = read_manifest(pipeline.home.comparison)
     if manifest is None:
-        return absent(title, line, "arm_comparison", tuning=True)
+        return absent(title, pipeline, "arm_comparison", tuning=True)
     details = manifest.details
     compared = _in_order(details.get("arms", {}))
     blocks: list[Block] = [
         Text(entry["sentence"], "lead") for entry in compared.values() if entry.get("sentence")
     ]
-    forest = line.home.comparison / "forest.png"
+    forest = pipeline.home.comparison / "forest.png"
     if forest.exists():
         text = "Per benchmark, with intervals."
         blocks.append(Picture("Differences from the baseline arm", forest.read_bytes(), text))
-    baseline = details.get("baseline", line.experiment.comparison.baseline)
-    level = f"{line.experiment.comparison.confidence:.0%}"
+    baseline = details.get("baseline", pipeline.experiment.comparison.baseline)
+    level = f"{pipeline.experiment.comparison.confidence:.0%}"
     rows = [
         _arm_row(arm, entry, name, result)
         for arm, entry in compared.items()
@@ -66,14 +66,14 @@ def _in_order(table: dict[str, Any]) -> dict[str, Any]:
     return dict(sorted(table.items(), key=lambda item: rank.get(item[0], 1)))
 
 
-def cost(line: Pipeline) -> Section:
+def cost(pipeline: Pipeline) -> Section:
     """Return what scoring and tuning took."""
     title = "What it cost"
-    scoring, tuning = _scoring_rows(line), _tuning_rows(line)
+    scoring, tuning = _scoring_rows(pipeline), _tuning_rows(pipeline)
     if not scoring and not tuning:
-        return absent(title, line, "uncertainty_scores")
+        return absent(title, pipeline, "uncertainty_scores")
     blocks: list[Block] = []
-    compared = read_manifest(line.home.comparison)
+    compared = read_manifest(pipeline.home.comparison)
     if compared is not None and (sentence := saving(compared.details.get("costs") or [])):
         blocks.append(Text(sentence, "lead"))
     if scoring:
@@ -83,15 +83,15 @@ def cost(line: Pipeline) -> Section:
     if tuning:
         columns = ["checkpoint", "records", "steps", "tokens", "time", "tokens/s", "final loss"]
         blocks.append(Table(columns, tuning))
-    elif line.experiment.tuning is None:
+    elif pipeline.experiment.tuning is None:
         blocks.append(Text("This experiment stops at the selection: no tuning.", "note"))
     return Section(title, blocks)
 
 
-def _scoring_rows(line: Pipeline) -> list[list[Cell]]:
+def _scoring_rows(pipeline: Pipeline) -> list[list[Cell]]:
     rows: list[list[Cell]] = []
-    for model in line.experiment.scoring_models:
-        manifest = read_manifest(line.home.scores(model.name))
+    for model in pipeline.experiment.scoring_models:
+        manifest = read_manifest(pipeline.home.scores(model.name))
         if manifest is None:
             continue
         details, counts = manifest.details, manifest.counts
@@ -111,10 +111,10 @@ def _scoring_rows(line: Pipeline) -> list[list[Cell]]:
     return rows
 
 
-def _tuning_rows(line: Pipeline) -> list[list[Cell]]:
+def _tuning_rows(pipeline: Pipeline) -> list[list[Cell]]:
     rows: list[list[Cell]] = []
-    for unit in line.units.values():
-        manifest = read_manifest(line.home.checkpoint(unit.arm, unit.seed))
+    for unit in pipeline.units.values():
+        manifest = read_manifest(pipeline.home.checkpoint(unit.arm, unit.seed))
         if manifest is None:
             continue
         seconds = float(manifest.details.get("seconds", manifest.seconds))

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from selectit_dagster.report.records import Stored
 
 
-def selection_plots(line: Pipeline) -> list[Block]:
+def selection_plots(pipeline: Pipeline) -> list[Block]:
     """Return how the fused score parts selected from rejected, and length against score."""
     from selectit_dagster.selection import selection_plots
 
-    home = line.home
+    home = pipeline.home
     chosen = home.selected("selectit")
     if read_manifest(chosen) is None:
         return [Text("Not there yet: materialise selective_alpaca [selectit].", "note")]
@@ -35,7 +35,7 @@ def selection_plots(line: Pipeline) -> list[Block]:
     ]
 
 
-def rating_plots(line: Pipeline, stored: Stored) -> list[Block]:
+def rating_plots(pipeline: Pipeline, stored: Stored) -> list[Block]:
     """Return what each model's ratings look like, and how far prompts and models disagree."""
     from selectit_dagster.rating import rating_plots
 
@@ -45,21 +45,21 @@ def rating_plots(line: Pipeline, stored: Stored) -> list[Block]:
             ("scores.png", "token and sentence level"),
             ("prompts.png", "disagreement between the rating prompts"),
         ):
-            path = line.home.scores(model) / name
+            path = pipeline.home.scores(model) / name
             if path.exists():
                 blocks.append(Picture(f"{model}: {title}", path.read_bytes()))
-    if len(stored.models) > 1 and not line.experiment.rating.adaptive:
-        folders = [(model, line.home.scores(model)) for model in stored.models]
+    if len(stored.models) > 1 and not pipeline.experiment.rating.adaptive:
+        folders = [(model, pipeline.home.scores(model)) for model in stored.models]
         png = rating_plots.model_disagreement(folders, stored.num_prompts, stored.alpha)
         blocks.append(Picture("Disagreement between the models", png))
     return blocks
 
 
-def rating_mass(line: Pipeline) -> Table | None:
+def rating_mass(pipeline: Pipeline) -> Table | None:
     """Return how much probability the rating tokens had together, per model."""
     rows: list[list[Cell]] = []
-    for model in line.experiment.scoring_models:
-        manifest = read_manifest(line.home.scores(model.name))
+    for model in pipeline.experiment.scoring_models:
+        manifest = read_manifest(pipeline.home.scores(model.name))
         mass = manifest.details.get("rating_mass") if manifest is not None else None
         if mass:
             rows.append([model.name, mass.get("mean"), mass.get("p05")])
@@ -69,13 +69,13 @@ def rating_mass(line: Pipeline) -> Table | None:
     return Table(columns, rows)
 
 
-def sensitivity(line: Pipeline) -> Section:
+def sensitivity(pipeline: Pipeline) -> Section:
     """Return how far the selected set depends on the settings and on chance."""
     title = "Sensitivity"
-    folder = line.home.sensitivity
+    folder = pipeline.home.sensitivity
     manifest = read_manifest(folder)
     if manifest is None:
-        return absent(title, line, "sensitivity")
+        return absent(title, pipeline, "sensitivity")
     details = manifest.details
     blocks: list[Block] = [Text(details["sentence"], "lead")]
     rows: list[list[Cell]] = [

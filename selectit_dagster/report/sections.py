@@ -14,16 +14,16 @@ from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.report.blocks import Block, Cell, Section, Table, Text
 
 
-def absent(title: str, line: Pipeline, stage: str, *, tuning: bool = False) -> Section:
+def absent(title: str, pipeline: Pipeline, stage: str, *, tuning: bool = False) -> Section:
     """Return the section that says that its stage is not there."""
-    if tuning and line.experiment.tuning is None:
+    if tuning and pipeline.experiment.tuning is None:
         return Section(title, [Text("This experiment stops at the selection: no tuning.", "note")])
     return Section(title, [Text(f"Not there yet: materialise {stage}.", "note")])
 
 
-def asked(line: Pipeline) -> Section:
+def asked(pipeline: Pipeline) -> Section:
     """Return what was asked: the settings that decide the outcome."""
-    experiment = line.experiment
+    experiment = pipeline.experiment
     rating, selection = experiment.rating, experiment.selection
     rule, size = selection.size
     rows: list[list[Cell]] = [
@@ -31,13 +31,15 @@ def asked(line: Pipeline) -> Section:
         ["licence of the dataset", experiment.dataset.license],
         [
             "scoring models",
-            ", ".join(f"{m.name} ({local_name(m.path)})" for m in line.experiment.scoring_models),
+            ", ".join(
+                f"{m.name} ({local_name(m.path)})" for m in pipeline.experiment.scoring_models
+            ),
         ],
         ["rating prompts K, ratings R", f"{rating.num_prompts}, 1 to {rating.num_ratings}"],
         ["α, weight of the disagreement between prompts", f"{rating.alpha:g}"],
         ["variant", rating.variant],
         ["selection", f"{rule} {size:g}"],
-        ["arms", ", ".join(line.arms)],
+        ["arms", ", ".join(pipeline.arms)],
     ]
     if rating.ablation != "none":
         rows.append(["ablation", rating.ablation])
@@ -64,13 +66,13 @@ def local_name(path: str) -> str:
     return Path(path).name if path.startswith("/") else path
 
 
-def balance(line: Pipeline) -> Section:
+def balance(pipeline: Pipeline) -> Section:
     """Return what became of every record that was read."""
     title = "What became of every record"
-    raw = read_manifest(line.home.raw)
+    raw = read_manifest(pipeline.home.raw)
     if raw is None:
-        return absent(title, line, "raw_dataset")
-    curated, ranking = read_manifest(line.home.curated), read_manifest(line.home.ranking)
+        return absent(title, pipeline, "raw_dataset")
+    curated, ranking = read_manifest(pipeline.home.curated), read_manifest(pipeline.home.ranking)
     blocks: list[Block] = []
     if curated is not None:
         blocks.append(_balance_line(raw, curated, ranking))
@@ -130,13 +132,13 @@ def _reasons(raw: Manifest, curated: Manifest | None, ranking: Manifest | None) 
     return blocks
 
 
-def selection(line: Pipeline, overlaps: dict[str, int]) -> Section:
+def selection(pipeline: Pipeline, overlaps: dict[str, int]) -> Section:
     """Return what each arm selected; ``overlaps`` are the records shared with SelectIT's."""
     title = "The selected subsets"
     rows: list[list[Cell]] = []
     blocks: list[Block] = []
-    for arm in line.arms:
-        manifest = read_manifest(line.home.selected(arm))
+    for arm in pipeline.arms:
+        manifest = read_manifest(pipeline.home.selected(arm))
         if manifest is None:
             continue
         details = manifest.details
@@ -155,6 +157,6 @@ def selection(line: Pipeline, overlaps: dict[str, int]) -> Section:
         if change.get("text"):
             blocks.append(Text(f"Since the last selection ({arm}): {change['text']}"))
     if not rows:
-        return absent(title, line, "selective_alpaca")
+        return absent(title, pipeline, "selective_alpaca")
     columns = ["arm", "records", "of curated", "characters per response", "also SelectIT's", "rule"]
     return Section(title, [Table(columns, rows), *blocks])

@@ -64,31 +64,34 @@ def make_pipeline(folder: Path, *, tuning: bool) -> Pipeline:
     return Pipeline(experiment, Home(folder / "home", experiment.name))
 
 
-def fill(line: Pipeline, *, upto: str = "arm_comparison") -> Pipeline:
+def fill(pipeline: Pipeline, *, upto: str = "arm_comparison") -> Pipeline:
     """Make every stage up to and including the asset ``upto``."""
     makers = [
-        ("raw_dataset", lambda: line.raw().run(Silent())),
-        ("curated_dataset", lambda: line.curated().run(Silent())),
-        ("uncertainty_scores", lambda: [_scores(line, n) for n in range(2)]),
-        ("ranking", lambda: line.ranking().run(Silent())),
-        ("sensitivity", lambda: line.sensitivity().run(Silent())),
-        ("selective_alpaca", lambda: [line.selected(arm).run(Silent()) for arm in line.arms]),
-        ("benchmark_evaluations", lambda: _tuned(line)),
-        ("arm_comparison", lambda: line.units and line.comparison().run(Silent())),
+        ("raw_dataset", lambda: pipeline.raw().run(Silent())),
+        ("curated_dataset", lambda: pipeline.curated().run(Silent())),
+        ("uncertainty_scores", lambda: [_scores(pipeline, n) for n in range(2)]),
+        ("ranking", lambda: pipeline.ranking().run(Silent())),
+        ("sensitivity", lambda: pipeline.sensitivity().run(Silent())),
+        (
+            "selective_alpaca",
+            lambda: [pipeline.selected(arm).run(Silent()) for arm in pipeline.arms],
+        ),
+        ("benchmark_evaluations", lambda: _tuned(pipeline)),
+        ("arm_comparison", lambda: pipeline.units and pipeline.comparison().run(Silent())),
     ]
     for name, make in makers:
         make()
         if name == upto:
             break
-    return line
+    return pipeline
 
 
-def _scores(line: Pipeline, number: int) -> None:
+def _scores(pipeline: Pipeline, number: int) -> None:
     """Write made-up distributions; the nasty record is the best, one record is too long."""
-    model = line.experiment.scoring_models[number]
-    folder = line.home.scores(model.name)
+    model = pipeline.experiment.scoring_models[number]
+    folder = pipeline.home.scores(model.name)
     folder.mkdir(parents=True, exist_ok=True)
-    ids = pq.read_table(line.home.curated / "records.parquet")["record_id"].to_pylist()
+    ids = pq.read_table(pipeline.home.curated / "records.parquet")["record_id"].to_pylist()
     generator = np.random.default_rng(number)
     values = generator.dirichlet(np.ones(5), (len(ids), 3)).astype(np.float32)
     values[ids.index("nasty")] = [0, 0, 0, 0, 1]
@@ -131,12 +134,12 @@ def _scores(line: Pipeline, number: int) -> None:
     (folder / "scores.png").write_bytes(rating_plots.score_overview(folder, 3))
 
 
-def _tuned(line: Pipeline) -> None:
+def _tuned(pipeline: Pipeline) -> None:
     """Write made-up checkpoints and benchmark answers; SelectIT's are the best."""
-    if line.experiment.tuning is None:
+    if pipeline.experiment.tuning is None:
         return
-    for number, unit in enumerate(line.units.values()):
-        folder = line.home.checkpoint(unit.arm, unit.seed)
+    for number, unit in enumerate(pipeline.units.values()):
+        folder = pipeline.home.checkpoint(unit.arm, unit.seed)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "log.jsonl").write_text('{"step": 1, "loss": 2.5}\n', encoding="utf-8")
         write_manifest(
@@ -148,8 +151,8 @@ def _tuned(line: Pipeline) -> None:
             details={"seconds": 3.5, "final_loss": 1.25, "device": "cpu"},
         )
         share = 0.9 if unit.arm == "selectit" else 0.5
-        _answers(line.home.evaluation(unit.arm, unit.seed), share, number)
-    _answers(line.home.evaluation("base", None), 0.2, 99)
+        _answers(pipeline.home.evaluation(unit.arm, unit.seed), share, number)
+    _answers(pipeline.home.evaluation("base", None), 0.2, 99)
 
 
 def _answers(folder: Path, share: float, seed: int) -> None:

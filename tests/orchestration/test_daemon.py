@@ -165,8 +165,8 @@ def _serve(path: Path, home: Path) -> Served:
     assert process.stdout is not None
     addresses = dict(process.stdout.readline().split() for _ in range(2))
     experiment = load_experiment(path)
-    line = Pipeline(experiment, Home(home.resolve(), experiment.name))
-    return Served(path, line, process, addresses["Dagster"])
+    pipeline = Pipeline(experiment, Home(home.resolve(), experiment.name))
+    return Served(path, pipeline, process, addresses["Dagster"])
 
 
 def _end(served: Served) -> None:

@@ -16,8 +16,8 @@ from selectit_dagster.orchestration.tracking import flatten
 
 def test_of_two_random_draws_with_one_training_seed_the_better_is_the_champion(tmp_path):
     """Their arm and seed are the same: only the folder tells which checkpoint it was."""
-    line = make_pipeline(tmp_path, tuning=False)
-    runs = [Run("random", 1, line.home.evaluation(arm, 1)) for arm in ("random-1", "random-4")]
+    pipeline = make_pipeline(tmp_path, tuning=False)
+    runs = [Run("random", 1, pipeline.home.evaluation(arm, 1)) for arm in ("random-1", "random-4")]
     scores = {"random": np.array([[0.0, 1.0], [1.0, 1.0]])}
     best = champion([BenchmarkScores("b", "accuracy", Questions.mean(2), scores, 1)], runs)
     assert best is not None
@@ -29,15 +29,15 @@ def test_no_parameter_is_longer_than_mlflow_takes():
 
 
 def test_another_ranking_draws_the_selections_pictures_anew(tmp_path, monkeypatch):
-    line = make_pipeline(tmp_path, tuning=False)
-    stage = line.selected("selectit")
+    pipeline = make_pipeline(tmp_path, tuning=False)
+    stage = pipeline.selected("selectit")
     drawn: list[str] = []
 
     def rank(content: str) -> Manifest:
-        line.home.ranking.mkdir(parents=True, exist_ok=True)
-        (line.home.ranking / "a.txt").write_text(content)
+        pipeline.home.ranking.mkdir(parents=True, exist_ok=True)
+        (pipeline.home.ranking / "a.txt").write_text(content)
         return write_manifest(
-            line.home.ranking, kind="ranking", fingerprint={}, files=["a.txt"], counts={}
+            pipeline.home.ranking, kind="ranking", fingerprint={}, files=["a.txt"], counts={}
         )
 
     def histogram(ranking, folder) -> bytes:

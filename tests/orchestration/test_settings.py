@@ -73,12 +73,12 @@ def test_weights_are_written_as_model_and_number():
 )
 def test_what_an_arm_has_no_use_for_is_refused(tmp_path, arm, given, message, hint):
     arms = [{"kind": "selectit"}, {"kind": "random", "seeds": [1]}, {"kind": "ifd"}]
-    line = Pipeline(experiment(arms=arms), Home(tmp_path, "home"))
+    pipeline = Pipeline(experiment(arms=arms), Home(tmp_path, "home"))
     with pytest.raises(UserError, match=message) as caught:
-        line.selected(arm, Overrides(**given))
+        pipeline.selected(arm, Overrides(**given))
     assert hint in caught.value.hint
-    line.selected("random-1", Overrides(seed=3))
-    line.selected("ifd", Overrides(model="small"))
+    pipeline.selected("random-1", Overrides(seed=3))
+    pipeline.selected("ifd", Overrides(model="small"))
 
 
 def test_an_output_that_is_a_folder_is_refused_before_anything_is_read(tmp_path):

@@ -40,8 +40,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_a_run_that_scores_for_three_weeks_leaves_less_than_five_megabytes(
     tmp_path: Path, clock: list[float]
 ) -> None:
-    line = make_pipeline(tmp_path, tuning=False)
-    tracker = make_tracker(line)
+    pipeline = make_pipeline(tmp_path, tuning=False)
+    tracker = make_tracker(pipeline)
     (tmp_path / "stage").mkdir()
     total = 29_000_000
 

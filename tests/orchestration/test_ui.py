@@ -176,14 +176,14 @@ def test_a_home_keeps_the_ports_that_it_chose_even_when_they_are_taken_for_a_whi
 
 
 def test_links_of_a_home_lead_to_its_ports_unless_told_otherwise(tmp_path, monkeypatch):
-    line = make_pipeline(tmp_path, tuning=False)
-    tracker = make_tracker(line)
-    assert tracker.ui_url == f"http://127.0.0.1:{ports(line.home.root).mlflow}"
-    assert tracker.dagster_url == f"http://127.0.0.1:{ports(line.home.root).dagster}"
-    assert make_tracker(line, uri="http://mlflow:5000/").ui_url == "http://mlflow:5000"
+    pipeline = make_pipeline(tmp_path, tuning=False)
+    tracker = make_tracker(pipeline)
+    assert tracker.ui_url == f"http://127.0.0.1:{ports(pipeline.home.root).mlflow}"
+    assert tracker.dagster_url == f"http://127.0.0.1:{ports(pipeline.home.root).dagster}"
+    assert make_tracker(pipeline, uri="http://mlflow:5000/").ui_url == "http://mlflow:5000"
     monkeypatch.setenv("SELECTIT_MLFLOW_UI", "https://mlflow.example/")
     monkeypatch.setenv("SELECTIT_DAGSTER_UI", "https://dagster.example/")
-    tracker = make_tracker(line)
+    tracker = make_tracker(pipeline)
     assert (tracker.ui_url, tracker.dagster_url) == (
         "https://mlflow.example",
         "https://dagster.example",

@@ -57,9 +57,9 @@ def finished(run: subprocess.Popen[str]) -> str:
 
 
 def comparable(experiment: Path, home: Path) -> Any:
-    line = pipeline_of(experiment, home)
-    assert leftovers(line) == []
-    return json.loads(json.dumps(result(line)))
+    pipeline = pipeline_of(experiment, home)
+    assert leftovers(pipeline) == []
+    return json.loads(json.dumps(result(pipeline)))
 
 
 @pytest.fixture(scope="module")
@@ -121,16 +121,16 @@ def test_a_tracking_server_killed_and_restarted_in_the_middle_loses_no_work(
 ):
     experiment, expected = world
     home = tmp_path / "home"
-    line = pipeline_of(experiment, home)
+    pipeline = pipeline_of(experiment, home)
     run = start_run(experiment, home, MLFLOW_TRACKING_URI=server.address)
-    until((line.home.raw / "manifest.json").exists)
+    until((pipeline.home.raw / "manifest.json").exists)
     server.kill()
-    until((line.home.curated / "manifest.json").exists, 400)
+    until((pipeline.home.curated / "manifest.json").exists, 400)
     server.start()
     said = finished(run)
     assert comparable(experiment, home) == expected
     # what could not be noted is told, and what came after the restart was noted
-    assert make_tracker(line).failures()
+    assert make_tracker(pipeline).failures()
     assert "MLflow" in said
     assert "FINISHED" in {status for _, status in server.runs()}
 

@@ -226,13 +226,13 @@ def test_a_second_run_on_a_home_is_refused_with_the_holders_name(tmp_path):
     from selectit_dagster.orchestration.run import run_experiment
 
     path = write_world(tmp_path)
-    line = pipeline_of(path, tmp_path / "home")
+    pipeline = pipeline_of(path, tmp_path / "home")
     with (
-        folder_lock(line.home.folder, "selectit run"),
+        folder_lock(pipeline.home.folder, "selectit run"),
         pytest.raises(UserError, match=rf"in use by selectit run \(process {os.getpid()}"),
     ):
         run_experiment(path, tmp_path / "home", upto="raw_dataset")
-    assert not (line.home.raw / "manifest.json").exists()
+    assert not (pipeline.home.raw / "manifest.json").exists()
 
 
 def test_a_model_that_is_changed_under_a_running_job_is_refused(tmp_path, tiny_model_folder):

@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "rating"))
 from scoring_world import HashedBackend, request_for, some_records, write_records
 
 from selectit_dagster.artefacts.manifest import verify
-from selectit_dagster.orchestration.remote_sync import Habits, stored
+from selectit_dagster.orchestration.remote_sync import StoragePolicy, stored
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.progress import Silent
 from selectit_dagster.rating import preparation, scoring
@@ -57,7 +57,7 @@ def scores(store, request, backend) -> Stage:
             "prompts",
         ),
         store,
-        Habits(
+        StoragePolicy(
             work=SCORE_ROWS,
             reuses=lambda old, new: engine_digest(old) == engine_digest(new),
             make_room=lambda: retire_rows(folder),

@@ -42,8 +42,8 @@ def test_it_reads_as_the_same_file_on_this_disk_does(tmp_path):
     put(ROWS)
     local = tmp_path / "data.jsonl"
     local.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
-    line = Pipeline(experiment(tmp_path, URL), Home(tmp_path / "home", "x"))
-    far = line.raw().run(Silent())
+    pipeline = Pipeline(experiment(tmp_path, URL), Home(tmp_path / "home", "x"))
+    far = pipeline.raw().run(Silent())
     near = ingest(IngestRequest(DatasetSection(path=str(local))), tmp_path / "near")
     assert far.counts == near.counts == {"read": 9, "kept": 9, "rejected": 0}
     assert far.digest == near.digest
@@ -60,15 +60,15 @@ def test_it_is_downloaded_again_only_when_it_has_changed(tmp_path, monkeypatch):
         whole(self, key, target, moved)
 
     monkeypatch.setattr(Remote, "download", counted)
-    line = Pipeline(experiment(tmp_path, URL), Home(tmp_path / "home", "x"))
-    line.raw().run(Silent())
-    assert line.raw().is_current()
+    pipeline = Pipeline(experiment(tmp_path, URL), Home(tmp_path / "home", "x"))
+    pipeline.raw().run(Silent())
+    assert pipeline.raw().is_current()
     assert len(loads) == 1
     before = token(URL)
     put(ROWS[:5])
     assert token(URL) != before
-    assert not line.raw().is_current()
-    assert line.raw().run(Silent()).counts["read"] == 5
+    assert not pipeline.raw().is_current()
+    assert pipeline.raw().run(Silent()).counts["read"] == 5
     assert len(loads) == 2
 
 
@@ -108,12 +108,12 @@ def test_a_dataset_in_a_bucket_is_read_from_there(s3_server, s3_environment, s3_
     url = f"{s3_place}/data.jsonl"
     Remote(s3_place).write("data.jsonl", json.dumps(ROWS[0]).encode() + b"\n")
     before = token(url)
-    line = Pipeline(experiment(tmp_path, url), Home(tmp_path / "home", "x"))
-    preflight(line)
-    assert line.raw().run(Silent()).counts["kept"] == 1
+    pipeline = Pipeline(experiment(tmp_path, url), Home(tmp_path / "home", "x"))
+    preflight(pipeline)
+    assert pipeline.raw().run(Silent()).counts["kept"] == 1
     Remote(s3_place).write("data.jsonl", json.dumps(ROWS[1]).encode() + b"\n")
     assert token(url) != before
-    assert not line.raw().is_current()
+    assert not pipeline.raw().is_current()
 
 
 def test_the_sensor_follows_an_address_also_on_a_machine_that_never_read_it(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from selectit_dagster.artefacts.manifest import (
     require_manifest,
 )
 from selectit_dagster.errors import TransientError
-from selectit_dagster.orchestration.remote_sync import Habits, bring, stored
+from selectit_dagster.orchestration.remote_sync import StoragePolicy, bring, stored
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.progress import Silent
 from selectit_dagster.storage.remote import Remote
@@ -32,13 +32,13 @@ class Machine:
         self.first = stored(
             Stage("first", folder / "first", self._first_wanted, self._make_first, "words"),
             store,
-            Habits(**habits),
+            StoragePolicy(**habits),
             None,
         )
         self.second = stored(
             Stage("second", folder / "second", self._second_wanted, self._make_second, "words"),
             store,
-            Habits((self.first.folder,), **habits),
+            StoragePolicy((self.first.folder,), **habits),
             None,
         )
 

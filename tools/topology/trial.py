@@ -66,23 +66,23 @@ def open_trial(experiment_file: Path, home: Path) -> Pipeline:
     return Pipeline(experiment, Home(home, experiment.name))
 
 
-def launches(line: Pipeline) -> list[tuple[list[list[str]], str | None]]:
+def launches(pipeline: Pipeline) -> list[tuple[list[list[str]], str | None]]:
     """Return the chain as launches: the assets of each, and their partition."""
     found = []
-    for phase in line.phases():
+    for phase in pipeline.phases():
         keys = [[asset_name(part) for part in stage.asset.split("/")] for stage in phase]
         found.append((keys, phase[0].partition))
     return found
 
 
-def stages(line: Pipeline) -> list[Stage]:
+def stages(pipeline: Pipeline) -> list[Stage]:
     """Return every stage of the chain."""
-    return [stage for phase in line.phases() for stage in phase]
+    return [stage for phase in pipeline.phases() for stage in phase]
 
 
 def faults(
     topology: Topology,
-    line: Pipeline,
+    pipeline: Pipeline,
     dagster: GraphQL,
     *,
     upto: str | None = None,
@@ -94,11 +94,11 @@ def faults(
     and pools, MLflow's runs, the daemon. A failed run must have been started again, or, with
     ``answered_by``, a later run of that job must have done its work.
     """
-    made = stages(line)
+    made = stages(pipeline)
     names = [stage.asset for stage in made]
-    found = _artefact_faults(line, made if upto is None else made[: names.index(upto) + 1])
+    found = _artefact_faults(pipeline, made if upto is None else made[: names.index(upto) + 1])
     found += _run_faults(dagster, answered_by)
-    found += _tracking_faults(topology, line, dagster)
+    found += _tracking_faults(topology, pipeline, dagster)
     daemons = topology.services["daemon"].raw.get("deploy", {}).get("replicas", 1)
     leaders = [p for p in topology.members("daemon") if "run" in " ".join(_words(p))]
     if daemons != 1 or len(leaders) != 1:
@@ -113,7 +113,7 @@ def _words(process: psutil.Process) -> list[str]:
         return []
 
 
-def _artefact_faults(line: Pipeline, made: list[Stage]) -> list[str]:
+def _artefact_faults(pipeline: Pipeline, made: list[Stage]) -> list[str]:
     found = []
     for stage in made:
         manifest = read_manifest(stage.folder)
@@ -123,13 +123,13 @@ def _artefact_faults(line: Pipeline, made: list[Stage]) -> list[str]:
         for name, fact in manifest.files.items():
             if sha256_file(stage.folder / name) != fact["sha256"]:
                 found.append(f"{stage.title}: {name} is not what its manifest says")
-    return found or _count_faults(line)
+    return found or _count_faults(pipeline)
 
 
-def _count_faults(line: Pipeline) -> list[str]:
+def _count_faults(pipeline: Pipeline) -> list[str]:
     """Return each stage at which a record was lost or counted twice."""
-    raw, curated = read_manifest(line.home.raw), read_manifest(line.home.curated)
-    ranking = read_manifest(line.home.ranking)
+    raw, curated = read_manifest(pipeline.home.raw), read_manifest(pipeline.home.curated)
+    ranking = read_manifest(pipeline.home.ranking)
     assert raw is not None and curated is not None and ranking is not None  # noqa: S101
     found = []
     read = raw.counts["read"]
@@ -165,9 +165,9 @@ def _run_faults(dagster: GraphQL, answered_by: str | None) -> list[str]:
     return found
 
 
-def _tracking_faults(topology: Topology, line: Pipeline, dagster: GraphQL) -> list[str]:
+def _tracking_faults(topology: Topology, pipeline: Pipeline, dagster: GraphQL) -> list[str]:
     found = []
-    notes = line.home.mlflow / "tracking-failures.jsonl"
+    notes = pipeline.home.mlflow / "tracking-failures.jsonl"
     if notes.exists() and notes.read_text(encoding="utf-8").strip():
         found.append(f"calls to MLflow failed: {notes.read_text(encoding='utf-8')[:500]}")
     runs = mlflow_runs(topology)

@@ -318,13 +318,13 @@ class Campaign:
     def _problem(self, phase: str, code: int) -> str:
         if code:
             return f"the last start ended with {code}: {self._said()}"
-        line = pipeline_of(self.experiment, self.home)
+        pipeline = pipeline_of(self.experiment, self.home)
         expected = self.golden[phase]["result"]
-        found = json.loads(json.dumps(result(line)))
+        found = json.loads(json.dumps(result(pipeline)))
         for title in expected:
             if found.get(title) != expected[title]:
                 return f"{title} differs from the unbroken run"
-        if left := leftovers(line):
+        if left := leftovers(pipeline):
             return f"left behind: {', '.join(left[:5])}"
         return self._stores_problem()
 

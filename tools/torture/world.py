@@ -75,12 +75,12 @@ def pipeline_of(experiment: Path, home: Path) -> Pipeline:
     return Pipeline(loaded, Home(home.resolve(), loaded.name))
 
 
-def stages(line: Pipeline) -> list[Stage]:
+def stages(pipeline: Pipeline) -> list[Stage]:
     """Return every stage, in order."""
-    return [stage for phase in line.phases() for stage in phase]
+    return [stage for phase in pipeline.phases() for stage in phase]
 
 
-def result(line: Pipeline) -> dict[str, Any]:
+def result(pipeline: Pipeline) -> dict[str, Any]:
     """Return what every complete stage made, without what belongs to the run that made it.
 
     Every artefact is checked against its manifest on the way.
@@ -91,7 +91,7 @@ def result(line: Pipeline) -> dict[str, Any]:
         When an artefact is not what its manifest says.
     """
     made: dict[str, Any] = {}
-    for stage in stages(line):
+    for stage in stages(pipeline):
         if read_manifest(stage.folder) is None:
             continue
         manifest = verify(stage.folder)
@@ -111,11 +111,11 @@ def result(line: Pipeline) -> dict[str, Any]:
     return made
 
 
-def leftovers(line: Pipeline) -> list[str]:
+def leftovers(pipeline: Pipeline) -> list[str]:
     """Return temporary files and half-made folders that no later run would remove."""
     marks = (".work-", ".stage.", ".part-", ".partial", ".resume", "journal-", ".tmp")
     return sorted(
-        path.relative_to(line.home.folder).as_posix()
-        for path in line.home.folder.rglob("*")
+        path.relative_to(pipeline.home.folder).as_posix()
+        for path in pipeline.home.folder.rglob("*")
         if path.name.startswith(marks)
     )

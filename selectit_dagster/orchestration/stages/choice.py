@@ -9,8 +9,8 @@ from selectit_dagster.artefacts.manifest import Manifest, is_current
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import Arm
 from selectit_dagster.orchestration.stages.overrides import Overrides, apply_overrides
-from selectit_dagster.orchestration.stages.stage import Recipe, Stage
-from selectit_dagster.orchestration.stages.stage_factory import Wiring
+from selectit_dagster.orchestration.stages.stage import Stage, StageSpec
+from selectit_dagster.orchestration.stages.stage_factory import StageFactory
 from selectit_dagster.progress import Progress
 from selectit_dagster.selection.previous_selection import keep_previous
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from selectit_dagster.selection.ranking import RankingRequest
 
 
-class ChoiceStages(Wiring):
+class ChoiceStages(StageFactory):
     """What is made of the stored scores."""
 
     def ranking(self, overrides: Overrides | None = None, *, folder: Path | None = None) -> Stage:
@@ -30,7 +30,7 @@ class ChoiceStages(Wiring):
         return self._stage(
             "ranking",
             folder or self.home.ranking,
-            Recipe(engine.rank, engine.ranking_fingerprint, lambda: request),
+            StageSpec(engine.rank, engine.ranking_fingerprint, lambda: request),
             unit="records",
             settings={
                 "rating": {name: getattr(request, name) for name in fields},
@@ -69,7 +69,7 @@ class ChoiceStages(Wiring):
         return self._stage(
             "sensitivity",
             self.home.sensitivity,
-            Recipe(engine.sensitivity, engine.sensitivity_fingerprint, lambda: request),
+            StageSpec(engine.sensitivity, engine.sensitivity_fingerprint, lambda: request),
             unit="resamples",
             settings={"size": {rule: size}},
             inputs=[self.home.curated, *self._score_places()],
@@ -114,7 +114,7 @@ class ChoiceStages(Wiring):
         return self._stage(
             "selective_alpaca",
             out,
-            Recipe(select, engine.selection_fingerprint, lambda: request),
+            StageSpec(select, engine.selection_fingerprint, lambda: request),
             unit="records",
             settings={"arm": spec.model_dump(mode="json"), "size": {rule: size}, "seed": seed},
             partition=arm,

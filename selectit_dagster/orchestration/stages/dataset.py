@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from selectit_dagster.artefacts.address import is_address
 from selectit_dagster.experiment import DatasetSection
-from selectit_dagster.orchestration.stages.stage import Recipe, Stage
-from selectit_dagster.orchestration.stages.stage_factory import Wiring
+from selectit_dagster.orchestration.stages.stage import Stage, StageSpec
+from selectit_dagster.orchestration.stages.stage_factory import StageFactory
 
 
-class DataStages(Wiring):
+class DataStages(StageFactory):
     """What is made before anything is chosen."""
 
     def raw(self) -> Stage:
@@ -18,7 +18,7 @@ class DataStages(Wiring):
         return self._stage(
             "raw_dataset",
             self.home.raw,
-            Recipe(
+            StageSpec(
                 engine.ingest,
                 engine.ingest_fingerprint,
                 lambda: engine.IngestRequest(self._dataset()),
@@ -45,7 +45,7 @@ class DataStages(Wiring):
         return self._stage(
             "benchmark_questions",
             self.home.folder / "questions",
-            Recipe(engine.collect_questions, engine.questions_fingerprint, lambda: request),
+            StageSpec(engine.collect_questions, engine.questions_fingerprint, lambda: request),
             unit="questions",
             settings={"benchmarks": [b.model_dump(mode="json") for b in request.benchmarks]},
         )
@@ -64,7 +64,7 @@ class DataStages(Wiring):
         return self._stage(
             "curated_dataset",
             self.home.curated,
-            Recipe(engine.curate, engine.curation_fingerprint, lambda: request),
+            StageSpec(engine.curate, engine.curation_fingerprint, lambda: request),
             unit="records",
             settings={"curation": self.experiment.curation.model_dump(mode="json")},
             inputs=[self.home.raw, *([questions] if questions else [])],
@@ -85,7 +85,7 @@ class DataStages(Wiring):
         return self._stage(
             f"uncertainty_scores/{name}",
             folder,
-            Recipe(engine.score, engine.scoring_fingerprint, lambda: request),
+            StageSpec(engine.score, engine.scoring_fingerprint, lambda: request),
             unit="prompts",
             settings={
                 "model": model.model_dump(mode="json"),

@@ -62,7 +62,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Recipe(Generic[R]):
+class StageSpec(Generic[R]):
     """How an engine makes a stage's artefact.
 
     Attributes

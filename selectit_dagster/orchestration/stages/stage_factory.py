@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from selectit_dagster.artefacts.home import Home
 from selectit_dagster.experiment import Arm, Experiment
 from selectit_dagster.orchestration.partitions import Unit, checkpoints, subsets
-from selectit_dagster.orchestration.stages.stage import Recipe, Stage
+from selectit_dagster.orchestration.stages.stage import Stage, StageSpec
 
 if TYPE_CHECKING:
     from selectit_dagster.storage.store import ArtefactStore
 
 
-class Wiring:
+class StageFactory:
     """One experiment in one home, and how a stage of it is put together.
 
     ``at_home`` leaves storage alone, whatever the experiment or the environment says.
@@ -63,13 +63,13 @@ class Wiring:
         self,
         asset: str,
         folder: Path,
-        recipe: Recipe[Any],
+        recipe: StageSpec[Any],
         *,
         unit: str,
         settings: dict[str, Any] | None = None,
         partition: str | None = None,
         inputs: Iterable[Path] = (),
-        **habits: Any,  # noqa: ANN401 - those of ``stored.Habits``
+        **habits: Any,  # noqa: ANN401 - those of ``StoragePolicy``
     ) -> Stage:
         """Return a stage, with storage around it where there is one; see ``stored.py``.
 
@@ -87,7 +87,7 @@ class Wiring:
         store = self.store
         if store is None or not folder.is_relative_to(self.home.folder):
             return stage
-        from selectit_dagster.orchestration.remote_sync import Habits, stored
+        from selectit_dagster.orchestration.remote_sync import StoragePolicy, stored
 
         seconds = self.experiment.storage.unfinished_seconds
-        return stored(stage, store, Habits(tuple(inputs), **habits), seconds)
+        return stored(stage, store, StoragePolicy(tuple(inputs), **habits), seconds)

@@ -7,11 +7,11 @@ from pathlib import Path
 from selectit_dagster.experiment import TuningSection
 from selectit_dagster.orchestration.partitions import Unit, group_of
 from selectit_dagster.orchestration.stages.overrides import Overrides
-from selectit_dagster.orchestration.stages.stage import Recipe, Stage
-from selectit_dagster.orchestration.stages.stage_factory import Wiring
+from selectit_dagster.orchestration.stages.stage import Stage, StageSpec
+from selectit_dagster.orchestration.stages.stage_factory import StageFactory
 
 
-class TrainingStages(Wiring):
+class TrainingStages(StageFactory):
     """What is made of the subsets, and what is said of them."""
 
     @property
@@ -34,7 +34,7 @@ class TrainingStages(Wiring):
         return self._stage(
             "lora_checkpoints",
             self._checkpoint_folder(unit),
-            Recipe(engine.tune, engine.tuning_fingerprint, lambda: request),
+            StageSpec(engine.tune, engine.tuning_fingerprint, lambda: request),
             unit="steps",
             settings={"tuning": tuning.model_dump(mode="json"), "arm": unit.arm, "seed": seed},
             partition=unit.key,
@@ -59,7 +59,7 @@ class TrainingStages(Wiring):
         return self._stage(
             "benchmark_evaluations" if unit else "untuned_evaluation",
             self._evaluation_folder(unit),
-            Recipe(engine.evaluate, engine.evaluation_fingerprint, lambda: request),
+            StageSpec(engine.evaluate, engine.evaluation_fingerprint, lambda: request),
             unit="questions",
             settings={
                 "benchmarks": [b.model_dump(mode="json") for b in benchmarks],
@@ -103,7 +103,7 @@ class TrainingStages(Wiring):
         return self._stage(
             "arm_comparison",
             self.home.comparison,
-            Recipe(engine.compare, engine.comparison_fingerprint, request),
+            StageSpec(engine.compare, engine.comparison_fingerprint, request),
             unit="comparisons",
             settings={"comparison": section.model_dump(mode="json")},
             inputs=[
@@ -124,7 +124,7 @@ class TrainingStages(Wiring):
         return self._stage(
             "report",
             self.home.report,
-            Recipe(engine.write_report, engine.report_fingerprint, lambda: request),
+            StageSpec(engine.write_report, engine.report_fingerprint, lambda: request),
             unit="sections",
             inputs=[folder for _, folder in provenance.stages(self)],
         )
