@@ -32,9 +32,9 @@ from selectit_dagster.artefacts.manifest import (
     require_manifest,
     write_manifest,
 )
+from selectit_dagster.artefacts.unfinished_work import UnfinishedWork
 from selectit_dagster.experiment import Benchmark, ModelReference
 from selectit_dagster.progress import Progress, Silent
-from selectit_dagster.storage.unfinished import UnfinishedWork
 
 if TYPE_CHECKING:
     from selectit_dagster.evaluation.runner import Result

@@ -262,7 +262,7 @@ def _source_state(section: DatasetSection, on_hub: bool) -> tuple[str, float]:
     if on_hub:
         return _hub_state(section)
     if is_address(section.path):
-        from selectit_dagster.storage.source import token
+        from selectit_dagster.artefacts.remote_files import token
 
         return token(section.path)[:16], _SETTLE  # an object is complete at once
     return _file_state(Path(section.path))

@@ -22,9 +22,9 @@ from selectit_dagster.artefacts.manifest import (
     is_current,
     require_manifest,
 )
+from selectit_dagster.artefacts.remote_copy import ArtefactStore, Stored
+from selectit_dagster.artefacts.unfinished_work import Sender, UnfinishedWork, take_up
 from selectit_dagster.progress import Progress, Reporter
-from selectit_dagster.storage.store import ArtefactStore, Stored
-from selectit_dagster.storage.unfinished import Sender, UnfinishedWork, take_up
 
 if TYPE_CHECKING:
     from selectit_dagster.orchestration.stages.stage import Stage

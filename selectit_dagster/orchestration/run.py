@@ -118,7 +118,7 @@ def preflight(pipeline: Pipeline) -> None:
 def _exists(key: str, value: str) -> bool:
     """Tell whether a local path exists, or an address where there may be one."""
     if key == "dataset.path" and is_address(value):
-        from selectit_dagster.storage.source import exists
+        from selectit_dagster.artefacts.remote_files import exists
 
         return exists(value)
     return Path(value).exists()

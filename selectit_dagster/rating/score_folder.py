@@ -20,10 +20,10 @@ import numpy as np
 
 from selectit_dagster.artefacts.files import read_json, sha256_json, write_json
 from selectit_dagster.artefacts.manifest import MANIFEST, Fingerprint, differences, read_manifest
+from selectit_dagster.artefacts.unfinished_work import UnfinishedWork
 from selectit_dagster.errors import ArtefactError
 from selectit_dagster.rating.score_journal import read_journal
 from selectit_dagster.rating.score_store import OK, Ratings, read_index, read_part
-from selectit_dagster.storage.unfinished import UnfinishedWork
 
 LOGGER = logging.getLogger("selectit_dagster")
 OnMismatch = Literal["put-aside", "refuse"]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,21 +12,6 @@ from selectit_dagster.inference.backends.protocol import local_backend
 from selectit_dagster.inference.model_loading import load_model
 from selectit_dagster.rating.score_store import OK, read_scores
 from selectit_dagster.rating.scoring import ScoringRequest, score
-
-ROOT = Path(__file__).resolve().parents[2]
-# the engines that make or carry scores; zeros that are counts, masks or sums of nothing are
-# the ones named here, each with its reason
-ENGINES = ("rating", "selection")
-ALLOWED = {
-    # a weight of a sum that is NaN where nothing was asked
-    ("rating/levels.py", "sentence_level"),
-    # keeps an exponential from overflowing on rows that are marked bad in the same function
-    ("rating/careful.py", "judged"),
-    # without any rated row there is nothing to warn of; the stage refuses such a result
-    ("rating/summary.py", "warnings"),
-    # the borders of an empty histogram
-    ("selection/plots.py", "score_histogram"),
-}
 
 
 class Recorder:
@@ -97,51 +79,3 @@ def test_a_row_that_the_backend_fails_has_a_reason_and_no_number(request_for, tm
         assert np.isnan(stored.probabilities[record, prompt]).all()
         assert np.isnan(stored.rating_mass[record, prompt])
         assert stored.reasons[record, prompt]
-
-
-def test_no_engine_fills_in_a_number_for_a_missing_one():
-    """Look for the ways in which Python code gives a score that nobody computed."""
-    found = []
-    for path in sorted(p for e in ENGINES for p in (ROOT / "selectit_dagster" / e).glob("*.py")):
-        module = path.relative_to(ROOT / "selectit_dagster").as_posix()
-        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(function, ast.FunctionDef) and (module, function.name) not in ALLOWED:
-                found += [f"{module}:{n.lineno} {what}" for n, what in _defaults(function)]
-    assert found == []
-
-
-def _defaults(function: ast.FunctionDef):
-    for node in ast.walk(function):
-        text = ast.unparse(node) if isinstance(node, ast.expr) else ""
-        if isinstance(node, ast.Call) and (_fills(node) or _looks_up(node, text)):
-            yield node, text
-        if isinstance(node, ast.Call) and text.startswith(("np.where(", "numpy.where(")):
-            floats = [
-                a for a in node.args if isinstance(a, ast.Constant) and type(a.value) is float
-            ]
-            yield from ((node, text) for _ in floats)
-        if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or):
-            last = node.values[-1]
-            if isinstance(last, ast.Constant) and type(last.value) is float:
-                yield node, text
-        if isinstance(node, ast.ExceptHandler):
-            returns = [inner for inner in ast.walk(node) if isinstance(inner, ast.Return)]
-            yield from ((r, ast.unparse(r)) for r in returns if _is_number(r.value))
-
-
-def _fills(call: ast.Call) -> bool:
-    names = {"nan_to_num", "fillna", "fill_null", "coalesce"}
-    return isinstance(call.func, ast.Attribute) and call.func.attr in names
-
-
-def _looks_up(call: ast.Call, text: str) -> bool:
-    """Tell whether a score is looked up with a number for when it is not there."""
-    looks = isinstance(call.func, ast.Attribute) and call.func.attr in {"get", "setdefault", "pop"}
-    score_like = any(word in text for word in ("score", "prob", "rating_mass"))
-    return looks and score_like and len(call.args) == 2 and _is_number(call.args[1])
-
-
-def _is_number(node) -> bool:
-    if not isinstance(node, ast.Constant):
-        return False
-    return isinstance(node.value, int | float) and not isinstance(node.value, bool)

@@ -32,7 +32,7 @@ class DataStages(StageFactory):
         dataset = self.experiment.dataset
         if not is_address(dataset.path):
             return dataset
-        from selectit_dagster.storage.source import local_copy
+        from selectit_dagster.artefacts.remote_files import local_copy
 
         copy = local_copy(dataset.path, self.home.folder / "source")
         return dataset.model_copy(update={"path": str(copy)})

@@ -16,7 +16,7 @@ from selectit_dagster.orchestration.partitions import Unit, checkpoints, subsets
 from selectit_dagster.orchestration.stages.stage import Stage, StageSpec
 
 if TYPE_CHECKING:
-    from selectit_dagster.storage.store import ArtefactStore
+    from selectit_dagster.artefacts.remote_copy import ArtefactStore
 
 
 class StageFactory:
@@ -38,8 +38,8 @@ class StageFactory:
         url = None if self.at_home else storage_address(self.experiment.storage.url)
         if url is None:
             return None
-        from selectit_dagster.storage.remote import Remote
-        from selectit_dagster.storage.store import ArtefactStore
+        from selectit_dagster.artefacts.remote_copy import ArtefactStore
+        from selectit_dagster.artefacts.remote_files import Remote
 
         return ArtefactStore(Remote(url), self.home)
 

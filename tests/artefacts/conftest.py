@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from s3_server import BUCKET, WRITER, FaultyProxy, binary, seaweedfs
 
 from selectit_dagster.artefacts.home import Home
-from selectit_dagster.storage.remote import Remote
-from selectit_dagster.storage.store import ArtefactStore
+from selectit_dagster.artefacts.remote_copy import ArtefactStore
+from selectit_dagster.artefacts.remote_files import Remote
 
 
 @pytest.fixture

@@ -150,7 +150,7 @@ def test_killed_in_the_middle_another_machine_goes_on(
 ):  # fmt: skip
     import shutil
 
-    from selectit_dagster.storage.remote import Remote
+    from selectit_dagster.artefacts.remote_files import Remote
 
     path = write_world(tmp_path, [tiny_model_folder, second_tiny_model_folder], records=2500)
     text = path.read_text(encoding="utf-8").replace("rank: 4", "rank: 4\n  checkpoint_every: 2")

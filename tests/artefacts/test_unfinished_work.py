@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from artefact import make
 
+from selectit_dagster.artefacts.remote_files import Remote
+from selectit_dagster.artefacts.unfinished_work import Sender, take_up, unfinished
 from selectit_dagster.errors import TransientError
 from selectit_dagster.rating.score_folder import SCORE_ROWS
-from selectit_dagster.storage.remote import Remote
-from selectit_dagster.storage.unfinished import Sender, take_up
 
 FINGERPRINT = {"model": "m", "records": "r"}
 
@@ -56,13 +56,13 @@ def test_only_what_is_new_or_has_grown_is_sent_again(new_store, tmp_path):
     sends = sender(store)
     work(folder_of(store), part__0_parquet=b"rows", journal__1_jsonl=b"a\n")
     sends.round()
-    assert written == ["journal-1.jsonl", "part-0.parquet", "unfinished.json"]
+    assert written == ["journal-1.jsonl", "part-0.parquet", "files.json"]
     written.clear()
     sends.round()
     assert written == []
     work(folder_of(store), journal__1_jsonl=b"a\nb\n")
     sends.round()
-    assert written == ["journal-1.jsonl", "unfinished.json"]
+    assert written == ["journal-1.jsonl", "files.json"]
 
 
 def test_work_for_something_else_is_not_taken_up(new_store):
@@ -73,7 +73,7 @@ def test_work_for_something_else_is_not_taken_up(new_store):
     assert names(folder_of(fresh)) == []
 
 
-@pytest.mark.parametrize("damage", ["part-0.parquet", "unfinished.json"])
+@pytest.mark.parametrize("damage", ["part-0.parquet", "files.json"])
 def test_damaged_work_is_told_and_done_again(new_store, tmp_path, caplog, damage):
     lost, fresh = new_store("lost"), new_store("fresh")
     work(folder_of(lost), part__0_parquet=b"rows", part__1_parquet=b"more")
@@ -104,7 +104,7 @@ class Racing(Remote):
 
     def write(self, key: str, content: bytes) -> None:
         super().write(key, content)
-        if "/objects/" in key:
+        if "/unfinished/" in key and not key.endswith("files.json"):
             with (self.folder / key.rpartition("/")[2]).open("ab") as handle:
                 handle.write(b"more\n")
 
@@ -120,7 +120,7 @@ def racing(new_store, tmp_path):
 def test_a_file_that_changes_while_it_is_sent_is_not_listed(racing):
     work(folder_of(racing), part__0_parquet=b"rows")
     sender(racing).round()
-    assert racing.unfinished(folder_of(racing)) is None
+    assert unfinished(racing, folder_of(racing)) is None
 
 
 def test_a_journal_that_grows_all_the_time_is_listed_as_it_was(racing, new_store):
@@ -148,7 +148,7 @@ def test_work_goes_on_without_the_storage_and_one_warning_says_so(new_store, tmp
     assert caplog.text.count("only on this machine for now") == 1
     down.clear()
     sends.try_round()
-    assert store.unfinished(folder_of(store)) is not None
+    assert unfinished(store, folder_of(store)) is not None
 
 
 def test_parts_are_sent_while_the_stage_runs_and_once_more_when_it_fails(new_store):
@@ -159,7 +159,7 @@ def test_parts_are_sent_while_the_stage_runs_and_once_more_when_it_fails(new_sto
 
     def watched() -> None:
         once()
-        if store.unfinished(folder_of(store)) is not None:
+        if unfinished(store, folder_of(store)) is not None:
             seen.set()
 
     sends.try_round = watched
@@ -169,7 +169,7 @@ def test_parts_are_sent_while_the_stage_runs_and_once_more_when_it_fails(new_sto
         sends._stop.set()
         work(folder_of(store), part__1_parquet=b"more")
         raise KeyboardInterrupt
-    _, items = store.unfinished(folder_of(store))
+    _, items = unfinished(store, folder_of(store))
     assert [item.name for item in items] == ["part-0.parquet", "part-1.parquet"]
 
 
@@ -180,4 +180,4 @@ def test_a_complete_artefact_ends_the_list(new_store):
     make(folder_of(store), {"part-0.parquet": b"rows"}, **FINGERPRINT)
     sender(store).round()
     store.publish(folder_of(store))
-    assert store.unfinished(folder_of(store)) is None
+    assert unfinished(store, folder_of(store)) is None

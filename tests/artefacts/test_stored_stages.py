@@ -11,12 +11,12 @@ from selectit_dagster.artefacts.manifest import (
     read_manifest,
     require_manifest,
 )
+from selectit_dagster.artefacts.remote_files import Remote
+from selectit_dagster.artefacts.unfinished_work import UnfinishedWork
 from selectit_dagster.errors import TransientError
 from selectit_dagster.orchestration.remote_sync import StoragePolicy, bring, stored
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.progress import Silent
-from selectit_dagster.storage.remote import Remote
-from selectit_dagster.storage.unfinished import UnfinishedWork
 
 PARTS = UnfinishedWork(("part-*",))
 

@@ -8,6 +8,7 @@ import fsspec
 import pytest
 
 from selectit_dagster.artefacts.home import Home
+from selectit_dagster.artefacts.remote_files import Remote, exists, local_copy, token
 from selectit_dagster.cli.select import select_experiment
 from selectit_dagster.data.ingest import IngestRequest, ingest
 from selectit_dagster.errors import UserError
@@ -15,8 +16,6 @@ from selectit_dagster.experiment import DatasetSection, load_experiment
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.run import preflight
 from selectit_dagster.progress import Silent
-from selectit_dagster.storage.remote import Remote
-from selectit_dagster.storage.source import exists, local_copy, token
 
 ROWS = [{"instruction": f"Add {i} and 1.", "input": "", "output": str(i + 1)} for i in range(9)]
 URL = "memory://source-test/data.jsonl"
@@ -55,9 +54,9 @@ def test_it_is_downloaded_again_only_when_it_has_changed(tmp_path, monkeypatch):
     loads = []
     whole = Remote.download
 
-    def counted(self, key, target, moved=None):
+    def counted(self, key, target):
         loads.append(key)
-        whole(self, key, target, moved)
+        whole(self, key, target)
 
     monkeypatch.setattr(Remote, "download", counted)
     pipeline = Pipeline(experiment(tmp_path, URL), Home(tmp_path / "home", "x"))
@@ -85,8 +84,8 @@ def test_a_dataset_that_changes_while_it_is_read_is_not_used(tmp_path, monkeypat
     put(ROWS)
     whole = Remote.download
 
-    def changed(self, key, target, moved=None):
-        whole(self, key, target, moved)
+    def changed(self, key, target):
+        whole(self, key, target)
         put(ROWS[:3])
 
     monkeypatch.setattr(Remote, "download", changed)

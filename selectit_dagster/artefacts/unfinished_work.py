@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from selectit_dagster.artefacts.files import sha256_file
 from selectit_dagster.artefacts.manifest import MANIFEST, Fingerprint, differences
+from selectit_dagster.artefacts.remote_copy import (
+    FOREIGN,
+    UNFINISHED,
+    ArtefactStore,
+    Item,
+    place_files,
+    read_items,
+    waited_lock,
+)
 from selectit_dagster.errors import ArtefactError, TransientError, UserError
-from selectit_dagster.storage import layout
-from selectit_dagster.storage.content import holds, place, waited_lock
-from selectit_dagster.storage.layout import Item
-from selectit_dagster.storage.store import ArtefactStore
 
 LOGGER = logging.getLogger("selectit_dagster")
 # files up to that size, and journals, are read in one go, so that what grows is sent as it was
@@ -127,7 +133,7 @@ class Sender:
         # grows all the time, and each beginning of it is a journal
         items = [item for path, item in sent if self._is_as_sent(path, item)]
         if items and items != self._noted:
-            self.store.note_unfinished(self.folder, self.fingerprint, items)
+            note_unfinished(self.store, self.folder, self.fingerprint, items)
             self._noted = items
 
     def _send(self, path: Path) -> Item | None:
@@ -140,10 +146,10 @@ class Sender:
             if before[0] <= _SNAPSHOT or path.suffix == _JOURNAL:
                 content = path.read_bytes()
                 item = Item(name, len(content), hashlib.sha256(content).hexdigest())
-                self.store.remote.write(self._key(item), content)
+                self.store.remote.write(_key(self.store, self.folder, item), content)
             else:
                 item = Item(name, before[0], sha256_file(path))
-                self.store.remote.upload(path, self._key(item))
+                self.store.remote.upload(path, _key(self.store, self.folder, item))
                 if _state(path) != before:
                     return None
         except FileNotFoundError:
@@ -159,13 +165,49 @@ class Sender:
         except FileNotFoundError:
             return False
 
-    def _key(self, item: Item) -> str:
-        return layout.object_key(self.store.stage(self.folder), item)
-
 
 def _state(path: Path) -> tuple[int, int]:
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
+
+
+def _key(store: ArtefactStore, folder: Path, item: Item) -> str:
+    """Return where a file under way is stored: what changes later gets another place."""
+    name = PurePosixPath(item.name).name
+    return f"{store.stage(folder)}/{UNFINISHED}/{item.sha256[:16]}/{name}"
+
+
+def _list_key(store: ArtefactStore, folder: Path) -> str:
+    return f"{store.stage(folder)}/{UNFINISHED}/files.json"
+
+
+def note_unfinished(
+    store: ArtefactStore, folder: Path, fingerprint: Fingerprint, items: list[Item]
+) -> None:
+    """Replace the list of a stage's safe files; they must be in storage already."""
+    files = {item.name: {"bytes": item.size, "sha256": item.sha256} for item in items}
+    value = {"fingerprint": fingerprint, "files": files}
+    store.remote.write(_list_key(store, folder), json.dumps(value).encode())
+
+
+def unfinished(store: ArtefactStore, folder: Path) -> tuple[Fingerprint, list[Item]] | None:
+    """Return the fingerprint and the safe files of a stage that did not end.
+
+    Raises
+    ------
+    ArtefactError
+        When the stored list is not one of ours.
+    """
+    key = _list_key(store, folder)
+    content, source = store.remote.read(key), store.remote.address(key)
+    if content is None:
+        return None
+    try:
+        value = json.loads(content)
+        files, fingerprint = dict(value["files"]), dict(value["fingerprint"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(f"{source} is not a list of this project", hint=FOREIGN) from error
+    return fingerprint, read_items(files, source=source)
 
 
 def take_up(
@@ -174,9 +216,8 @@ def take_up(
     """Bring what another machine finished of the same work; return how many files.
 
     A folder without work of its own gets the files where they were, and the stage resumes from
-    them as from its own. Beside work of its own, rows go where the stage takes rows over from
-    (``work.rows``), and where it knows no such place nothing is brought. Work that is damaged in
-    storage is told, and done again.
+    them. Beside work of its own, rows go where the stage takes rows over from (``work.rows``).
+    Work that is damaged in storage is told, and done again.
 
     Raises
     ------
@@ -184,28 +225,22 @@ def take_up(
         When the place cannot be read.
     """
     try:
-        found = store.unfinished(folder)
+        found = unfinished(store, folder)
         if found is None or differences(found[0], fingerprint):
             return 0
-        return _bring(store, folder, found[1], work)
+        items = {item.name: item for item in found[1]}
+        if (folder / MANIFEST).exists() or work.files(folder):
+            items = {
+                f"{work.aside}/{Path(i.name).stem}-{i.sha256[:12]}{Path(i.name).suffix}": i
+                for i in items.values()
+                if work.is_row(i.name) and not i.is_at(folder / i.name)
+            }
+        if items:
+            with waited_lock(folder):
+                store.download(folder, list(items.values()), lambda i: _key(store, folder, i))
+                place_files(folder, items)
+            LOGGER.info("%d files of unfinished work came from %s", len(items), folder.name)
+        return len(items)
     except ArtefactError as error:
         LOGGER.warning("unfinished work cannot be taken up: %s", error.message)
         return 0
-
-
-def _bring(store: ArtefactStore, folder: Path, items: list[Item], work: UnfinishedWork) -> int:
-    aside = (folder / MANIFEST).exists() or bool(work.files(folder))
-    if aside:
-        items = [i for i in items if work.is_row(i.name) and not holds(folder / i.name, i)]
-    if not items:
-        return 0
-    with waited_lock(folder, "fetching from storage"):
-        store.content.download(store.stage(folder), folder, items)
-        place(folder, items, (lambda item: _aside_name(work.aside, item)) if aside else None)
-    LOGGER.info("%d files of unfinished work came from %s", len(items), store.address(folder))
-    return len(items)
-
-
-def _aside_name(aside: str, item: Item) -> str:
-    path = Path(item.name)
-    return f"{aside}/{path.stem}-{item.sha256[:12]}{path.suffix}"

@@ -6,8 +6,8 @@ import errno
 
 import pytest
 
+from selectit_dagster.artefacts.remote_files import explained
 from selectit_dagster.errors import TransientError, UserError
-from selectit_dagster.storage.faults import explained
 
 
 class ClientError(Exception):
