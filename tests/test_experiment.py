@@ -147,7 +147,7 @@ def test_a_missing_section_is_named():
         ({"dataset": {"path": "x", "layout": "columns"}}, "dataset.columns"),
         ({"tuning": {"base_model": {"path": "./m"}}}, "benchmark"),
         ({"schedule": {"cron": "weekly"}}, "five fields"),
-        ({"rating": {"adaptive": True, "layout": "record-first"}}, "exclude one another"),
+        ({"rating": {"layout": "record-first"}}, "remove this key"),
         ({"rating": {"adaptive": True, "num_prompts": 1}}, "num_prompts must be at least 2"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -55,14 +55,11 @@ class RatingSection(Section):
     too_long: Literal["reject", "truncate-response"] = Field(
         "reject", description="what happens to a record that does not fit"
     )
-    layout: Literal["paper", "record-first"] = Field(
-        "paper", description="record-first shares the record between prompts (not the paper's)"
-    )
     adaptive: bool = Field(
         False, description="stop asking prompts for records that cannot reach the cut (not exact)"
     )
     audit_share: float = Field(
-        0.05, gt=0, le=1, description="share scored in full to audit record-first or adaptive"
+        0.05, gt=0, le=1, description="share scored in full to audit adaptive"
     )
     max_batch_tokens: int | None = Field(
         None, ge=1, description="token positions per batch; default: calibrated on the device"
@@ -70,6 +67,19 @@ class RatingSection(Section):
     engine: Literal["local", "ray"] = Field(
         "local", description="where scoring runs: in this process, or on Ray as section ray says"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_layout(cls, values: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+        """Accept what earlier experiment files say of the only layout there is."""
+        if not isinstance(values, dict) or "layout" not in values:
+            return values
+        if values["layout"] != "paper":
+            raise ValueError(
+                "layout: the paper's is the only one (record-first reversed the ranking); "
+                "remove this key"
+            )
+        return {name: value for name, value in values.items() if name != "layout"}
 
     @model_validator(mode="after")
     def _rounds_need_one_process(self) -> RatingSection:
@@ -82,11 +92,6 @@ class RatingSection(Section):
 
     @model_validator(mode="after")
     def _stops_between_prompts(self) -> RatingSection:
-        if self.adaptive and self.layout == "record-first":
-            raise ValueError(
-                "adaptive and layout: record-first exclude one another, because record-first asks "
-                "all prompts at once; choose one of the two"
-            )
         if self.adaptive and self.num_prompts < 2:
             raise ValueError("adaptive stops between two prompts: num_prompts must be at least 2")
         return self

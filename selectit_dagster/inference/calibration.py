@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from selectit_dagster.artefacts.files import read_json, sha256_json, write_json
 from selectit_dagster.errors import UserError
-from selectit_dagster.inference.backends.protocol import Backend, BatchTooLargeError
+from selectit_dagster.inference.backends.protocol import Backend
 from selectit_dagster.inference.length_batches import PlannedBatch, plan_by_prompt
 from selectit_dagster.rating.shards import read_chunks
 from selectit_dagster.rating.token_rows import RowMaker
@@ -37,8 +37,6 @@ def batch_tokens(request: ScoringRequest, rows: RowMaker, backend: Backend, reco
     asked, usual = request.rating.max_batch_tokens, backend.facts.batch_tokens
     if asked is not None:
         return asked
-    if rows.layout != "paper":
-        return usual * 2
     entry = _entry(request, backend)
     with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
         return int(read_json(entry)["batch_tokens"])
@@ -88,14 +86,11 @@ def _measure(request: ScoringRequest, rows: RowMaker, backend: Backend, records:
 def _is_long(backend: Backend, planned: Sequence[PlannedBatch], tokens: float) -> bool:
     """Tell from one batch on one worker whether a run of so many tokens is worth measuring for."""
     batch = planned[len(planned) // 2].tokens
-    try:
-        # the first batch also makes the backend choose its way, which is not to be timed
-        backend.rate(planned[0].tokens)
-        started = time.monotonic()
-        backend.rate(batch)
-        seconds = time.monotonic() - started
-    except BatchTooLargeError:
-        return False
+    # the first batch also makes the backend choose its mode, which is not to be timed
+    backend.rate(planned[0].tokens)
+    started = time.monotonic()
+    backend.rate(batch)
+    seconds = time.monotonic() - started
     return tokens / batch.tokens * seconds / backend.facts.workers >= _WORTH_SECONDS
 
 
@@ -104,11 +99,11 @@ def _speed(backend: Backend, planned: Sequence[PlannedBatch]) -> float | None:
     workers = backend.facts.workers
     middle = max(0, len(planned) // 2 - workers)
     some = [batch.tokens for batch in planned[middle : middle + 2 * workers]]
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            started = time.monotonic()
-            list(pool.map(backend.rate, some))
-            seconds = time.monotonic() - started
-    except BatchTooLargeError:
+    halvings = backend.notes.halvings
+    with ThreadPoolExecutor(workers) as pool:
+        started = time.monotonic()
+        list(pool.map(backend.rate, some))
+        seconds = time.monotonic() - started
+    if backend.notes.halvings > halvings:
         return None
     return sum(batch.tokens for batch in some) / max(seconds, 1e-9)

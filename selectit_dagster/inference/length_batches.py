@@ -29,14 +29,14 @@ class PlannedBatch:
 
     @property
     def prompt(self) -> int:
-        """The prompt of the first row: of all rows, in a plan by prompt."""
+        """The prompt of all rows."""
         return self.targets[0][1]
 
 
 def plan_by_prompt(
     rows: Sequence[TokenRow], prefixes: Sequence[Tokens], budget: int
 ) -> list[PlannedBatch]:
-    """Return batches of one prompt each, whose prefix their rows share (paper's layout).
+    """Return batches of one prompt each, whose prefix their rows share.
 
     A row that does not begin with its prompt's prefix goes into a batch without one.
     """
@@ -75,63 +75,5 @@ def _packed(
 def _batch(some: list[tuple[TokenRow, Tokens]], prefix: Tokens) -> PlannedBatch:
     return PlannedBatch(
         targets=tuple((row.record, row.prompt) for row, _ in some),
-        tokens=TokenBatch((prefix,), tuple(suffix for _, suffix in some), (0,) * len(some)),
-    )
-
-
-def plan_by_record(rows: Sequence[TokenRow], budget: int) -> list[PlannedBatch]:
-    """Return batches of records, each record's rows sharing its beginning (record-first).
-
-    The records of a batch have beginnings of one length.
-    """
-    of_record: dict[int, list[TokenRow]] = defaultdict(list)
-    for row in rows:
-        if row.tokens is not None:
-            of_record[row.record].append(row)
-    by_length: dict[int, list[list[TokenRow]]] = defaultdict(list)
-    for group in of_record.values():
-        by_length[_common(group)].append(group)
-    planned = []
-    for length in sorted(by_length, reverse=True):
-        groups = by_length[length]
-        if length == 0:
-            alone = [(row, _tokens(row)) for group in groups for row in group]
-            planned += [_batch(some, _EMPTY) for some in _packed(alone, budget)]
-            continue
-        cost = max(_positions(group, length) for group in groups)
-        step = max(1, budget // cost)
-        planned += [
-            _record_batch(groups[start : start + step], length)
-            for start in range(0, len(groups), step)
-        ]
-    return planned
-
-
-def _tokens(row: TokenRow) -> Tokens:
-    return _EMPTY if row.tokens is None else row.tokens
-
-
-def _common(group: list[TokenRow]) -> int:
-    """Return how many tokens all rows of a record begin with; none for a single row."""
-    if len(group) == 1:
-        return 0
-    shortest = min(len(_tokens(row)) for row in group) - 1
-    stacked = np.stack([_tokens(row)[:shortest] for row in group])
-    differs = (stacked != stacked[0]).any(axis=0)
-    return int(differs.argmax()) if differs.any() else shortest
-
-
-def _positions(group: list[TokenRow], length: int) -> int:
-    return length + len(group) * (max(len(_tokens(row)) for row in group) - length)
-
-
-def _record_batch(groups: list[list[TokenRow]], length: int) -> PlannedBatch:
-    rows = [(number, row) for number, group in enumerate(groups) for row in group]
-    return PlannedBatch(
-        targets=tuple((row.record, row.prompt) for _, row in rows),
-        tokens=TokenBatch(
-            tuple(_tokens(group[0])[:length] for group in groups),
-            tuple(_tokens(row)[length:] for _, row in rows),
-            tuple(number for number, _ in rows),
-        ),
+        tokens=TokenBatch(prefix, tuple(suffix for _, suffix in some)),
     )

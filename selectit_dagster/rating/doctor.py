@@ -98,10 +98,10 @@ def _try(model: ScoringModel, rating: RatingSection, facts: dict[str, Any]) -> N
     from selectit_dagster.inference.backends.protocol import local_backend
     from selectit_dagster.inference.length_batches import plan_by_prompt
     from selectit_dagster.inference.model_loading import load_config, load_model, load_tokenizer
-    from selectit_dagster.inference.row_failures import CarefulRater
     from selectit_dagster.rating.levels import base_rating
     from selectit_dagster.rating.preparation import max_length, vocabulary_size
     from selectit_dagster.rating.prompts import load_prompts
+    from selectit_dagster.rating.rated_batch import RatedBatch
     from selectit_dagster.rating.rating_tokens import Encoder, find_rating_tokens
     from selectit_dagster.rating.token_rows import RowMaker
 
@@ -110,7 +110,7 @@ def _try(model: ScoringModel, rating: RatingSection, facts: dict[str, Any]) -> N
     config = load_config(model)
     facts["context"], warnings = max_length(rating.max_length, config, encoder)
     facts["warnings"] += warnings
-    rows = RowMaker(encoder, prompts, "paper", facts["context"], False, vocabulary_size(config))
+    rows = RowMaker(encoder, prompts, facts["context"], False, vocabulary_size(config))
     facts["rating_token_ids"] = list(
         find_rating_tokens(encoder, rows.contexts(), rating.num_ratings)
     )
@@ -124,9 +124,8 @@ def _try(model: ScoringModel, rating: RatingSection, facts: dict[str, Any]) -> N
         facts["problems"].append(f"even a short record does not fit: {too_long[0]}")
         return
     planned = plan_by_prompt(made, rows.shared_prefixes(), backend.facts.batch_tokens)
-    rater = CarefulRater(backend, rating.num_ratings)
     started = time.monotonic()
-    rated = [(batch, rater.rate(batch.tokens)) for batch in planned]
+    rated = [(batch, RatedBatch.of(backend.rate(batch.tokens))) for batch in planned]
     facts["prompts_per_second"] = len(wanted) / max(time.monotonic() - started, 1e-9)
     reasons = [reason for _, found in rated for reason in found.reasons.values()]
     if reasons:

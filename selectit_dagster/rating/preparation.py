@@ -87,7 +87,7 @@ def row_maker(request: ScoringRequest) -> tuple[RowMaker, list[str]]:
     truncate = rating.too_long == "truncate-response"
     vocabulary = vocabulary_size(config)
     prompts = request.prompts()
-    return RowMaker(encoder, prompts, rating.layout, limit, truncate, vocabulary), warnings
+    return RowMaker(encoder, prompts, limit, truncate, vocabulary), warnings
 
 
 def chunk_maker(
@@ -96,7 +96,7 @@ def chunk_maker(
     """Return what plans the request's chunks."""
     return ChunkMaker(
         rows,
-        rows.shared_prefixes() if rows.layout == "paper" else (),
+        rows.shared_prefixes(),
         [prompt.digest for prompt in rows.prompts],
         request.rating.num_ratings,
         plan["batch_tokens"],

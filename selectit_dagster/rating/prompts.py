@@ -4,8 +4,7 @@ The layout of the paper, ``P`` a rating prompt, ``I`` the instruction, ``A`` the
 
     P\n\nInstruction:I\nResponse:A\nThe answer is: \n
 
-and the rating token follows. The layout ``record-first`` is not the paper's: it puts the
-record before the prompt, so that all prompts about a record share its beginning.
+and the rating token follows.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from selectit_dagster.artefacts.files import sha256_json
 from selectit_dagster.errors import UserError
 
 QUESTION = "\nThe answer is: \n"
-Layout = Literal["paper", "record-first"]
 Variant = Literal["paper", "released-code"]
 
 
@@ -55,13 +53,8 @@ class RatingText:
         return self.before + self.response + self.after
 
 
-def rating_text(
-    prompt: RatingPrompt, instruction: str, response: str, layout: Layout = "paper"
-) -> RatingText:
+def rating_text(prompt: RatingPrompt, instruction: str, response: str) -> RatingText:
     """Return the text that asks ``prompt`` about one record."""
-    if layout == "record-first":
-        after = f"\n\n{prompt.text}{QUESTION}"
-        return RatingText(f"Instruction:{instruction}\nResponse:", response, after)
     before = f"{prompt.text}{prompt.separator}Instruction:{instruction}\nResponse:"
     return RatingText(before, response, QUESTION)
 

@@ -49,7 +49,7 @@ class ScoringRequest:
     model:
         The scoring model.
     rating:
-        Rating prompts, number of ratings, limits and layout. α, variant and ablation belong
+        Rating prompts, number of ratings and limits. α, variant and ablation belong
         to the ranking and do not change what is stored (the variant changes how a prompt
         file's last line is read).
     selection_share:
@@ -94,7 +94,7 @@ def scoring_fingerprint(request: ScoringRequest) -> Fingerprint:
         **{f"model.{name}": value for name, value in identity.items()},
         "dtype": _dtype(request),
         "num_ratings": rating.num_ratings,
-        "layout": rating.layout,
+        "layout": "paper",
         "chat_template": rating.chat_template,
         "max_length": rating.max_length,
         "too_long": rating.too_long,
@@ -199,21 +199,29 @@ def _score(
     backend: Backend | None,
     on_mismatch: OnMismatch,
 ) -> Manifest:
-    from selectit_dagster.rating.audit import Audit
     from selectit_dagster.rating.preparation import open_run
     from selectit_dagster.rating.scoring_run import run_of
 
     started = time.monotonic()
     setup = open_run(request, folder, backend, on_mismatch)
     _require_same_model(request, folder)
-    audit = Audit.of(request, folder, setup.backend, score, progress)
-    run = run_of(setup, folder, progress, audit.rule)
+    rule, audit = None, {}
+    if request.rating.adaptive:
+        from selectit_dagster.rating.adaptive import FOLDER, audited_rule
+
+        rule, figures = audited_rule(
+            request,
+            folder.path / FOLDER,
+            lambda some, out: score(some, out, progress, setup.backend),
+        )
+        audit = {"audit": figures}
+    run = run_of(setup, folder, progress, rule)
     run.rate_all()
     _require_same_model(request, folder)
     summary = Summary.of(folder.path)
     details = {
         **run.details(time.monotonic() - started),
-        **audit.report(folder.path),
+        **audit,
         "rating_mass": summary.rating_mass,
         "examples": summary.examples,
     }

@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.inference.length_batches import PlannedBatch
-from selectit_dagster.inference.row_failures import CarefulRater, RatedBatch
 from selectit_dagster.progress import Progress
 from selectit_dagster.rating.preparation import Setup, chunk_maker
+from selectit_dagster.rating.rated_batch import RatedBatch
 from selectit_dagster.rating.score_folder import RowSource, ScoreFolder
 from selectit_dagster.rating.score_journal import Journal, journal_name
 from selectit_dagster.rating.score_store import part_name, read_index, write_part
 from selectit_dagster.rating.shards import ChunkWork, RecordChunk, read_chunks, text_key
 
 if TYPE_CHECKING:
-    from selectit_dagster.rating.audit import StoppingRule
+    from selectit_dagster.rating.adaptive import StoppingRule
 
 Flying = dict[Future[RatedBatch], tuple[ChunkWork, PlannedBatch]]
 
@@ -61,7 +61,6 @@ class Run:
         setup = self.setup
         self.digests: list[str] = self.folder.fingerprint["prompts"]
         self.total = setup.records * len(self.digests)
-        self.rater = CarefulRater(setup.backend, setup.request.rating.num_ratings)
         self.counts = {"scored": 0, "reused": 0, "resumed": 0}
         audited = self.folder.path / ".audit" / "exact"
         self.source: RowSource = self.folder.sources(*([audited] if self.rule else []))
@@ -94,7 +93,7 @@ class Run:
             rounds = [work.batches] if self.rule is None else self.rule.rounds(work)
             for batches in rounds:
                 for batch in batches:
-                    flying[pool.submit(self.rater.rate, batch.tokens)] = work, batch
+                    flying[pool.submit(self._rate, batch)] = work, batch
                     while len(flying) >= most:
                         self._collect(flying)
                 while self.rule is not None and flying:
@@ -103,6 +102,9 @@ class Run:
                 self._save(work)
         while flying:
             self._collect(flying)
+
+    def _rate(self, batch: PlannedBatch) -> RatedBatch:
+        return RatedBatch.of(self.setup.backend.rate(batch.tokens))
 
     def _collect(self, flying: Flying) -> None:
         """Wait for a batch, write it down, and save its chunk when it was the last."""
@@ -180,9 +182,9 @@ class Run:
         setup, facts, notes = self.setup, self.setup.backend.facts, self.setup.backend.notes
         rate = 1.0 / max(self.busy_seconds, 1e-9)
         warnings = [*setup.warnings, *notes.warnings]
-        if self.rater.halvings:
+        if notes.halvings:
             warnings.append(
-                f"{self.rater.halvings} batches did not fit into memory and were halved: "
+                f"{notes.halvings} batches did not fit into memory and were halved: "
                 "set rating.max_batch_tokens lower"
             )
         if facts.dtype != "float32":
@@ -197,7 +199,7 @@ class Run:
             "dtype": facts.dtype,
             "device": facts.device,
             "workers": facts.workers,
-            "way": notes.way,
+            "way": notes.mode,
             "batch_tokens": setup.plan["batch_tokens"],
             "max_length": setup.rows.max_length,
             "prefix_tokens": [len(prefix) for prefix in self.maker.prefixes],

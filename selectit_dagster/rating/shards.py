@@ -16,9 +16,9 @@ import numpy as np
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.inference.backends.protocol import Tokens
-from selectit_dagster.inference.length_batches import PlannedBatch, plan_by_prompt, plan_by_record
-from selectit_dagster.inference.row_failures import RatedBatch
+from selectit_dagster.inference.length_batches import PlannedBatch, plan_by_prompt
 from selectit_dagster.rating.prompts import rated_instruction
+from selectit_dagster.rating.rated_batch import RatedBatch
 from selectit_dagster.rating.score_folder import RowSource
 from selectit_dagster.rating.score_journal import Journal, JournalRow, read_journal
 from selectit_dagster.rating.score_store import FAILED, OK, PENDING, Ratings
@@ -241,6 +241,4 @@ class ChunkMaker:
 
     def plan(self, rows: list[TokenRow]) -> list[PlannedBatch]:
         """Return the batches of token rows."""
-        if self.rows.layout == "record-first":
-            return plan_by_record(rows, self.budget)
         return plan_by_prompt(rows, self.prefixes, self.budget)

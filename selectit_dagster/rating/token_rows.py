@@ -14,7 +14,7 @@ from itertools import takewhile
 import numpy as np
 
 from selectit_dagster.inference.backends.protocol import Tokens
-from selectit_dagster.rating.prompts import Layout, RatingPrompt, rating_text
+from selectit_dagster.rating.prompts import RatingPrompt, rating_text
 from selectit_dagster.rating.rating_tokens import Encoder
 from selectit_dagster.rating.score_store import FAILED, OK, TOO_LONG
 
@@ -50,14 +50,13 @@ class RowMaker:
 
     encoder: Encoder
     prompts: tuple[RatingPrompt, ...]
-    layout: Layout = "paper"
     max_length: int | None = None
     truncate: bool = False
     vocabulary: int | None = None
 
     def parts(self, prompt: int, instruction: str, response: str) -> tuple[str, str, str]:
         """Return the text before the response, the response, and the text after it."""
-        text = rating_text(self.prompts[prompt], instruction, response, self.layout)
+        text = rating_text(self.prompts[prompt], instruction, response)
         before, after = self.encoder.wrap(text.before, text.after)
         return before, text.response, after
 
@@ -66,7 +65,7 @@ class RowMaker:
         return ["".join(self.parts(k, "Say hello.", "Hello!")) for k in range(len(self.prompts))]
 
     def shared_prefixes(self) -> tuple[Tokens, ...]:
-        """Return, per prompt, the tokens with which its rows begin (paper's layout)."""
+        """Return, per prompt, the tokens with which its rows begin."""
         prefixes = []
         for prompt in range(len(self.prompts)):
             texts = ["".join(self.parts(prompt, probe, "")) for probe in _PROBES]

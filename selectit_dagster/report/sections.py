@@ -43,8 +43,8 @@ def asked(pipeline: Pipeline) -> Section:
     ]
     if rating.ablation != "none":
         rows.append(["ablation", rating.ablation])
-    if rating.layout != "paper" or rating.adaptive:
-        rows.append(["not the paper's", f"layout {rating.layout}, adaptive {rating.adaptive}"])
+    if rating.adaptive:
+        rows.append(["not the paper's", "adaptive"])
     if (tuning := experiment.tuning) is not None:
         rows += [
             ["base model that is tuned", local_name(tuning.base_model.path)],

@@ -9,11 +9,11 @@ import pytest
 import torch
 import transformers
 
-from selectit_dagster.inference.backends.protocol import BatchTooLargeError, TokenBatch
+from selectit_dagster.inference.backends.protocol import TokenBatch
 from selectit_dagster.inference.backends.transformers import TransformersBackend
 from selectit_dagster.inference.model_loading import LoadedModel
-from selectit_dagster.inference.row_failures import CarefulRater
 from selectit_dagster.rating.levels import rating_distribution
+from selectit_dagster.rating.rated_batch import RatedBatch
 
 IDS = [3, 4, 5, 6, 7]
 SHAPE = {
@@ -68,13 +68,7 @@ def random_rows(seed: int, lengths: tuple[int, ...]) -> tuple[np.ndarray, ...]:
 
 
 def shared_prefix() -> TokenBatch:
-    return TokenBatch(random_rows(1, (21,)), random_rows(2, (40, 33, 12, 7, 1)), (0,) * 5)
-
-
-def several_prefixes() -> TokenBatch:
-    return TokenBatch(
-        random_rows(3, (19, 19, 19)), random_rows(4, (9, 30, 4, 7, 1)), (0, 1, 2, 1, 0)
-    )
+    return TokenBatch(random_rows(1, (21,))[0], random_rows(2, (40, 33, 12, 7, 1)))
 
 
 def plain_loop(model: torch.nn.Module, batch: TokenBatch) -> np.ndarray:
@@ -90,16 +84,16 @@ def plain_loop(model: torch.nn.Module, batch: TokenBatch) -> np.ndarray:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_a_plain_loop(family: str) -> None:
     model = model_of(family)
-    batches = [shared_prefix(), several_prefixes()]
-    batches.append(TokenBatch((np.empty(0, np.int32),), batches[0].suffixes, (0,) * 5))
+    batches = [shared_prefix()]
+    batches.append(TokenBatch(np.empty(0, np.int32), batches[0].suffixes))
     expected = [plain_loop(model, batch) for batch in batches]
     backend = backend_of(model, workers=1)
     for _ in range(2):
         for batch, plain in zip(batches, expected, strict=True):
-            found = backend.rate(batch)
+            found = backend.rate(batch).log_probabilities
             assert found.dtype == np.float32
             np.testing.assert_allclose(found, plain, atol=1e-4)
-    assert backend.notes.way == "prefix"
+    assert backend.notes.mode == "prefix"
     assert not backend.notes.warnings
 
 
@@ -108,20 +102,20 @@ def test_what_keeps_no_keys_and_values_is_rated_in_whole_rows(family: str) -> No
     model = model_of(family)
     plain = plain_loop(model, shared_prefix())
     backend = backend_of(model)
-    np.testing.assert_allclose(backend.rate(shared_prefix()), plain, atol=1e-4)
-    assert backend.notes.way == "padded"
+    np.testing.assert_allclose(backend.rate(shared_prefix()).log_probabilities, plain, atol=1e-4)
+    assert backend.notes.mode == "padded"
     assert "prefix batches do not work" in backend.notes.warnings[0]
 
 
 def test_rows_without_a_prefix_do_not_decide_how_prefixes_are_run() -> None:
     model = model_of("mamba without a cache")
-    bare = TokenBatch((np.empty(0, np.int32),), shared_prefix().suffixes, (0,) * 5)
+    bare = TokenBatch(np.empty(0, np.int32), shared_prefix().suffixes)
     batches = [bare, shared_prefix()]
     plain = [plain_loop(model, batch) for batch in batches]
     backend = backend_of(model)
     for batch, expected in zip(batches, plain, strict=True):
-        np.testing.assert_allclose(backend.rate(batch), expected, atol=1e-4)
-    assert backend.notes.way == "padded"
+        np.testing.assert_allclose(backend.rate(batch).log_probabilities, expected, atol=1e-4)
+    assert backend.notes.mode == "padded"
 
 
 def test_a_model_that_looks_at_padding_is_rated_row_by_row() -> None:
@@ -137,8 +131,8 @@ def test_a_model_that_looks_at_padding_is_rated_row_by_row() -> None:
     model.forward = peeks
     plain = plain_loop(model, shared_prefix())
     backend = backend_of(model)
-    np.testing.assert_allclose(backend.rate(shared_prefix()), plain, atol=1e-4)
-    assert backend.notes.way == "single"
+    np.testing.assert_allclose(backend.rate(shared_prefix()).log_probabilities, plain, atol=1e-4)
+    assert backend.notes.mode == "single"
     assert len(backend.notes.warnings) == 2
     assert "differ from the plain way" in backend.notes.warnings[0]
 
@@ -146,8 +140,7 @@ def test_a_model_that_looks_at_padding_is_rated_row_by_row() -> None:
 def test_several_threads_give_what_one_gives() -> None:
     model = model_of("llama")
     batches = [
-        TokenBatch(random_rows(1, (21,)), random_rows(seed, (9, 5, 30)), (0, 0, 0))
-        for seed in range(12)
+        TokenBatch(random_rows(1, (21,))[0], random_rows(seed, (9, 5, 30))) for seed in range(12)
     ]
     backend = backend_of(model, workers=3)
     threads = torch.get_num_threads()
@@ -155,7 +148,7 @@ def test_several_threads_give_what_one_gives() -> None:
         found = list(pool.map(backend.rate, batches))
     one = backend_of(model_of("llama"), workers=3)
     for batch, rated in zip(batches, found, strict=True):
-        np.testing.assert_array_equal(rated, one.rate(batch))
+        np.testing.assert_array_equal(rated.log_probabilities, one.rate(batch).log_probabilities)
     assert torch.get_num_threads() == threads
 
 
@@ -163,10 +156,10 @@ def test_half_precision_is_close_and_keeps_the_last_product_in_float32() -> None
     model = model_of("llama")
     plain = rating_distribution(plain_loop(model, shared_prefix()))
     backend = backend_of(model.to(torch.bfloat16), "bfloat16")
-    found = rating_distribution(backend.rate(shared_prefix()))
+    found = rating_distribution(backend.rate(shared_prefix()).log_probabilities)
     assert np.abs(found - plain).max() < 0.25
     # bfloat16 logits would have at most 8 significant bits
-    logits = backend.rate(shared_prefix())
+    logits = backend.rate(shared_prefix()).log_probabilities
     rounded = torch.tensor(logits).to(torch.bfloat16).float().numpy()
     assert (logits != rounded).any()
 
@@ -175,35 +168,18 @@ def test_the_output_layer_may_be_multiplied_piece_by_piece(monkeypatch: pytest.M
     from selectit_dagster.inference import output_layer
 
     model = model_of("phi with a bias").to(torch.bfloat16)
-    whole = backend_of(model, "bfloat16").rate(shared_prefix())
+    whole = backend_of(model, "bfloat16").rate(shared_prefix()).log_probabilities
     monkeypatch.setattr(output_layer, "_HEAD_BYTES", 4096)
     pieces = backend_of(model_of("phi with a bias").to(torch.bfloat16), "bfloat16")
-    np.testing.assert_allclose(pieces.rate(shared_prefix()), whole, atol=1e-5)
+    np.testing.assert_allclose(pieces.rate(shared_prefix()).log_probabilities, whole, atol=1e-5)
 
 
 def test_broken_weights_fail_with_a_reason() -> None:
     model = model_of("llama")
     model.lm_head.weight.data[50] = float("nan")
-    rated = CarefulRater(backend_of(model), 5).rate(shared_prefix())
+    rated = RatedBatch.of(backend_of(model).rate(shared_prefix()))
     assert np.isnan(rated.probabilities).all()
     assert set(rated.reasons.values()) == {"not a number"}
-
-
-def test_out_of_memory_is_told_apart_from_other_errors() -> None:
-    model = model_of("llama")
-    backend = backend_of(model)
-    backend.rate(shared_prefix())
-    for message, error in (
-        ("DefaultCPUAllocator: can't allocate memory: you tried", BatchTooLargeError),
-        ("mat1 and mat2 shapes cannot be multiplied", RuntimeError),
-    ):
-
-        def fails(*_: object, text: str = message, **__: object) -> None:
-            raise RuntimeError(text)
-
-        model.forward = fails
-        with pytest.raises(error):
-            backend.rate(shared_prefix())
 
 
 def test_real_model_on_real_records(shared_data) -> None:
@@ -213,5 +189,5 @@ def test_real_model_on_real_records(shared_data) -> None:
     reference = ModelReference(path=str(shared_data / "models" / "stories260K"), device="cpu")
     loaded = load_model(reference)
     plain = plain_loop(loaded.model, shared_prefix())
-    found = TransformersBackend(loaded, IDS).rate(shared_prefix())
+    found = TransformersBackend(loaded, IDS).rate(shared_prefix()).log_probabilities
     np.testing.assert_allclose(found, plain, atol=1e-4)

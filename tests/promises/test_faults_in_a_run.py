@@ -180,7 +180,8 @@ _LIMITED = """
 import json, re, resource, sys
 from pathlib import Path
 from selectit_dagster.experiment import RatingSection, ScoringModel
-from selectit_dagster.rating import careful, scoring
+from selectit_dagster.inference.backends.transformers import TransformersBackend
+from selectit_dagster.rating import scoring
 from selectit_dagster.rating.scoring import ScoringRequest, score
 
 model, records, out, spare = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
@@ -189,7 +190,7 @@ request = ScoringRequest(
     ScoringModel(name="m", path=model),
     RatingSection(num_prompts=2, max_batch_tokens=1 << 17),
 )
-asked, rate, draw = [], careful.CarefulRater.rate, scoring.draw
+asked, rate, draw = [], TransformersBackend.rate, scoring.draw
 unlimited = resource.getrlimit(resource.RLIMIT_DATA)[1]
 
 def limited(self, batch):
@@ -204,7 +205,7 @@ def free(*arguments):  # what comes after the batches, such as the library that 
     resource.setrlimit(resource.RLIMIT_DATA, (unlimited, unlimited))
     return draw(*arguments)
 
-careful.CarefulRater.rate, scoring.draw = limited, free
+TransformersBackend.rate, scoring.draw = limited, free
 manifest = score(request, out)
 print(json.dumps([manifest.counts, manifest.details.get("warnings", [])]))
 """

@@ -17,9 +17,10 @@ from selectit_dagster.experiment import RatingSection, ScoringModel
 from selectit_dagster.inference.backends.protocol import (
     BackendFacts,
     BackendNotes,
-    BatchTooLargeError,
+    BatchScores,
     TokenBatch,
 )
+from selectit_dagster.inference.failures import RowRetries
 from selectit_dagster.rating.scoring import ScoringRequest
 
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "Paris", "7", "words")
@@ -77,14 +78,20 @@ class HashedBackend:
         self.calls: dict[bytes, int] = {}
         self.sizes: list[int] = []
         self._lock = threading.Lock()
+        self._retries = RowRetries(lambda: None)
 
-    def rate(self, batch: TokenBatch) -> np.ndarray:
+    def rate(self, batch: TokenBatch) -> BatchScores:
+        found = self._retries.score(batch, self.rate_rows, self.ratings)
+        self.notes.halvings = self._retries.halvings
+        return found
+
+    def rate_rows(self, batch: TokenBatch) -> np.ndarray:
         if self.log is not None:
             with self.log.open("a") as handle:
                 handle.write(f"{len(batch)} {os.getpid()}\n")
             wait_for_company(self.log, self.company)
         if batch.positions > self.most:
-            raise BatchTooLargeError("no room")
+            raise MemoryError("no room")
         time.sleep(self.delay)
         rows = []
         with self._lock:

@@ -10,7 +10,7 @@ from scoring_world import HashedBackend, request_for, some_records, write_record
 from transformers import AutoTokenizer
 
 from selectit_dagster.inference import calibration
-from selectit_dagster.inference.backends.protocol import BatchTooLargeError, TokenBatch
+from selectit_dagster.inference.backends.protocol import TokenBatch
 from selectit_dagster.rating.rating_tokens import Encoder
 from selectit_dagster.rating.token_rows import RowMaker
 
@@ -18,11 +18,11 @@ from selectit_dagster.rating.token_rows import RowMaker
 class LikesBigBatches(HashedBackend):
     """Takes the same time for any batch, until it is full."""
 
-    def rate(self, batch: TokenBatch):
+    def rate_rows(self, batch: TokenBatch):
         time.sleep(0.01)
         if batch.positions > 600:
-            raise BatchTooLargeError
-        return super().rate(batch)
+            raise MemoryError
+        return super().rate_rows(batch)
 
 
 @pytest.fixture

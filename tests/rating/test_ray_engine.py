@@ -84,12 +84,10 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.name: sha256_file(path) for path in folder.glob("part-*")}
 
 
-@pytest.mark.parametrize("layout", ["paper", "record-first"])
 def test_score_files_are_those_of_the_local_engine_byte_for_byte(
-    cluster: Any, records: Path, tiny_model_folder: Path, tmp_path: Path, layout: str
+    cluster: Any, records: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    settings = {"layout": layout, "audit_share": 0.9}
-    request = request_for(records, tiny_model_folder, **settings)
+    request = request_for(records, tiny_model_folder)
     local = score(request, tmp_path / "local")
     found = score(on_ray(request), tmp_path / "ray")
     assert hashes(tmp_path / "ray") == hashes(tmp_path / "local")

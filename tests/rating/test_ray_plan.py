@@ -23,9 +23,9 @@ from selectit_dagster.inference.backends.serialization import (
 )
 from selectit_dagster.inference.length_batches import PlannedBatch
 from selectit_dagster.inference.ray_cluster import pool_for, require_ray
-from selectit_dagster.inference.row_failures import RatedBatch
 from selectit_dagster.rating import scoring
 from selectit_dagster.rating.preparation import chunk_maker, row_maker
+from selectit_dagster.rating.rated_batch import RatedBatch
 from selectit_dagster.rating.score_folder import RowSource
 from selectit_dagster.rating.scoring import ScoringRequest, scoring_fingerprint
 from selectit_dagster.rating.shards import ChunkReader, read_chunks
@@ -41,20 +41,15 @@ def planned(records: Path, model: Path, **rating: object) -> list[PlannedBatch]:
 
 
 def same(one: TokenBatch, other: TokenBatch) -> bool:
-    return one.prefix_of == other.prefix_of and all(
+    return all(
         np.array_equal(a, b)
-        for a, b in zip(
-            (*one.prefixes, *one.suffixes), (*other.prefixes, *other.suffixes), strict=True
-        )
+        for a, b in zip((one.prefix, *one.suffixes), (other.prefix, *other.suffixes), strict=True)
     )
 
 
-@pytest.mark.parametrize("layout", ["paper", "record-first"])
-def test_batches_arrive_as_they_were_planned(
-    layout: str, tiny_model_folder: Path, tmp_path: Path
-) -> None:
+def test_batches_arrive_as_they_were_planned(tiny_model_folder: Path, tmp_path: Path) -> None:
     records = write_records(tmp_path, some_records(40))
-    batches = planned(records, tiny_model_folder, layout=layout)
+    batches = planned(records, tiny_model_folder)
     assert len(batches) > 10
     arrived = unpack_batches(pack_batches(batches))
     assert [b.targets for b in arrived] == [b.targets for b in batches]

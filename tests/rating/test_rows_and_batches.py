@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from selectit_dagster.errors import UserError
-from selectit_dagster.inference.length_batches import plan_by_prompt, plan_by_record
+from selectit_dagster.inference.length_batches import plan_by_prompt
 from selectit_dagster.rating.prompts import QUESTION, load_prompts, rating_text
 from selectit_dagster.rating.rating_tokens import Encoder
 from selectit_dagster.rating.score_store import OK, TOO_LONG
@@ -46,33 +46,6 @@ def test_a_plan_holds_each_row_once_within_the_budget(made: list, budget: int) -
         assert len(batch.targets) == 1 or batch.tokens.positions <= budget
         lengths = [len(suffix) for suffix in batch.tokens.suffixes]
         assert min(lengths) >= 0.7 * max(lengths)
-        for at, target in enumerate(batch.targets):
-            assert target not in seen
-            seen[target] = batch.tokens.row(at)
-    assert len(seen) == len(rows)
-    for row in rows:
-        np.testing.assert_array_equal(seen[row.record, row.prompt], row.tokens)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.integers(1, 12), st.lists(st.integers(1, 5), min_size=1, max_size=4)),
-        min_size=1,
-        max_size=12,
-    ),
-    st.integers(1, 200),
-)
-def test_a_plan_by_record_shares_what_the_rows_begin_with(made: list, budget: int) -> None:
-    rows = []
-    for record, (body, ends) in enumerate(made):
-        for prompt, end in enumerate(ends):
-            tokens = [7] * body + [10 + prompt] + [8] * end
-            rows.append(TokenRow(record, prompt, np.array(tokens, dtype=np.int32)))
-    seen = {}
-    for batch in plan_by_record(rows, budget):
-        assert len({len(prefix) for prefix in batch.tokens.prefixes}) == 1
-        assert len(batch.tokens.prefixes) == 1 or batch.tokens.positions <= budget
         for at, target in enumerate(batch.targets):
             assert target not in seen
             seen[target] = batch.tokens.row(at)

@@ -147,7 +147,6 @@ def test_each_setting_that_changes_a_score_changes_the_fingerprint(
         "model.weights": request_for(records, second_tiny_model_folder),
         "num_ratings": request_for(records, tiny_model_folder, num_ratings=4),
         "prompts": request_for(records, tiny_model_folder, prompts=str(file), num_prompts=2),
-        "layout": request_for(records, tiny_model_folder, layout="record-first"),
         "chat_template": request_for(records, tiny_model_folder, chat_template=True),
         "too_long": request_for(records, tiny_model_folder, too_long="truncate-response"),
         "adaptive": request_for(records, tiny_model_folder, adaptive=True),
@@ -313,10 +312,10 @@ def test_a_torn_journal_and_a_torn_part_cost_only_their_rows(
     out = tmp_path / "torn"
 
     class Dies(HashedBackend):
-        def rate(self, batch):
+        def rate_rows(self, batch):
             if len(self.sizes) > 6:
                 raise KeyboardInterrupt
-            return super().rate(batch)
+            return super().rate_rows(batch)
 
     with pytest.raises(KeyboardInterrupt):
         score(request, out, backend=Dies())
@@ -412,36 +411,28 @@ def test_a_real_model_rates_as_a_plain_loop_does(
             np.testing.assert_allclose(stored.rating_mass[i, k], p.sum(), atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["record-first", "adaptive"])
-def test_shortcuts_run_with_an_audit_and_are_refused_without(
-    tiny_model_folder: Path, tmp_path: Path, method: str
+def test_adaptive_rating_runs_with_an_audit_and_is_refused_without(
+    tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     records = write_records(tmp_path / "many", some_records(150))
-    chosen = {"layout": "record-first"} if method == "record-first" else {"adaptive": True}
-    request = request_for(records, tiny_model_folder, audit_share=0.5, **chosen)
-    backend = HashedBackend()
-    manifest = score(request, tmp_path / "scores", backend=backend)
+    request = request_for(records, tiny_model_folder, audit_share=0.5, adaptive=True)
+    manifest = score(request, tmp_path / "scores", backend=HashedBackend())
     audit = manifest.details["audit"]
-    assert audit["method"] == method
+    assert audit["method"] == "adaptive"
     assert audit["sample"] > 40
     assert -1 <= audit["rank_correlation"] <= 1
     assert 0 <= audit["overlap"] <= 1
+    assert audit["prompts_saved"] > 0
     stored = read_scores(tmp_path / "scores", 5)
-    if method == "record-first":
-        assert (stored.status == OK).all()
-        assert manifest.details["tokens"] > manifest.details["token_positions"]
-    else:
-        left = [text for text in stored.reasons.values() if text.startswith("not asked")]
-        assert left
-        assert audit["prompts_saved"] > 0
-        exact = score(
-            request_for(records, tiny_model_folder), tmp_path / "exact", backend=HashedBackend()
-        )
-        full = read_scores(tmp_path / "exact", 5)
-        asked = stored.status == OK
-        np.testing.assert_array_equal(stored.probabilities[asked], full.probabilities[asked])
-        assert exact.counts["ok"] == 150
-    too_few = request_for(records, tiny_model_folder, audit_share=0.01, **chosen)
+    assert any(text.startswith("not asked") for text in stored.reasons.values())
+    exact = score(
+        request_for(records, tiny_model_folder), tmp_path / "exact", backend=HashedBackend()
+    )
+    full = read_scores(tmp_path / "exact", 5)
+    asked = stored.status == OK
+    np.testing.assert_array_equal(stored.probabilities[asked], full.probabilities[asked])
+    assert exact.counts["ok"] == 150
+    too_few = request_for(records, tiny_model_folder, audit_share=0.01, adaptive=True)
     with pytest.raises(UserError, match="too few to measure"):
         score(too_few, tmp_path / "refused", backend=HashedBackend())
 
@@ -453,10 +444,10 @@ def test_an_audit_of_which_too_few_could_be_rated_is_refused(
     for row in rows[:11]:
         row["response"] = "the quick brown fox " * 300
     records = write_records(tmp_path / "records", rows)
-    request = request_for(
-        records, tiny_model_folder, num_prompts=1, audit_share=1.0, layout="record-first"
-    )
-    with pytest.raises(UserError, match="only 19 of the audit sample's 30 records") as refusal:
+    request = request_for(records, tiny_model_folder, num_prompts=2, audit_share=1.0, adaptive=True)
+    with pytest.raises(
+        UserError, match="only 19 records of the audit sample's 30 could be rated"
+    ) as refusal:
         score(request, tmp_path / "scores", backend=HashedBackend())
     assert "rating.audit_share" in refusal.value.hint
 

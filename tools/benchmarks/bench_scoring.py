@@ -370,7 +370,6 @@ def memory_child(count: int, data: Path) -> dict[str, Any]:
 
 BEYOND = {
     "exact": {},
-    "record-first": {"layout": "record-first"},
     "adaptive": {"adaptive": True},
 }
 
@@ -406,39 +405,6 @@ def beyond_child(way: str) -> dict[str, Any]:
     }
 
 
-def positions(data: Path, count: int = 1000) -> dict[str, Any]:
-    """Return the token positions that either layout needs for real records; runs no model."""
-    from transformers import AutoTokenizer
-
-    from selectit_dagster.inference.length_batches import plan_by_prompt, plan_by_record
-    from selectit_dagster.rating.prompts import load_prompts
-    from selectit_dagster.rating.rating_tokens import Encoder
-    from selectit_dagster.rating.token_rows import RowMaker
-
-    tokenizer = AutoTokenizer.from_pretrained(data / TOKENIZER)
-    case = Case("positions", "float32", "cpu", count, 0)
-    with tempfile.TemporaryDirectory() as work:
-        texts = write_records(Path(work), data, case, tokenizer, 4096)
-    wanted = [(i, k) for i in range(count) for k in range(PROMPTS)]
-    found = {}
-    for layout in ("paper", "record-first"):
-        maker = RowMaker(Encoder(tokenizer), load_prompts(None, PROMPTS), layout)
-        made = maker.make(texts, wanted)
-        found[f"{layout}_plain"] = sum(len(row.tokens) for row in made if row.tokens is not None)
-        plan = (
-            plan_by_prompt(made, maker.shared_prefixes(), 512)
-            if layout == "paper"
-            else plan_by_record(made, 1024)
-        )
-        found[layout] = sum(batch.tokens.positions for batch in plan)
-    return {
-        "records": count,
-        **found,
-        "times_fewer_than_paper": found["paper"] / found["record-first"],
-        "times_fewer_than_plain_loop": found["paper_plain"] / found["record-first"],
-    }
-
-
 # --- the table --------------------------------------------------------------------------------
 
 
@@ -449,7 +415,7 @@ def in_child(*arguments: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def beyond_table(beyond: list[dict[str, Any]], found: dict[str, Any]) -> str:
+def beyond_table(beyond: list[dict[str, Any]]) -> str:
     """Return what departs from the paper as a table."""
     exact = beyond[0]
     lines = [
@@ -466,15 +432,7 @@ def beyond_table(beyond: list[dict[str, Any]], found: dict[str, Any]) -> str:
             f"{one['token_positions']:>10,} {audit.get('rank_correlation', 1.0):>10.3f} "
             f"{audit.get('overlap', 1.0):>8.2f}"
         )
-    return "\n".join(
-        [
-            *lines,
-            f"token positions of {found['records']:,} real records: record-first needs "
-            f"{found['times_fewer_than_paper']:.2f} times fewer than the paper's layout, "
-            f"{found['times_fewer_than_plain_loop']:.2f} times fewer than the plain loop",
-            "",
-        ]
-    )
+    return "\n".join([*lines, ""])
 
 
 def table(results: list[dict[str, Any]], memory: list[dict[str, Any]]) -> str:
@@ -539,8 +497,7 @@ def main() -> None:
         print(table(results[-1:], []), flush=True)
     memory = [in_child("--child", str(count)) for count in arguments.memory]
     beyond = [in_child("--child", json.dumps(way)) for way in BEYOND]
-    found = positions(data)
-    text = table(results, memory) + beyond_table(beyond, found)
+    text = table(results, memory) + beyond_table(beyond)
     print(text)
     versions = library_versions("torch", "transformers", "tokenizers", "numpy")
     machine = {
@@ -558,7 +515,6 @@ def main() -> None:
             "results": results,
             "memory": memory,
             "beyond": beyond,
-            "positions": found,
         },
     )
     write_text(arguments.out.with_suffix(".txt"), text)

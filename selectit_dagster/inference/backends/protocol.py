@@ -1,7 +1,9 @@
-"""What scoring asks of whatever runs the model: a batch of token rows in, ratings out.
+"""What scoring asks of whatever runs the model: rows of token ids in, numbers or failures out.
 
 The protocol is narrow on purpose. It knows token ids and nothing of records, prompts or
-files, so that a cluster engine can stand behind it as well as the local one.
+files, so a server or a cluster can stand behind it as well as this process. A backend may
+batch as it likes: the rows of a :class:`TokenBatch` are only a proposal of what goes well
+together, and ``facts.workers`` batches may be asked for at once.
 """
 
 from __future__ import annotations
@@ -20,61 +22,61 @@ Tokens = npt.NDArray[np.int32]
 LogProbabilities = npt.NDArray[np.float32]
 
 
-class BatchTooLargeError(Exception):
-    """The device ran out of memory on a batch; smaller ones may fit."""
-
-
 @dataclass(frozen=True)
 class TokenBatch:
-    """Token rows that are run together, each a shared beginning and an end of its own.
+    """Token rows of like length that begin with the same tokens.
 
-    Row ``i`` is ``prefixes[prefix_of[i]]`` followed by ``suffixes[i]``. In the paper's
-    layout all rows of a batch share one prefix, the rating prompt; in ``record-first``
-    the prefixes are the records, of one length in a batch. A prefix may be empty when it is
-    the only one; a suffix may not.
+    Row ``i`` is ``prefix`` followed by ``suffixes[i]``. The prefix may be empty, a suffix not.
     """
 
-    prefixes: tuple[Tokens, ...]
+    prefix: Tokens
     suffixes: tuple[Tokens, ...]
-    prefix_of: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.suffixes)
 
     def row(self, index: int) -> Tokens:
         """Return one whole row of token ids."""
-        return np.concatenate([self.prefixes[self.prefix_of[index]], self.suffixes[index]])
+        return np.concatenate([self.prefix, self.suffixes[index]])
 
     @property
     def positions(self) -> int:
-        """Token positions that run, padding included (a single prefix is cached: left out)."""
-        own = len(self.suffixes) * max(map(len, self.suffixes))
-        if len(self.prefixes) == 1:
-            return own
-        return own + len(self.prefixes) * max(map(len, self.prefixes))
+        """Token positions that run when the prefix is cached, padding included."""
+        return len(self.suffixes) * max(map(len, self.suffixes))
 
     @property
     def tokens(self) -> int:
         """Tokens of all whole rows, padding left out: what a plain loop would run."""
-        prefixes = sum(len(self.prefixes[which]) for which in self.prefix_of)
-        return prefixes + sum(map(len, self.suffixes))
+        return len(self.prefix) * len(self.suffixes) + sum(map(len, self.suffixes))
 
     def take(self, indices: Sequence[int]) -> TokenBatch:
-        """Return the batch of some of the rows, with the prefixes that they need."""
-        needed = sorted({self.prefix_of[index] for index in indices})
-        renamed = {old: new for new, old in enumerate(needed)}
-        return TokenBatch(
-            prefixes=tuple(self.prefixes[old] for old in needed),
-            suffixes=tuple(self.suffixes[index] for index in indices),
-            prefix_of=tuple(renamed[self.prefix_of[index]] for index in indices),
-        )
+        """Return the batch of some of the rows."""
+        return TokenBatch(self.prefix, tuple(self.suffixes[index] for index in indices))
+
+
+@dataclass(frozen=True)
+class BatchScores:
+    """What came out of a batch.
+
+    Attributes
+    ----------
+    log_probabilities:
+        (rows, R) float32: the log-probability of each rating token after each row, natural
+        logarithms over the whole vocabulary. Their softmax is the rating distribution, the sum
+        of their exponentials the rating mass. NaN in the rows that failed.
+    failures:
+        Why a row has no numbers, by its place in the batch.
+    """
+
+    log_probabilities: LogProbabilities
+    failures: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class BackendFacts:
-    """What is recorded about the model that rated.
+    """What is recorded about the model that scored.
 
-    ``workers`` is how many batches may be rated at once, from as many threads;
+    ``workers`` is how many batches may be asked for at once, from as many threads;
     ``batch_tokens`` the token positions per batch that suit the device unmeasured.
     """
 
@@ -89,14 +91,18 @@ class BackendFacts:
 
 @dataclass
 class BackendNotes:
-    """What a backend found out while it ran: how rows were run, and what to warn about."""
+    """What a backend found out while it ran: the execution mode, retries, what to warn about.
 
-    way: str = ""
+    ``halvings`` counts batches that did not fit into memory and were halved.
+    """
+
+    mode: str = ""
     warnings: list[str] = field(default_factory=list)
+    halvings: int = 0
 
 
 class Backend(Protocol):
-    """Whatever runs a model for the scoring engine."""
+    """Whatever runs a model for the scoring run."""
 
     @property
     def facts(self) -> BackendFacts:
@@ -108,16 +114,17 @@ class Backend(Protocol):
         """What it found out so far."""
         ...  # pragma: no cover - protocol
 
-    def rate(self, batch: TokenBatch) -> LogProbabilities:
-        """Return the log-probability of each rating token after each row.
+    def rate(self, batch: TokenBatch) -> BatchScores:
+        """Return the log-probabilities of the rating tokens after each row, or why not.
 
-        (rows, R) float32, natural logarithms over the whole vocabulary: their softmax is
-        the rating distribution, the sum of their exponentials the rating mass.
+        Called from ``facts.workers`` threads at once. A row that cannot be scored, whatever
+        the reason, is a failure in the answer.
 
         Raises
         ------
-        BatchTooLargeError
-            When the batch does not fit into the device's memory.
+        DeviceBrokenError
+            When nothing more can be asked of it: what came before is kept, and the stage
+            ends as one that may be tried again.
         """
         ...  # pragma: no cover - protocol
 

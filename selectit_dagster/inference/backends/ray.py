@@ -11,7 +11,7 @@ from selectit_dagster.inference.backends.protocol import (
     Backend,
     BackendFacts,
     BackendNotes,
-    LogProbabilities,
+    BatchScores,
     TokenBatch,
 )
 from selectit_dagster.inference.backends.ray_workers import RaterSpec
@@ -87,13 +87,13 @@ class RayBackend:
     def learn(self, said: dict[str, Any]) -> None:
         """Take over what an actor says about its model."""
         self._facts = BackendFacts(**said["facts"])
-        self.notes.way = said["way"]
+        self.notes.mode = said["mode"]
         self.peak = max(self.peak, said["peak_memory_bytes"])
         for text in said["warnings"]:
             if text not in self.notes.warnings:
                 self.notes.warnings.append(text)
 
-    def rate(self, batch: TokenBatch) -> LogProbabilities:
+    def rate(self, batch: TokenBatch) -> BatchScores:
         """Rate a batch in the probe."""
         import ray
 
@@ -102,7 +102,7 @@ class RayBackend:
         found, fault = ray.get(self._probe.rate.remote(batch))
         if fault:
             raise unpack_error(fault)
-        rated: LogProbabilities = found
+        rated: BatchScores = found
         return rated
 
     def _start_probe(self) -> Any:  # noqa: ANN401 - an actor handle
@@ -136,7 +136,7 @@ class Probe:
         except UserError as error:
             self.fault = pack_error(error)
 
-    def rate(self, batch: TokenBatch) -> tuple[LogProbabilities | None, str]:
+    def rate(self, batch: TokenBatch) -> tuple[BatchScores | None, str]:
         """Return a batch's ratings, or what the user must mend."""
         return (None if self.fault else self.backend.rate(batch)), self.fault
 

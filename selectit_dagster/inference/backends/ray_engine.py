@@ -31,7 +31,7 @@ from selectit_dagster.rating.score_store import PENDING
 from selectit_dagster.rating.scoring_run import Run
 from selectit_dagster.rating.shards import ChunkReader, ChunkWork, Tokenised, read_chunks
 
-_NOTHING = TokenBatch((), (), ())
+_NOTHING = TokenBatch(np.empty(0, np.int32), ())
 # Ray needs about half a minute to notice that a node is gone
 _AGAIN_SECONDS = 10.0
 
@@ -205,7 +205,7 @@ class RayRun(Run):
             self.setup.backend.learn(said)
         self.actors.add(said["actor"])
         self._halvings[said["actor"]] = said["halvings"]
-        self.rater.halvings = sum(self._halvings.values())
+        self.setup.backend.notes.halvings = sum(self._halvings.values())
         other = {name: v for name, v in said["versions"].items() if versions().get(name) != v}
         text = f"other versions on some nodes than here, {other}: last digits may differ"
         if other and text not in self.setup.warnings:

@@ -27,9 +27,10 @@ from selectit_dagster.inference.backends.serialization import (
     pack_ratings,
     unpack_batches,
 )
+from selectit_dagster.inference.failures import DeviceBrokenError
 from selectit_dagster.inference.length_batches import PlannedBatch
-from selectit_dagster.inference.row_failures import CarefulRater
 from selectit_dagster.rating.preparation import chunk_maker, row_maker
+from selectit_dagster.rating.rated_batch import RatedBatch
 from selectit_dagster.rating.score_folder import RowSource
 from selectit_dagster.rating.shards import ChunkReader
 
@@ -212,7 +213,7 @@ class Rater:
         except UserError as error:
             self.fault = pack_error(error)
             return
-        self.rater = CarefulRater(backend, spec.num_ratings)
+        self.backend = backend
         self.pool = ThreadPoolExecutor(backend.facts.workers, "rate")
 
     def __call__(self, groups: pa.Table) -> pa.Table:
@@ -227,7 +228,12 @@ class Rater:
         if fault := self.fault or row["fault"]:
             return one_row(**same, **empty, facts="{}", fault=fault)
         batches = unpack_batches(row["batches"])
-        rated = list(self.pool.map(self.rater.rate, [batch.tokens for batch in batches]))
+        try:
+            found = list(self.pool.map(self.backend.rate, [batch.tokens for batch in batches]))
+        except DeviceBrokenError as error:
+            fault = pack_error(error)
+            return one_row(**same, **empty, facts="{}", fault=fault)
+        rated = [RatedBatch.of(scores) for scores in found]
         ratings, reasons = pack_ratings(rated)
         targets = np.array([at for batch in batches for at in batch.targets], dtype="<i4")
         return one_row(
@@ -242,13 +248,13 @@ class Rater:
         )
 
     def _facts(self) -> dict[str, Any]:
-        backend = self.rater.backend
+        backend = self.backend
         return {
             "facts": dataclasses.asdict(backend.facts),
-            "way": backend.notes.way,
+            "mode": backend.notes.mode,
             "warnings": list(backend.notes.warnings),
             "peak_memory_bytes": backend.peak_memory_bytes(),
-            "halvings": self.rater.halvings,
+            "halvings": backend.notes.halvings,
             "actor": f"{platform.node()}:{os.getpid()}",
             "versions": versions(),
         }

@@ -10,67 +10,69 @@ import numpy as np
 
 from selectit_dagster.errors import PassingError, UserError
 from selectit_dagster.inference.backends.protocol import TokenBatch
+from selectit_dagster.inference.failures import DeviceBrokenError
 from selectit_dagster.inference.length_batches import PlannedBatch
-from selectit_dagster.inference.row_failures import RatedBatch
+from selectit_dagster.rating.rated_batch import RatedBatch
 from selectit_dagster.rating.score_store import Floats
 
 _INT, _FLOAT = np.dtype("<i4"), np.dtype("<f4")
 
 
-def pack_error(error: UserError) -> str:
+def pack_error(error: UserError | DeviceBrokenError) -> str:
     """Return a refusal as JSON; Ray would wrap an exception beyond knowing."""
-    return json.dumps([error.message, error.hint, isinstance(error, PassingError)])
+    if isinstance(error, DeviceBrokenError):
+        return json.dumps([str(error), "", "device"])
+    kind = "passing" if isinstance(error, PassingError) else "user"
+    return json.dumps([error.message, error.hint, kind])
 
 
-def unpack_error(content: str) -> UserError:
+def unpack_error(content: str) -> UserError | DeviceBrokenError:
     """Return what :func:`pack_error` was given."""
-    message, hint, passing = json.loads(content)
-    return (PassingError if passing else UserError)(message, hint=hint)
+    message, hint, kind = json.loads(content)
+    if kind == "device":
+        return DeviceBrokenError(message)
+    return (PassingError if kind == "passing" else UserError)(message, hint=hint)
 
 
 def pack_batches(batches: Sequence[PlannedBatch]) -> bytes:
     """Return batches as one run of little-endian int32.
 
-    First how many batches, rows and prefixes there are; then each batch's rows and prefixes;
-    each row's record, prompt and prefix; each prefix's and each suffix's length; then all
-    tokens, the prefixes' first.
+    First how many batches there are; then each batch's rows and prefix length; each row's
+    record, prompt and suffix length; then all tokens, each batch's prefix before its suffixes.
     """
-    rows = [at for batch in batches for at in batch.targets]
-    prefixes = [prefix for batch in batches for prefix in batch.tokens.prefixes]
-    suffixes = [suffix for batch in batches for suffix in batch.tokens.suffixes]
-    sizes = [(len(batch.tokens), len(batch.tokens.prefixes)) for batch in batches]
-    pieces = [
-        [len(batches), len(rows), len(prefixes)],
-        np.array(sizes).ravel(),
-        np.array(rows).ravel(),
-        [which for batch in batches for which in batch.tokens.prefix_of],
-        [len(tokens) for tokens in (*prefixes, *suffixes)],
-        *prefixes,
-        *suffixes,
+    sizes = [(len(batch.tokens), len(batch.tokens.prefix)) for batch in batches]
+    rows = [
+        (*at, len(suffix))
+        for batch in batches
+        for at, suffix in zip(batch.targets, batch.tokens.suffixes, strict=True)
     ]
+    tokens = [t for batch in batches for t in (batch.tokens.prefix, *batch.tokens.suffixes)]
+    pieces = [[len(batches)], np.array(sizes).ravel(), np.array(rows).ravel(), *tokens]
     return np.concatenate([np.asarray(piece, dtype=_INT) for piece in pieces]).tobytes()
 
 
 def unpack_batches(content: bytes) -> list[PlannedBatch]:
     """Return what :func:`pack_batches` was given."""
     values = np.frombuffer(content, dtype=_INT)
-    batches, rows, prefixes = values[:3].tolist()
-    ends = np.cumsum([3, 2 * batches, 2 * rows, rows, prefixes + rows])
-    sizes, targets, prefix_of, lengths = (values[a:b] for a, b in pairwise(ends))
-    tokens = np.split(values[ends[-1] :], np.cumsum(lengths)[:-1])
-    heads, tails = iter(tokens[:prefixes]), iter(tokens[prefixes:])
-    at, which = iter(targets.reshape(-1, 2).tolist()), iter(prefix_of.tolist())
-    return [
-        PlannedBatch(
-            targets=tuple((record, prompt) for record, prompt in (next(at) for _ in range(count))),
-            tokens=TokenBatch(
-                prefixes=tuple(next(heads) for _ in range(shared)),
-                suffixes=tuple(next(tails) for _ in range(count)),
-                prefix_of=tuple(next(which) for _ in range(count)),
-            ),
+    count = int(values[0])
+    sizes = values[1 : 1 + 2 * count].reshape(-1, 2).tolist()
+    start = 1 + 2 * count
+    end = start + 3 * sum(rows for rows, _ in sizes)
+    rows, at = iter(values[start:end].reshape(-1, 3).tolist()), end
+    batches = []
+    for number, prefix in sizes:
+        some = [next(rows) for _ in range(number)]
+        ends = at + prefix + np.cumsum([0, *(length for *_, length in some)])
+        batches.append(
+            PlannedBatch(
+                targets=tuple((record, prompt) for record, prompt, _ in some),
+                tokens=TokenBatch(
+                    values[at : at + prefix], tuple(values[a:b] for a, b in pairwise(ends))
+                ),
+            )
         )
-        for count, shared in sizes.reshape(-1, 2).tolist()
-    ]
+        at = int(ends[-1])
+    return batches
 
 
 def pack_ratings(rated: Sequence[RatedBatch]) -> tuple[bytes, dict[str, str]]:

@@ -26,12 +26,12 @@ import numpy.typing as npt
 from selectit_dagster.inference.backends.protocol import (
     BackendFacts,
     BackendNotes,
-    BatchTooLargeError,
+    BatchScores,
     LogProbabilities,
     TokenBatch,
     Tokens,
 )
-from selectit_dagster.inference.devices import is_out_of_memory
+from selectit_dagster.inference.failures import RowRetries
 from selectit_dagster.inference.output_layer import LastLogits
 from selectit_dagster.inference.prefix_cache import KeptPrefixes, States, lent_cache, states_of
 from selectit_dagster.rating.levels import rating_distribution
@@ -89,8 +89,9 @@ class TransformersBackend:
             weights_bytes=sum(w.numel() * w.element_size() for w in loaded.model.parameters()),
         )
         self._notes = BackendNotes()
-        self._ways: dict[tuple[bool, bool], str] = {}
+        self._ways: dict[bool, str] = {}
         self._lock = threading.RLock()
+        self._retries = RowRetries(self._prove, self._free_memory)
         self._prefixes = KeptPrefixes(lambda prefix: self._states(self._tensor(prefix)[None]))
         self._last_logits = LastLogits(self.model)
 
@@ -113,32 +114,38 @@ class TransformersBackend:
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
-    def rate(self, batch: TokenBatch) -> LogProbabilities:
-        """Return (rows, R) float32 log-probabilities; see the protocol."""
+    def rate(self, batch: TokenBatch) -> BatchScores:
+        """Return log-probabilities or failures; see the protocol."""
+        scores = self._retries.score(batch, self._rate, len(self.rating_ids))
+        self._notes.halvings = self._retries.halvings
+        return scores
+
+    def _prove(self) -> None:
+        """Run a row that is fine wherever the device is."""
+        import torch
+
+        with torch.inference_mode():
+            self._plain(np.arange(2, dtype=np.int32))
+
+    def _rate(self, batch: TokenBatch) -> LogProbabilities:
         import torch
 
         # without a prefix the fastest way is whole rows, which says nothing of prefixes
-        kind = (len(batch.prefixes) == 1, len(batch.prefixes[0]) > 0)
-        try:
-            with torch.inference_mode(), self._one_thread_each():
-                if kind not in self._ways:
-                    with self._lock:
-                        if kind not in self._ways:
-                            return self._choose_way(batch, kind)
-                return self._run(batch, self._ways[kind])
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            self._free_memory()
-            raise BatchTooLargeError(str(error)) from error
+        kind = len(batch.prefix) > 0
+        with torch.inference_mode(), self._one_thread_each():
+            if kind not in self._ways:
+                with self._lock:
+                    if kind not in self._ways:
+                        return self._choose_way(batch, kind)
+            return self._run(batch, self._ways[kind])
 
     # --- which way --------------------------------------------------------------------------
 
-    def _choose_way(self, batch: TokenBatch, kind: tuple[bool, bool]) -> LogProbabilities:
+    def _choose_way(self, batch: TokenBatch, kind: bool) -> LogProbabilities:
         """Rate a first batch by the fastest way that agrees with the plain one; keep that way."""
         probes = sorted({0, len(batch) - 1})
         plain = np.stack([self._plain(batch.row(index)) for index in probes])
-        for way in _WAYS if kind[1] else _WAYS[1:]:
+        for way in _WAYS if kind else _WAYS[1:]:
             try:
                 found = self._run(batch, way)
             except (TypeError, ValueError, AttributeError, IndexError, NotImplementedError) as e:
@@ -152,8 +159,8 @@ class TransformersBackend:
                 "a slower way is used"
             )
         self._ways[kind] = way
-        if kind[1] or not self._notes.way:
-            self._notes.way = way
+        if kind or not self._notes.mode:
+            self._notes.mode = way
         return found
 
     def _run(self, batch: TokenBatch, way: str) -> LogProbabilities:
@@ -161,9 +168,7 @@ class TransformersBackend:
             return np.stack([self._plain(batch.row(index)) for index in range(len(batch))])
         if way == "padded":
             return self._padded([batch.row(index) for index in range(len(batch))])
-        if len(batch.prefixes) == 1:
-            return self._shared_prefix(batch)
-        return self._several_prefixes(batch)
+        return self._shared_prefix(batch)
 
     def _plain(self, row: Tokens) -> LogProbabilities:
         """Rate one row through the untouched model: (R,) float32."""
@@ -178,25 +183,9 @@ class TransformersBackend:
     def _shared_prefix(self, batch: TokenBatch) -> LogProbabilities:
         """Rate rows that continue one prefix, whose keys and values are computed once."""
         tokens, last = self._pad(batch.suffixes)
-        states = self._prefixes.states(batch.prefixes[0])
+        states = self._prefixes.states(batch.prefix)
         shape = (len(batch), -1, -1, -1)
         cache = lent_cache([(keys.expand(shape), values.expand(shape)) for keys, values in states])
-        return self._rated(
-            self._last_logits(last, input_ids=tokens, past_key_values=cache, use_cache=True)
-        )
-
-    def _several_prefixes(self, batch: TokenBatch) -> LogProbabilities:
-        """Rate rows that continue prefixes of one length, each run once for all its rows."""
-        import torch
-
-        if len({len(prefix) for prefix in batch.prefixes}) > 1:
-            # padding between a prefix and its suffixes would need masks, positions, and
-            # sliding windows that skip it, which architectures treat differently
-            raise ValueError("prefixes that run together must be of one length")
-        states = self._states(self._tensor(np.stack(batch.prefixes)))
-        which = torch.tensor(batch.prefix_of, device=self.device)
-        cache = lent_cache([(keys[which], values[which]) for keys, values in states])
-        tokens, last = self._pad(batch.suffixes)
         return self._rated(
             self._last_logits(last, input_ids=tokens, past_key_values=cache, use_cache=True)
         )
