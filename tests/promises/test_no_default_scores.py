@@ -13,21 +13,6 @@ from selectit_dagster.inference.model_loading import load_model
 from selectit_dagster.rating.score_store import OK, read_scores
 from selectit_dagster.rating.scoring import ScoringRequest, score
 
-ROOT = Path(__file__).resolve().parents[2]
-# the engines that make or carry scores; zeros that are counts, masks or sums of nothing are
-# the ones named here, each with its reason
-ENGINES = ("rating", "selection")
-ALLOWED = {
-    # a weight of a sum that is NaN where nothing was asked
-    ("rating/levels.py", "sentence_level"),
-    # keeps an exponential from overflowing on rows that are marked bad in the same function
-    ("rating/rated_batch.py", "of"),
-    # without any rated row there is nothing to warn of; the stage refuses such a result
-    ("rating/score_summary.py", "warnings"),
-    # the borders of an empty histogram
-    ("selection/selection_plots.py", "score_histogram"),
-}
-
 
 class Recorder:
     """A backend that notes every row that it really ran, and fails some."""
