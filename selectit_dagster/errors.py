@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-import unicodedata
+
+from selectit_dagster.display import visible
 
 # what stands between the scheme and the host of an address: a name, or a name and a password
 _USER_PART = re.compile(r"(?<=://)[^/\s@]*@")
@@ -27,25 +28,6 @@ def redacted(text: str) -> str:
         if len(value) >= _SHORTEST_SECRET and value in text and _SECRET_NAME.search(name):
             text = text.replace(value, "***")
     return _USER_PART.sub("***@", text) if "@" in text else text
-
-
-def printable(text: str) -> str:
-    """Return ``text`` with what a terminal would obey, or hide, made visible.
-
-    Names of files, columns and records stand in messages, and may hold escape sequences,
-    terminal titles or marks that turn the direction of what follows. Line breaks stay.
-    """
-    return "".join(map(_visible, text)) if not text.isprintable() else text
-
-
-def _visible(character: str) -> str:
-    if character == "\n":
-        return character
-    # C: control, format (direction marks), surrogates, private, unassigned; Zl, Zp: line ends
-    category = unicodedata.category(character)
-    if category[0] == "C" or category in {"Zl", "Zp"}:
-        return character.encode("unicode_escape", "backslashreplace").decode("ascii")
-    return character
 
 
 def first_line(error: BaseException) -> str:
@@ -72,7 +54,7 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         whole = f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
-        return printable(redacted(whole))
+        return visible(redacted(whole))
 
 
 class ArtefactError(UserError):

@@ -21,13 +21,20 @@ import datetime as dt
 import json
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from selectit_dagster.artefacts.accounting import check_counts
-from selectit_dagster.artefacts.files import read_json, sha256_file, sha256_json, write_json
+from selectit_dagster.artefacts.files import (
+    folder_lock,
+    read_json,
+    sha256_file,
+    sha256_json,
+    write_json,
+)
 from selectit_dagster.errors import ArtefactError
 
 MANIFEST = "manifest.json"
@@ -252,6 +259,54 @@ def is_current(folder: Path, fingerprint: Fingerprint) -> bool:
         return False
     _check_files(folder, manifest)
     return True
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a stage made: its files, and what its manifest says of them."""
+
+    files: list[str]
+    counts: dict[str, int] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    digest: str | None = None
+
+
+def make_or_current(
+    folder: Path,
+    *,
+    kind: str,
+    fingerprint: Fingerprint,
+    make: Callable[[], Content],
+    keep_old: bool = False,
+) -> Manifest:
+    """Return the folder's current artefact, or make it under the folder's lock.
+
+    ``make`` writes the files; the manifest follows. The old manifest goes first, so that no
+    manifest stands over files that are being replaced; with ``keep_old`` the maker sees to it.
+
+    Raises
+    ------
+    UserError
+        When another process holds the folder.
+    ArtefactError
+        When a file of the current artefact is not what its manifest says.
+    """
+    if not is_current(folder, fingerprint):
+        began = time.monotonic()
+        with folder_lock(folder, kind.replace("_", " ")):
+            if not is_current(folder, fingerprint):  # made by another process meanwhile
+                if not keep_old:
+                    (folder / MANIFEST).unlink(missing_ok=True)
+                made = vars(make())
+                return write_manifest(
+                    folder,
+                    kind=kind,
+                    fingerprint=fingerprint,
+                    seconds=time.monotonic() - began,
+                    **made,
+                )
+    return require_manifest(folder, made_by=kind)
 
 
 def verify(folder: Path, *, hashes: bool = True) -> Manifest:

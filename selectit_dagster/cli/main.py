@@ -17,7 +17,8 @@ from typing import Any
 import click
 
 from selectit_dagster import __version__
-from selectit_dagster.errors import TransientError, UserError, of_the_machine, printable, redacted
+from selectit_dagster.display import visible
+from selectit_dagster.errors import TransientError, UserError, of_the_machine, redacted
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "experiments" / "default.yaml"
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -244,4 +245,4 @@ def main() -> None:
 
 
 def _message(text: str) -> None:
-    sys.stderr.write(printable(redacted(text)) + "\n")
+    sys.stderr.write(visible(redacted(text)) + "\n")

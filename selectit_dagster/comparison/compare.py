@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.artefacts.files import (
-    folder_lock,
     sha256_json,
     write_bytes,
     write_json,
     write_text,
 )
 from selectit_dagster.artefacts.manifest import (
+    Content,
     Fingerprint,
     Manifest,
-    is_current,
     library_versions,
+    make_or_current,
     require_manifest,
-    write_manifest,
 )
 from selectit_dagster.comparison.analysis import compare_scores
 from selectit_dagster.comparison.costs import cost_rows
@@ -90,19 +88,14 @@ def compare(request: ComparisonRequest, out: Path, progress: Progress = _SILENT)
         When the baseline is not among the arms.
     """
     fingerprint = comparison_fingerprint(request)
-    if is_current(out, fingerprint):
-        return require_manifest(out, made_by="the comparison")
-    started = time.perf_counter()
-    with folder_lock(out, "comparison"):
+
+    def make() -> Content:
         runs = [Run(arm, seed, Path(folder)) for arm, seed, folder in request.evaluations]
         benchmarks = load_benchmarks(runs)
         details = compare_scores(benchmarks, runs, request.section, request.share, progress)
         details |= {"costs": cost_rows(request.costs), "base_model": request.base_model}
         write_views(details, out)
-        return write_manifest(
-            out,
-            kind=KIND,
-            fingerprint=fingerprint,
+        return Content(
             files=["comparison.json", "table.md", "paper_table.md", "forest.png"],
             counts={
                 "arms": len(details["arms"]),
@@ -112,8 +105,9 @@ def compare(request: ComparisonRequest, out: Path, progress: Progress = _SILENT)
             },
             details=details,
             versions=library_versions("numpy", "scipy", "statsmodels"),
-            seconds=time.perf_counter() - started,
         )
+
+    return make_or_current(out, kind=KIND, fingerprint=fingerprint, make=make)
 
 
 def write_views(details: dict[str, Any], out: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
+
+from selectit_dagster.artefacts.figures import png_bytes
 
 _MARKS = ("o", "s", "D", "^", "v", "P", "X", "h", "<")
 # Okabe and Ito's colours, which colour-blind readers can tell apart
@@ -27,7 +28,6 @@ def forest(details: dict[str, Any]) -> bytes:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from PIL import Image
 
     baseline = details["baseline"]
     arms = [arm for arm in details["arms"] if arm != baseline]
@@ -62,12 +62,7 @@ def forest(details: dict[str, Any]) -> bytes:
         )
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.25)
-    drawn, target = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", metadata={"Software": None})
-    # a palette takes a quarter of the bytes, and the plot goes into pages as text
-    picture = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)
-    picture.save(target, format="png", optimize=True)
-    return target.getvalue()
+    return png_bytes(figure)
 
 
 def _interval(axes: Any, entry: dict[str, Any], at: float, colour: str, mark: str) -> None:  # noqa: ANN401

@@ -6,25 +6,16 @@ small enough for an asset's page. Colours are those of the Okabe-Ito palette.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from selectit_dagster.artefacts.figures import png_bytes
+
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 _COLOURS = {"instruction": "#0072B2", "input": "#E69F00", "response": "#009E73"}
 _GREY = "#999999"
-
-
-def _png(figure: Figure) -> bytes:
-    """Render a figure with the Agg backend."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
-    return buffer.getvalue()
 
 
 def lengths_plot(profile: dict[str, Any]) -> bytes:
@@ -55,7 +46,7 @@ def lengths_plot(profile: dict[str, Any]) -> bytes:
         axis.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("sampled records" if in_tokens else "records", fontsize=8)
     figure.tight_layout()
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def _bars(labels: list[str], values: Sequence[float], colours: list[str], what: str) -> bytes:
@@ -73,7 +64,7 @@ def _bars(labels: list[str], values: Sequence[float], colours: list[str], what: 
     axis.margins(x=0.12)
     axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def shares_plot(profile: dict[str, Any]) -> bytes:

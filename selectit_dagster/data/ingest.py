@@ -7,20 +7,17 @@ position (0 is the first record), field and reason: read = kept + rejected.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selectit_dagster.artefacts.files import atomic_file, folder_lock, sha256_file, sha256_json
+from selectit_dagster.artefacts.files import atomic_file, sha256_file, sha256_json
 from selectit_dagster.artefacts.manifest import (
-    MANIFEST,
+    Content,
     Fingerprint,
     Manifest,
-    is_current,
     library_versions,
-    read_manifest,
-    write_manifest,
+    make_or_current,
 )
 from selectit_dagster.errors import PassingError, UserError
 from selectit_dagster.experiment import DatasetSection, is_hub_name
@@ -120,12 +117,9 @@ def ingest(request: IngestRequest, out: Path, progress: Progress | None = None) 
     TransientError
         When the hub cannot be reached.
     """
-    started = time.monotonic()
     fingerprint = ingest_fingerprint(request)
-    if is_current(out, fingerprint) and (stored := read_manifest(out)) is not None:
-        return stored
-    with folder_lock(out, "reading the dataset"):
-        (out / MANIFEST).unlink(missing_ok=True)
+
+    def make() -> Content:
         try:
             outcome = _read(request.dataset, fingerprint, out, progress or Silent())
         except UserError as error:
@@ -133,16 +127,14 @@ def ingest(request: IngestRequest, out: Path, progress: Progress | None = None) 
             _check_unchanged(request.dataset, fingerprint, because=error)
             raise
         _check(request.dataset, fingerprint, outcome, out)
-        return write_manifest(
-            out,
-            kind="raw_dataset",
-            fingerprint=fingerprint,
+        return Content(
             files=[RECORDS, REJECTED],
             counts={"read": outcome.read, "kept": outcome.kept, "rejected": outcome.rejected},
             details=outcome.details,
             versions=library_versions("pyarrow", "orjson", "datasets", "zstandard"),
-            seconds=time.monotonic() - started,
         )
+
+    return make_or_current(out, kind="raw_dataset", fingerprint=fingerprint, make=make)
 
 
 def _read(

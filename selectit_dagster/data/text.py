@@ -9,6 +9,10 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from selectit_dagster.display import one_line
+
+shown = one_line
+
 # whitespace and the invisible characters that make an empty text look filled
 _BLANK = (
     " \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005"
@@ -72,20 +76,3 @@ def words(text: str) -> list[str]:
         return _ASCII_WORDS.findall(text.lower())
     folded = unicodedata.normalize("NFKC", text).casefold()
     return _WORDS.findall(folded)
-
-
-def shown(text: str, length: int = 200) -> str:
-    """Return ``text`` shortened, with control characters and lone surrogates escaped.
-
-    Line feeds and tabs become visible escapes too, so that one value is one line.
-    """
-    cut = text if len(text) <= length else text[: length - 1] + "…"
-    return "".join(_escape(character) for character in cut)
-
-
-def _escape(character: str) -> str:
-    # C: control, format (direction marks), surrogate, private, unassigned; Zl, Zp: line ends
-    category = unicodedata.category(character)
-    if category[0] == "C" or category in {"Zl", "Zp"}:
-        return character.encode("unicode_escape", "backslashreplace").decode("ascii")
-    return character

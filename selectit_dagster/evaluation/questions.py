@@ -6,18 +6,16 @@ out: what is held out does not depend on how many questions are asked.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from selectit_dagster.artefacts.files import folder_lock, write_parquet
+from selectit_dagster.artefacts.files import write_parquet
 from selectit_dagster.artefacts.manifest import (
+    Content,
     Fingerprint,
     Manifest,
-    is_current,
-    require_manifest,
-    write_manifest,
+    make_or_current,
 )
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import Benchmark
@@ -61,12 +59,10 @@ def collect_questions(
 
     progress = progress or Silent()
     fingerprint = questions_fingerprint(request)
-    if is_current(out, fingerprint):
-        return require_manifest(out, made_by="benchmark_questions")
-    started = time.monotonic()
-    rows: list[tuple[str, str, str]] = []
-    counts: dict[str, int] = {}
-    with folder_lock(out, "gathering benchmark questions"):
+
+    def make() -> Content:
+        rows: list[tuple[str, str, str]] = []
+        counts: dict[str, int] = {}
         for done, benchmark in enumerate(request.benchmarks):
             progress.update(done, len(request.benchmarks))
             questions = make_task(benchmark).all_questions()
@@ -75,14 +71,12 @@ def collect_questions(
             counts[benchmark.name] = len(questions)
         progress.update(len(request.benchmarks), len(request.benchmarks))
         _write(rows, out)
-        return write_manifest(
-            out,
-            kind="questions",
-            fingerprint=fingerprint,
+        return Content(
             files=[QUESTIONS],
             counts={**counts, "questions": len(rows)},
-            seconds=time.monotonic() - started,
         )
+
+    return make_or_current(out, kind="questions", fingerprint=fingerprint, make=make)
 
 
 def refuse_double_ids(name: str, ids: list[str]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import json
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
 from selectit_dagster.artefacts.manifest import Manifest
+from selectit_dagster.display import one_line
 
 _CELL = 160
 _MAX_PNG = 74_000  # base64 makes it a third larger; pages stay under 100 kB per picture
@@ -33,20 +33,13 @@ _MEANINGS = {
 }
 
 
-def shorten(value: Any, limit: int = _CELL) -> str:  # noqa: ANN401 - any cell
-    """Return a cell's text on one line, control characters made visible, cut with an ellipsis."""
-    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-    text = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text.replace("\n", "⏎"))
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
 def table(rows: list[dict[str, Any]]) -> dg.TableMetadataValue | None:
     """Return rows as a Dagster table, or None when there are none."""
     if not rows:
         return None
     names = list(rows[0])
     schema = dg.TableSchema([dg.TableColumn(name, "string") for name in names])
-    records = [dg.TableRecord({n: shorten(row.get(n, "")) for n in names}) for row in rows]
+    records = [dg.TableRecord({n: one_line(row.get(n, ""), _CELL) for n in names}) for row in rows]
     return dg.MetadataValue.table(records, schema=schema)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import dagster as dg
 
 from selectit_dagster.artefacts.manifest import Manifest
-from selectit_dagster.orchestration.asset_metadata import Metadata, lineage, picture, shorten, table
+from selectit_dagster.display import one_line
+from selectit_dagster.orchestration.asset_metadata import Metadata, lineage, picture, table
 from selectit_dagster.orchestration.previews import first_lines, pictures
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.selection.previous_selection import last_change, moved
@@ -107,7 +108,9 @@ def uncertainty_scores(stage: Stage, manifest: Manifest) -> Metadata:
     shown["model_facts"] = _details(manifest)
     warnings = manifest.details.get("warnings") or []
     if warnings:
-        shown["warnings"] = dg.MetadataValue.md("\n".join(f"- {shorten(w, 400)}" for w in warnings))
+        shown["warnings"] = dg.MetadataValue.md(
+            "\n".join(f"- {one_line(w, 400)}" for w in warnings)
+        )
     return shown
 
 

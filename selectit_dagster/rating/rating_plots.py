@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from selectit_dagster.artefacts.figures import png_bytes
 from selectit_dagster.rating import levels
 from selectit_dagster.rating.score_store import OK, iter_scores
 
@@ -37,7 +37,7 @@ def score_overview(folder: Path, num_prompts: int, alpha: float = 0.2) -> bytes:
     figure, (left, right) = _figure(2)
     if not len(scores):
         left.text(0.5, 0.5, "no record was rated", ha="center")
-        return _png(figure)
+        return png_bytes(figure)
     bins = np.linspace(0, max(float(scores.max()), 1e-6), 40).tolist()
     left.hist(
         scores.ravel(), bins=bins, density=True, color=_ORANGE, alpha=0.6, label="token level"
@@ -60,7 +60,7 @@ def score_overview(folder: Path, num_prompts: int, alpha: float = 0.2) -> bytes:
         medianprops={"color": _BLUE, "lw": 2},
     )
     right.set(xlabel="rating prompt", ylabel="token level", title="Each rating prompt")
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def prompt_disagreement(folder: Path, num_prompts: int) -> bytes:
@@ -74,7 +74,7 @@ def prompt_disagreement(folder: Path, num_prompts: int) -> bytes:
     right.set(
         xlabel="standard deviation over prompts", ylabel="records", title="Disagreement in a record"
     )
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def model_disagreement(
@@ -100,7 +100,7 @@ def model_disagreement(
     figure, (axes,) = _figure(1)
     _correlations(axes, table, [name for name, _ in scores])
     axes.set_title(f"Rank correlation between models, {len(table):,} records")
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def _correlations(axes: Axes, table: levels.Array, names: list[str]) -> None:
@@ -136,10 +136,3 @@ def _figure(panels: int) -> tuple[Figure, tuple[Axes, ...]]:
         each.spines[["top", "right"]].set_visible(False)
         each.tick_params(colors=_GREY)
     return figure, axes
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    # no metadata: the same scores give the same bytes
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()

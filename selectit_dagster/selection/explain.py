@@ -13,12 +13,11 @@ import numpy as np
 
 from selectit_dagster.artefacts.duckdb_tables import Workspace
 from selectit_dagster.artefacts.manifest import require_manifest
+from selectit_dagster.display import one_line
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.rating import levels
 from selectit_dagster.rating.score_reader import StoredScores
 from selectit_dagster.selection.ranking import RANKING_FILE
-
-_SHOWN_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,10 @@ class Explanation:
 
     def text(self) -> str:
         """Return the explanation as a table for a terminal."""
-        lines = [f"record {shown(self.record_id)}"]
+        lines = [f"record {one_line(self.record_id)}"]
         for name in ("instruction", "input", "response"):
             if value := getattr(self, name):
-                lines.append(f"  {name}: {shown(value)}")
+                lines.append(f"  {name}: {one_line(value)}")
         stored = self.parameters
         lines.append(
             f"\nalpha {stored['alpha']:g}, K {stored['num_prompts']}, variant "
@@ -87,7 +86,7 @@ class Explanation:
             lines += ["", *_model_table(model, stored["num_ratings"])]
         lines.append("")
         if self.rank is None:
-            lines.append(f"not ranked: {self.status} ({shown(self.reason)})")
+            lines.append(f"not ranked: {self.status} ({one_line(self.reason)})")
         else:
             lines.append(
                 f"model level: score {self.score:.6f}, rank {self.rank:,} of {self.ranked:,} "
@@ -105,7 +104,7 @@ def _model_table(model: ModelFacts, ratings: int) -> list[str]:
     for row in model.prompts:
         mark = " " if row.used else "-"
         if row.probabilities is None:
-            lines.append(f"  {row.prompt_index + 1:>4} {mark} {row.status}: {shown(row.reason)}")
+            lines.append(f"  {row.prompt_index + 1:>4} {mark} {row.status}: {one_line(row.reason)}")
             continue
         cells = "".join(f"{p:8.4f}" for p in row.probabilities)
         mass = "" if row.rating_mass is None else f"{row.rating_mass:8.4f}"
@@ -121,12 +120,6 @@ def _model_table(model: ModelFacts, ratings: int) -> list[str]:
     if not all(row.used for row in model.prompts):
         lines.append("  - stored, but not among the first K that this ranking uses")
     return lines
-
-
-def shown(text: str) -> str:
-    """Return ``text`` on one line, shortened, with control characters escaped."""
-    one = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[: _SHOWN_CHARACTERS + 1])
-    return one if len(text) <= _SHOWN_CHARACTERS else one[:_SHOWN_CHARACTERS] + "..."
 
 
 def explain(
@@ -202,8 +195,8 @@ def _unknown(work: Workspace, ranking: Path, record_id: str, records: Path) -> U
     names = [name for b in work.batches(query) for name in b.column("record_id").to_pylist()]
     close = difflib.get_close_matches(record_id, names, n=3) or names[:3]
     return UserError(
-        f"there is no record {shown(record_id)!r} in {records}",
-        hint=f"record ids look like {', '.join(shown(name) for name in close)}",
+        f"there is no record {one_line(record_id)!r} in {records}",
+        hint=f"record ids look like {', '.join(one_line(name) for name in close)}",
     )
 
 

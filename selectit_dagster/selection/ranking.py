@@ -10,21 +10,19 @@ the models are joined by record id, fused, and sorted, outside memory where need
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selectit_dagster.artefacts.files import folder_lock
 from selectit_dagster.artefacts.manifest import (
+    Content,
     Fingerprint,
     Manifest,
-    is_current,
     library_versions,
+    make_or_current,
     read_manifest,
     require_manifest,
-    write_manifest,
 )
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.progress import Progress, Silent
@@ -149,22 +147,18 @@ def rank(request: RankingRequest, out: Path, progress: Progress | None = None) -
     from selectit_dagster.selection.fusion import fuse
 
     fingerprint = ranking_fingerprint(request)
-    if is_current(out, fingerprint):
-        return require_manifest(out, made_by="ranking")
-    began = time.monotonic()
-    with folder_lock(out, "ranking"):
+
+    def make() -> Content:
         tally = fuse(request, fingerprint["thetas"], out, progress or Silent())
         counts = _balanced(tally, request.records)
-        return write_manifest(
-            out,
-            kind="ranking",
-            fingerprint=fingerprint,
+        return Content(
             files=[RANKING_FILE],
             counts=counts,
             details=_details(request, fingerprint["thetas"], tally),
             versions=library_versions("numpy", "pyarrow", "duckdb"),
-            seconds=time.monotonic() - began,
         )
+
+    return make_or_current(out, kind="ranking", fingerprint=fingerprint, make=make)
 
 
 def _balanced(tally: Tally, records: Path) -> dict[str, int]:

@@ -3,7 +3,6 @@
 # ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
-import io
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selectit_dagster.artefacts.duckdb_tables import Workspace
+from selectit_dagster.artefacts.figures import png_bytes
 from selectit_dagster.selection.dataset_writer import DATASET_FILE
 from selectit_dagster.selection.ranking import RANKING_FILE
 
@@ -50,7 +50,7 @@ def score_histogram(ranking: Path, selected: Path) -> bytes:
     axes.set_xlabel("SelectIT score (model level)")
     axes.set_ylabel("records")
     axes.legend(frameon=False)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def _counts(work: Workspace, query: str, edges: Floats) -> Floats:
@@ -102,7 +102,7 @@ def length_against_score(records: Path, ranking: Path, selected: Path) -> bytes:
     axes.set_ylabel("SelectIT score")
     axes.set_title(_correlation(score, length), fontsize=9)
     axes.legend(frameon=False)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def _correlation(score: Floats, length: Floats) -> str:
@@ -137,7 +137,7 @@ def sensitivity_heat_map(details: dict[str, Any]) -> bytes:
         f"selected records in common, % (chance {details['chance_overlap']:.0%})", fontsize=9
     )
     axes.grid(visible=False)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -150,13 +150,3 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     return figure, axes
-
-
-def _png(figure: Figure) -> bytes:
-    """Return the picture with 256 colours, which is about half the bytes of full colour."""
-    from PIL import Image
-
-    drawn, target = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png")
-    Image.open(drawn).convert("RGB").quantize(256).save(target, format="png", optimize=True)
-    return target.getvalue()

@@ -13,19 +13,17 @@ at most :data:`SAMPLE` records. Two questions are answered:
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selectit_dagster.artefacts.files import folder_lock, write_bytes, write_json
+from selectit_dagster.artefacts.files import write_bytes, write_json
 from selectit_dagster.artefacts.manifest import (
+    Content,
     Fingerprint,
     Manifest,
-    is_current,
     library_versions,
-    require_manifest,
-    write_manifest,
+    make_or_current,
 )
 from selectit_dagster.errors import UserError
 from selectit_dagster.progress import Progress, Silent
@@ -95,10 +93,8 @@ def sensitivity(
     from selectit_dagster.selection.selection_plots import sensitivity_heat_map
 
     fingerprint = sensitivity_fingerprint(request)
-    if is_current(out, fingerprint):
-        return require_manifest(out, made_by="sensitivity")
-    began = time.monotonic()
-    with folder_lock(out, "sensitivity"):
+
+    def make() -> Content:
         scores = load_token_scores(request.ranking, fingerprint["ranking"]["thetas"], request.seed)
         if not len(scores.record_ids):
             raise UserError(
@@ -119,16 +115,14 @@ def sensitivity(
         details["sentence"] = sentence(details)
         write_json(out / TABLE_FILE, details)
         write_bytes(out / PLOT_FILE, sensitivity_heat_map(details))
-        return write_manifest(
-            out,
-            kind="sensitivity",
-            fingerprint=fingerprint,
+        return Content(
             files=[TABLE_FILE, PLOT_FILE],
             counts={"records": details["records"], "selected": count},
             details=details,
             versions=library_versions("numpy", "scipy", "matplotlib"),
-            seconds=time.monotonic() - began,
         )
+
+    return make_or_current(out, kind="sensitivity", fingerprint=fingerprint, make=make)
 
 
 def _count(request: SensitivityRequest, scores: TokenScores) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
+
+from selectit_dagster.artefacts.figures import png_bytes
 
 _BLUE, _ORANGE = "#0072B2", "#D55E00"
 
@@ -14,7 +15,6 @@ def loss_curve(steps: Sequence[dict[str, float]]) -> bytes:
     """Return a PNG: loss per step with its running mean, and the learning rate below."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from PIL import Image
 
     at = [step["step"] for step in steps]
     loss = np.array([step["loss"] for step in steps])
@@ -35,12 +35,7 @@ def loss_curve(steps: Sequence[dict[str, float]]) -> bytes:
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    drawn, target = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", metadata={"Software": None})
-    # a palette takes a quarter of the bytes, and the plot goes into pages as text
-    picture = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)
-    picture.save(target, format="png", optimize=True)
-    return target.getvalue()
+    return png_bytes(figure)
 
 
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from selectit_dagster.data.byte_sources import ByteSource
 from selectit_dagster.data.ingest import IngestRequest, ingest
 from selectit_dagster.data.json_array import ArrayReader
-from selectit_dagster.data.text import normal_form, normal_record, shown
+from selectit_dagster.data.text import normal_form, normal_record
+from selectit_dagster.display import one_line
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import DatasetSection
 
@@ -137,8 +138,8 @@ def test_the_scanner_agrees_with_the_json_library_whatever_the_blocks(entries, s
 @given(st.text(max_size=60))
 def test_the_normal_form_is_stable_and_shown_text_is_one_printable_line(sample):
     assert normal_form(normal_form(sample)) == normal_form(sample)
-    assert all(character.isprintable() or character.isspace() for character in shown(sample))
-    assert not any(character in shown(sample) for character in "\n\r\x1b\x00\u202e")
+    assert all(character.isprintable() or character.isspace() for character in one_line(sample))
+    assert not any(character in one_line(sample) for character in "\n\r\x1b\x00\u202e")
 
 
 @quick

@@ -27,7 +27,8 @@ from selectit_dagster.data.flags import flag_batch
 from selectit_dagster.data.json_array import ArrayReader
 from selectit_dagster.data.json_reader import LineReader
 from selectit_dagster.data.layouts import choose_layout
-from selectit_dagster.data.text import normal_form, normal_record, shown, words
+from selectit_dagster.data.text import normal_form, normal_record, words
+from selectit_dagster.display import one_line
 from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation import answer_extraction
 from selectit_dagster.experiment import DatasetSection, load_experiment
@@ -143,7 +144,7 @@ def texts(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
     normal = normal_record(text, text[::2], text)
     flag_batch([normal], [text])
-    for function in (normal_form, words, shown, visible, escape_markdown, line):
+    for function in (normal_form, words, one_line, visible, escape_markdown, line):
         function(text)
     for protocol in ("paper", "strict"):
         answer_extraction.gsm8k_score(answer_extraction.gsm8k_answer(text, protocol), "5", protocol)

@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selectit_dagster.data.text import shown
+from selectit_dagster.display import one_line
 from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation import question_files
 from selectit_dagster.evaluation.tasks.task import Prompt, Question, Task
@@ -88,7 +88,7 @@ class MmluTask(Task):
             raise UserError(
                 f"MMLU {subject}, {split}, row {number + 1}: expected question, four options and "
                 f"one of {', '.join(self.labels)}; found "
-                + (f"the answer {shown(row[-1], 40)!r}" if whole else f"{len(row)} fields"),
+                + (f"the answer {one_line(row[-1], 40)!r}" if whole else f"{len(row)} fields"),
                 hint="give the benchmark's files as they are published",
             )
         options = zip(self.labels, row[1:-1], strict=True)
