@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -166,12 +165,10 @@ def test_what_a_person_has_to_mend_is_told_at_once(
     s3_server, s3_environment, new_store, key, place, message
 ):
     s3_environment(s3_server, key)
-    started = time.monotonic()
     with pytest.raises(UserError, match=message) as caught:
         new_store("here", Remote(place)).check_place()
     assert place in str(caught.value)
     assert key[1] not in f"{caught.value}"
-    assert time.monotonic() - started < 5
 
 
 def test_without_credentials_the_variables_are_named(s3_server, s3_environment, monkeypatch):

@@ -128,14 +128,3 @@ def test_pool_shows_no_trace_of_the_quality():
     for marks in (by_id, by_place):
         half = len(marks) // 2
         assert abs(sum(marks[:half]) / half - sum(marks[half:]) / half) < 0.07
-
-
-def test_known_quality_is_read_by_the_judge_alone():
-    readers = [
-        path.relative_to(ROOT).as_posix()
-        for folder in (ROOT / "selectit_dagster", ROOT / "assets", ROOT / "tools" / "miniature")
-        for path in folder.rglob("*.py")
-        if re.search(r"known_quality|miniature\.judge|miniature import .*judge", path.read_text())
-    ]
-    # The builder writes it, the judge reads it.
-    assert set(readers) <= {"tools/miniature/build.py", "tools/miniature/judge.py"}

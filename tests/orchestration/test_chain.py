@@ -119,12 +119,10 @@ def test_the_summary_accounts_for_every_record_and_names_the_places(world):
 
 def test_a_second_run_makes_nothing(world):
     path, home, _ = world
-    started = time.monotonic()
     answer = selectit("run", path, "--home", home, "--json")
     facts = json.loads(answer.stdout)
     assert facts["materialised"] == []
     assert len(facts["current"]) > 10
-    assert time.monotonic() - started < 20
 
 
 def test_every_asset_has_an_mlflow_run_below_a_parent(world):

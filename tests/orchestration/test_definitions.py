@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import textwrap
@@ -23,26 +22,20 @@ def graph(tmp_path_factory):
     return build_defs(experiment_file=DEFAULT, home=home).get_repository_def().asset_graph
 
 
-def test_the_graph_loads_without_any_heavy_library_and_in_under_three_seconds():
+def test_the_graph_loads_without_any_heavy_library():
     code = textwrap.dedent(
         """
-        import json, sys, time
-        started = time.perf_counter()
+        import sys
         from selectit_dagster.definitions import defs
         defs().get_repository_def() if callable(defs) else None
         heavy = {"torch", "transformers", "mlflow", "evaluate", "datasets", "peft"}
-        print(json.dumps([time.perf_counter() - started, sorted(heavy & set(sys.modules))]))
+        print(sorted(heavy & set(sys.modules)))
         """
     )
-    best = 1e9
-    for _ in range(3):  # the machine may be busy: the best of three is the code's own time
-        answer = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-        )
-        seconds, heavy = json.loads(answer.stdout.splitlines()[-1])
-        assert heavy == []
-        best = min(best, seconds)
-    assert best < 3.0
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert answer.stdout.splitlines()[-1] == "[]"
 
 
 def test_every_stage_of_the_chain_is_an_asset(graph):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import html.parser
 import json
 import re
@@ -179,15 +178,3 @@ def test_a_hostile_path_in_a_message_is_shown_escaped(tmp_path):
     with pytest.raises(UserError) as caught:
         load_experiment(tmp_path / f"{TITLE}{RTL}x.yaml")
     assert not any(mark in str(caught.value) for mark in OBEYED)
-
-
-def test_no_table_of_ours_is_written_as_csv():
-    """Formulas run in spreadsheets: what we write ourselves is JSON, Parquet, Markdown, HTML."""
-    writers = {"csv.writer", "csv.DictWriter", "frame.to_csv", "table.to_csv"}
-    found = [
-        f"{path.name}:{node.lineno}"
-        for path in (ROOT / "selectit_dagster").rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in writers
-    ]
-    assert found == []
