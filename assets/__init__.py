@@ -1,8 +1,8 @@
-"""The Dagster assets: one thin module per stage of the pipeline, and their checks.
+"""The Dagster assets: one thin module per stage of the pipeline, with its checks and its page.
 
 An asset builds a stage, runs it under its MLflow run and returns what its page shows. What
-belongs here: keys, groups, dependencies, partitions, checks, texts for people. What must
-not: models, files, arithmetic.
+belongs here: dependencies, partitions, checks, texts for people, what is logged of the asset.
+What must not: models, arithmetic, and what only the engines may write.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import dagster as dg
 
+    from selectit_dagster.orchestration.asset_keys import Access
     from selectit_dagster.orchestration.pipeline import Pipeline
-    from selectit_dagster.orchestration.resources import Access
 
 
 def build_assets(pipeline: Pipeline, access: Access) -> list[dg.AssetsDefinition]:
@@ -24,9 +24,11 @@ def build_assets(pipeline: Pipeline, access: Access) -> list[dg.AssetsDefinition
         benchmark_questions,
         curated_dataset,
         lora_checkpoints,
+        production_dataset,
         ranking,
         raw_dataset,
-        selective_alpaca,
+        report,
+        selected_dataset,
         sensitivity,
         uncertainty_scores,
     )
@@ -39,11 +41,11 @@ def build_assets(pipeline: Pipeline, access: Access) -> list[dg.AssetsDefinition
     found += [
         ranking.build(experiment, access),
         sensitivity.build(access),
-        selective_alpaca.build(pipeline, access),
+        selected_dataset.build(pipeline, access),
+        production_dataset.build(pipeline, access),
     ]
     if experiment.tuning is not None:
         found.append(lora_checkpoints.build(pipeline, access))
         found += benchmark_evaluations.build(pipeline, access)
-        found.append(arm_comparison.build_comparison(access))
-    found.append(arm_comparison.build_report(experiment, access))
-    return found
+        found.append(arm_comparison.build(pipeline, access))
+    return [*found, report.build(pipeline, access)]

@@ -1,38 +1,36 @@
-"""Comparison of the arms, and the report."""
+"""Comparison of the arms, on the same questions, with intervals."""
+
+from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
-from selectit_dagster.assets import (
-    benchmark_evaluations,
-    groups,
-    lora_checkpoints,
-    ranking,
-    selective_alpaca,
-    sensitivity,
-)
-from selectit_dagster.experiment import Experiment
-from selectit_dagster.orchestration import asset_pages, mlflow_logging
-from selectit_dagster.orchestration.asset_runner import run_stage
-from selectit_dagster.orchestration.resources import Access
-
-KEY = dg.AssetKey("arm_comparison")
-REPORT_KEY = dg.AssetKey("report")
+from selectit_dagster.artefacts.manifest import Manifest
+from selectit_dagster.orchestration import asset_keys
+from selectit_dagster.orchestration.asset_keys import Access
+from selectit_dagster.orchestration.asset_metadata import Metadata, details
+from selectit_dagster.orchestration.asset_runner import Page, run_asset, stage_asset
+from selectit_dagster.orchestration.mlflow_logging import no_metrics, save_arms_view
+from selectit_dagster.orchestration.pipeline import Pipeline
+from selectit_dagster.orchestration.stages.stage import Stage
+from selectit_dagster.orchestration.tracking import TrackedRun
 
 
-def build_comparison(access: Access) -> dg.AssetsDefinition:
+def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
     """Return the asset that compares the arms."""
+    page = Page(
+        describe=_describe,
+        metrics=no_metrics,
+        track=lambda run, stage, manifest: _track(pipeline, run, stage, manifest),
+    )
 
-    @dg.asset(
-        key=access.put(KEY),
-        deps=[
-            access.put(benchmark_evaluations.KEY),
-            access.put(benchmark_evaluations.UNTUNED_KEY),
-            access.put(lora_checkpoints.KEY),
-        ],
-        group_name=access.name(groups.COMPARISON),
+    @stage_asset(
+        access,
+        asset_keys.COMPARISON,
+        page,
+        deps=[asset_keys.EVALUATIONS, asset_keys.UNTUNED, asset_keys.CHECKPOINTS],
+        group=asset_keys.VERDICT,
         kinds={"python"},
-        code_version="1",
-        required_resource_keys=access.keys,
     )
     def arm_comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         """Say with intervals which arm beat which, on the same questions.
@@ -40,45 +38,41 @@ def build_comparison(access: Access) -> dg.AssetsDefinition:
         Paired over questions and resampled over training seeds. Where the test could not
         have seen a difference, it says so, with the smallest one that it could have seen.
         """
-        pipeline, tracker = access.open(context)
-        return run_stage(
-            context,
-            pipeline.comparison(),
-            tracker,
-            describe=asset_pages.comparison,
-            track=mlflow_logging.track_comparison(pipeline),
-        )
+        return run_asset(context, access, page, lambda now: now.comparison())
 
     return arm_comparison
 
 
-def build_report(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
-    """Return the asset that writes the report."""
-    deps = [ranking.KEY, sensitivity.KEY, selective_alpaca.KEY]
-    if experiment.tuning is not None:
-        deps.append(KEY)
+def _describe(stage: Stage, manifest: Manifest) -> Metadata:
+    """Show the tables of the arms and the facts."""
+    shown: Metadata = {}
+    for name in ("table.md", "paper_table.md"):
+        path = stage.folder / name
+        if path.exists():
+            text = path.read_text(encoding="utf-8")
+            shown[name.removesuffix(".md")] = dg.MetadataValue.md(text)
+    shown["comparison"] = details(manifest)
+    return shown
 
-    @dg.asset(
-        key=access.put(REPORT_KEY),
-        deps=[access.put(key) for key in deps],
-        group_name=access.name(groups.COMPARISON),
-        kinds={"python"},
-        code_version="1",
-        required_resource_keys=access.keys,
-    )
-    def report(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        """Write the run's report: one HTML file that needs no network, and Markdown.
 
-        What was asked, what became of every record, the scores, the best and the worst
-        records, the arms with their intervals, what it cost, and with which versions.
-        """
-        pipeline, tracker = access.open(context)
-        return run_stage(
-            context,
-            pipeline.report(),
-            tracker,
-            describe=asset_pages.report,
-            track=mlflow_logging.track_report,
-        )
+def _track(pipeline: Pipeline, run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
+    """Log the comparison and give the best adapter its alias."""
+    for path in sorted(stage.folder.iterdir()):
+        if path.suffix in {".md", ".json"} and path.name != "manifest.json":
+            run.artifact(path, "comparison")
+    save_arms_view(run, [benchmark.name for benchmark in pipeline.experiment.benchmarks])
+    # the arms on each benchmark, rather than this comparison beside earlier ones
+    if (link := run.tracker.comparison_link(asset_keys.EVALUATIONS)) is not None:
+        run.links["mlflow_comparison"] = link
+    champion = manifest.details.get("champion")
+    if isinstance(champion, dict) and champion.get("arm") not in (None, "base"):
+        run.champion(pipeline.experiment.name, champion_model(champion))
 
-    return report
+
+def champion_model(champion: dict[str, Any]) -> str:
+    """Return the logged model's name of the champion's checkpoint.
+
+    From its evaluation's folder, ``<arm>/seed-N``: two random draws may share a training seed.
+    """
+    folder = Path(champion["evaluation"])
+    return f"{folder.parent.name}-{folder.name}"

@@ -1,37 +1,43 @@
 """Benchmark evaluations: every checkpoint, and the untuned base model, on every benchmark."""
 
-from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
-from selectit_dagster.artefacts.manifest import Manifest
-from selectit_dagster.assets import benchmark_questions, groups, lora_checkpoints
-from selectit_dagster.orchestration import asset_checks, asset_pages, mlflow_logging
-from selectit_dagster.orchestration.asset_checks import Inspection
-from selectit_dagster.orchestration.asset_runner import run_stage
+from selectit_dagster.artefacts.manifest import Manifest, require_manifest
+from selectit_dagster.assets import lora_checkpoints
+from selectit_dagster.orchestration import asset_keys
+from selectit_dagster.orchestration.asset_checks import Check, Inspection, inspection, query
+from selectit_dagster.orchestration.asset_keys import Access
+from selectit_dagster.orchestration.asset_metadata import Metadata, add_table, preview, row_count
+from selectit_dagster.orchestration.asset_runner import Page, run_asset, stage_asset
+from selectit_dagster.orchestration.mlflow_logging import log_input, no_metrics, save_arms_view
+from selectit_dagster.orchestration.partitions import group_of
 from selectit_dagster.orchestration.pipeline import Pipeline
-from selectit_dagster.orchestration.resources import Access
 from selectit_dagster.orchestration.stages.stage import Stage
+from selectit_dagster.orchestration.tracking import TrackedRun
 
-KEY = dg.AssetKey("benchmark_evaluations")
-UNTUNED_KEY = dg.AssetKey("untuned_evaluation")
-_EVERY_QUESTION = "every question has one finite score"
+# of a table in MLflow's page, and of a cell in it
+_TABLE_ROWS = 2_000
+_TABLE_TEXT = 1_500
 
 
 def build(pipeline: Pipeline, access: Access) -> list[dg.AssetsDefinition]:
     """Return the evaluation of the checkpoints and that of the untuned base model."""
-    line_of = pipeline
+    shared: dict[str, Any] = {
+        "group": asset_keys.EVALUATION,
+        "kinds": {"pytorch", "huggingface"},
+        "pool": asset_keys.MODEL_POOL,
+    }
 
-    @dg.asset(
-        key=access.put(KEY),
-        deps=[access.put(lora_checkpoints.KEY), access.put(benchmark_questions.KEY)],
-        partitions_def=lora_checkpoints.partitions(line_of),
-        group_name=access.name(groups.EVALUATION),
-        kinds={"pytorch", "huggingface"},
-        code_version="1",
-        required_resource_keys=access.keys,
-        pool=groups.MODEL_POOL,
-        check_specs=[_spec(access.put(KEY))],
+    @stage_asset(
+        access,
+        asset_keys.EVALUATIONS,
+        PAGE,
+        deps=[asset_keys.CHECKPOINTS, asset_keys.QUESTIONS],
+        partitions_def=lora_checkpoints.partitions(pipeline),
+        **shared,
     )
     def benchmark_evaluations(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         """Evaluate one checkpoint on the experiment's benchmarks.
@@ -40,46 +46,110 @@ def build(pipeline: Pipeline, access: Access) -> list[dg.AssetsDefinition]:
         figure can be traced to the answers behind it. Materialise a single partition to
         evaluate one arm and seed again.
         """
-        pipeline, tracker = access.open(context)
-        return run_stage(
-            context,
-            pipeline.evaluation(pipeline.units[context.partition_key]),
-            tracker,
-            describe=asset_pages.evaluation,
-            inspect=_inspect,
-            track=mlflow_logging.track_evaluation,
+        return run_asset(
+            context, access, PAGE, lambda now: now.evaluation(now.units[context.partition_key])
         )
 
-    @dg.asset(
-        key=access.put(UNTUNED_KEY),
-        deps=[access.put(benchmark_questions.KEY)],
-        group_name=access.name(groups.EVALUATION),
-        kinds={"pytorch", "huggingface"},
-        code_version="1",
-        required_resource_keys=access.keys,
-        pool=groups.MODEL_POOL,
-        check_specs=[_spec(access.put(UNTUNED_KEY))],
-    )
+    @stage_asset(access, asset_keys.UNTUNED, PAGE, deps=[asset_keys.QUESTIONS], **shared)
     def untuned_evaluation(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         """Evaluate the base model before any tuning, to show what tuning adds at all."""
-        pipeline, tracker = access.open(context)
-        return run_stage(
-            context,
-            pipeline.evaluation(None),
-            tracker,
-            describe=asset_pages.evaluation,
-            inspect=_inspect,
-            track=mlflow_logging.track_evaluation,
-        )
+        return run_asset(context, access, PAGE, lambda now: now.evaluation(None))
 
     return [benchmark_evaluations, untuned_evaluation]
 
 
-def _spec(key: dg.AssetKey) -> dg.AssetCheckSpec:
-    return dg.AssetCheckSpec(
-        "every_question_scored", asset=key, blocking=True, description=_EVERY_QUESTION
+def _every_question(stage: Stage, manifest: Manifest) -> Inspection:
+    """Every question that could be asked has one finite score.
+
+    Questions that did not fit the model's context are named as ``too_long`` in the results
+    and have no score.
+    """
+    require_manifest(stage.folder, made_by=stage.asset)
+    files = sorted(stage.folder.glob("*.parquet"))
+    bad, rows = 0, 0
+    for path in files:
+        found = query(
+            "select count(*), count(*) filter (not coalesce(isfinite(score::double), false)) "
+            "from read_parquet(?) where status = 'ok'",
+            str(path),
+        )[0]
+        rows, bad = rows + found[0], bad + found[1]
+    return inspection(
+        bad == 0 and rows > 0,
+        f"{rows:,} questions in {len(files)} benchmarks, {bad:,} without a finite score",
+        questions=rows,
+        without_score=bad,
     )
 
 
-def _inspect(stage: Stage, manifest: Manifest) -> Iterable[Inspection]:
-    yield asset_checks.every_question_scored(stage, manifest)
+def _describe(stage: Stage, manifest: Manifest) -> Metadata:
+    """Show each benchmark's score with its interval and some answers."""
+    shown: Metadata = {}
+    rows = [
+        {
+            "benchmark": name,
+            "score": f"{entry['score']:.4f}",
+            "interval": " to ".join(f"{v:.4f}" for v in entry.get("interval") or []),
+            "questions": entry.get("n", ""),
+            "metric": entry.get("metric", ""),
+        }
+        for name, entry in manifest.details.get("scores", {}).items()
+    ]
+    add_table(shown, "scores", rows)
+    files = sorted(stage.folder.glob("*.parquet"))
+    for path in files:
+        add_table(shown, f"answers_{path.stem.replace('-', '_')}", preview(path))
+    shown["dagster/row_count"] = sum(map(row_count, files))
+    return shown
+
+
+def _track(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
+    """Log each benchmark's score as a column of its own, and the answers.
+
+    The Parquet files hold everything; MLflow's page shows tables of all questions, in which
+    long prompts are cut to their end.
+    """
+    log_input(run, stage.folder.parents[2] / "questions", asset_keys.QUESTIONS, "evaluation")
+    scores = manifest.details.get("scores", {})
+    run.tags({"group": group_of(str(stage.settings["arm"]))})
+    save_arms_view(run, list(scores))
+    for name, entry in scores.items():
+        lower, upper = (entry.get("interval") or [entry["score"]] * 2)[:2]
+        run.metrics({name: entry["score"], f"{name}.lower": lower, f"{name}.upper": upper})
+    tables: dict[str, dict[str, list[Any]]] = {}
+    for path in sorted(stage.folder.glob("*.parquet")):
+        run.artifact(path, "answers")
+        tables.update(_answer_tables(path))
+    run.tables(tables)
+
+
+def _answer_tables(path: Path) -> dict[str, dict[str, list[Any]]]:
+    """Return a benchmark's answers as tables that a browser can hold, by artefact path."""
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(path).to_pylist()
+    parts = range(0, len(rows), _TABLE_ROWS)
+    tables = {}
+    for number, start in enumerate(parts, start=1):
+        some = rows[start : start + _TABLE_ROWS]
+        columns = {name: [_end_of(row[name]) for row in some] for name in some[0]}
+        part = f"-{number:03d}" if len(parts) > 1 else ""
+        tables[f"answers/{path.stem}{part}.json"] = columns
+    return tables
+
+
+def _end_of(value: Any) -> Any:  # noqa: ANN401 - a cell
+    """Return a text's end where it is long: the question stands behind the worked examples."""
+    if isinstance(value, str) and len(value) > _TABLE_TEXT:
+        return "… " + value[-_TABLE_TEXT:]
+    return value
+
+
+PAGE = Page(
+    checks=(
+        Check("every_question_scored", "every question has one finite score", _every_question),
+    ),
+    describe=_describe,
+    metrics=no_metrics,
+    track=_track,
+)

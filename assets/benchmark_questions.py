@@ -2,23 +2,26 @@
 
 import dagster as dg
 
-from selectit_dagster.assets import groups
-from selectit_dagster.orchestration import asset_pages, mlflow_logging
-from selectit_dagster.orchestration.asset_runner import run_stage
-from selectit_dagster.orchestration.resources import Access
+from selectit_dagster.orchestration import asset_keys
+from selectit_dagster.orchestration.asset_keys import Access
+from selectit_dagster.orchestration.asset_runner import Page, run_asset, stage_asset
+from selectit_dagster.orchestration.mlflow_logging import log_dataset
 
-KEY = dg.AssetKey("benchmark_questions")
+PAGE = Page(
+    data_file="questions.parquet",
+    track=lambda run, stage, manifest: log_dataset(run, stage, "benchmarks"),
+)
 
 
 def build(access: Access) -> dg.AssetsDefinition:
     """Return the asset that gathers the benchmarks' questions."""
 
-    @dg.asset(
-        key=access.put(KEY),
-        group_name=access.name(groups.DATA),
+    @stage_asset(
+        access,
+        asset_keys.QUESTIONS,
+        PAGE,
+        group=asset_keys.DATA,
         kinds={"huggingface", "parquet"},
-        code_version="1",
-        required_resource_keys=access.keys,
     )
     def benchmark_questions(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         """Gather the test questions of the experiment's benchmarks.
@@ -27,14 +30,6 @@ def build(access: Access) -> dg.AssetsDefinition:
         n-gram with a test question is ever selected, and nobody has to remember to check.
         Materialise it after the list of benchmarks has changed.
         """
-        pipeline, tracker = access.open(context)
-        return run_stage(
-            context,
-            pipeline.questions(),
-            tracker,
-            data_file="questions.parquet",
-            describe=asset_pages.nothing_more,
-            track=mlflow_logging.track_dataset("benchmarks"),
-        )
+        return run_asset(context, access, PAGE, lambda pipeline: pipeline.questions())
 
     return benchmark_questions

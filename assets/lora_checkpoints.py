@@ -1,21 +1,31 @@
 """LoRA checkpoints: the base model tuned on each arm, once per training seed."""
 
-from collections.abc import Iterable
+import json
 
 import dagster as dg
 from pydantic import Field
 
 from selectit_dagster.artefacts.manifest import Manifest
-from selectit_dagster.assets import groups, selective_alpaca
-from selectit_dagster.orchestration import asset_checks, asset_pages, mlflow_logging
-from selectit_dagster.orchestration.asset_checks import Inspection
-from selectit_dagster.orchestration.asset_runner import run_stage
+from selectit_dagster.experiment import ModelReference
+from selectit_dagster.orchestration import asset_keys
+from selectit_dagster.orchestration.asset_checks import Check, Inspection, inspection
+from selectit_dagster.orchestration.asset_keys import Access
+from selectit_dagster.orchestration.asset_metadata import (
+    Metadata,
+    add_table,
+    details,
+    first_lines,
+    spread_lines,
+)
+from selectit_dagster.orchestration.asset_runner import Page, run_asset, stage_asset
+from selectit_dagster.orchestration.mlflow_logging import as_columns, log_input
 from selectit_dagster.orchestration.pipeline import Pipeline
-from selectit_dagster.orchestration.resources import Access
 from selectit_dagster.orchestration.stages.overrides import Overrides
 from selectit_dagster.orchestration.stages.stage import Stage
+from selectit_dagster.orchestration.tracking import TrackedRun, numbers
 
-KEY = dg.AssetKey("lora_checkpoints")
+# of a training log; the whole of it is an artefact of the run
+_STEPS_SHOWN = 500
 
 
 class TuningConfig(dg.Config):
@@ -44,29 +54,30 @@ def arm_mapping(pipeline: Pipeline) -> dg.StaticPartitionMapping:
 
 def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
     """Return the asset that tunes the base model."""
-    base = pipeline.tuning.base_model.path
-    line_of = pipeline
-
-    @dg.asset(
-        key=access.put(KEY),
-        deps=[
-            dg.AssetDep(access.put(selective_alpaca.KEY), partition_mapping=arm_mapping(line_of))
-        ],
-        partitions_def=partitions(line_of),
-        group_name=access.name(groups.TUNING),
-        kinds={"pytorch", "huggingface"},
-        code_version="1",
-        required_resource_keys=access.keys,
-        pool=groups.MODEL_POOL,
-        metadata={"base_model": base},
-        check_specs=[
-            dg.AssetCheckSpec(
+    base, selected = pipeline.tuning.base_model, access.key(pipeline.selected_asset)
+    page = Page(
+        checks=(
+            Check(
                 "loads_and_answers",
-                asset=access.put(KEY),
-                blocking=True,
-                description="the checkpoint loads over its base model and answers a prompt",
-            )
-        ],
+                "the checkpoint loads over its base model and answers a prompt",
+                lambda stage, manifest: _answers(base, stage),
+            ),
+        ),
+        describe=_describe,
+        metrics=_metrics,
+        track=_track,
+    )
+
+    @stage_asset(
+        access,
+        asset_keys.CHECKPOINTS,
+        page,
+        deps=[dg.AssetDep(selected, partition_mapping=arm_mapping(pipeline))],
+        partitions_def=partitions(pipeline),
+        group=asset_keys.TUNING,
+        kinds={"pytorch", "huggingface"},
+        pool=asset_keys.MODEL_POOL,
+        metadata={"base_model": base.path},
     )
     def lora_checkpoints(
         context: dg.AssetExecutionContext, config: TuningConfig
@@ -77,18 +88,63 @@ def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
         interrupted run resumes from its last resume point. Materialise a single partition
         to repeat one arm and seed.
         """
-        pipeline, tracker = access.open(context)
-        return run_stage(
+        return run_asset(
             context,
-            pipeline.checkpoint(pipeline.units[context.partition_key], Overrides(seed=config.seed)),
-            tracker,
-            describe=asset_pages.checkpoint,
-            inspect=lambda stage, manifest: _inspect(pipeline, stage, manifest),
-            track=mlflow_logging.track_checkpoint,
+            access,
+            page,
+            lambda now: now.checkpoint(
+                now.units[context.partition_key], Overrides(seed=config.seed)
+            ),
         )
 
     return lora_checkpoints
 
 
-def _inspect(pipeline: Pipeline, stage: Stage, manifest: Manifest) -> Iterable[Inspection]:
-    yield asset_checks.checkpoint_answers(pipeline.tuning.base_model, stage, manifest)
+def _answers(base: ModelReference, stage: Stage) -> Inspection:
+    """The checkpoint loads over its base model and generates at least one token."""
+    from selectit_dagster.tuning import checkpoint
+
+    loaded = checkpoint.load_checkpoint(base, stage.folder)
+    answer = checkpoint.answer(loaded, "Say something.", max_new_tokens=8)
+    return inspection(
+        isinstance(answer, str), f"answered {answer!r} to 'Say something.'", answer=answer
+    )
+
+
+def _describe(stage: Stage, manifest: Manifest) -> Metadata:
+    """Show the trained text of some records, and skipped records."""
+    shown: Metadata = {}
+    trained = stage.folder / "trained_tokens.json"
+    if trained.exists():
+        rows = json.loads(trained.read_text(encoding="utf-8"))
+        rows = [row if isinstance(row, dict) else {"trained": row} for row in rows]
+        add_table(shown, "trained_tokens", rows)
+    add_table(shown, "skipped", first_lines(stage.folder / "skipped.jsonl"))
+    shown["tuning"] = details(manifest)
+    return shown
+
+
+def _metrics(stage: Stage, manifest: Manifest) -> dict[str, float]:
+    found = numbers(manifest.details)
+    # the series of the steps has the plain name
+    if (speed := found.pop("tokens_per_second", None)) is not None:
+        found["mean_tokens_per_second"] = speed
+    return found
+
+
+def _track(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
+    """Log the training set, the training log as stepped metrics, and the adapter."""
+    arm = str(stage.settings["arm"])
+    log_input(run, stage.folder.parents[2] / "selected" / arm, f"selected-{arm}", "training")
+    run.series(spread_lines(stage.folder / "log.jsonl", _STEPS_SHOWN), "step")
+    for name in ("skipped.jsonl", "log.jsonl"):
+        if (stage.folder / name).exists():
+            run.artifact(stage.folder / name)
+    trained = json.loads((stage.folder / "trained_tokens.json").read_text(encoding="utf-8"))
+    run.tables({"trained_tokens.json": as_columns(trained)})
+    adapter, name = stage.folder / "adapter", f"{arm}-seed-{stage.settings['seed']}"
+    tags = {"base": json.dumps(manifest.details.get("base", {}), default=str)[:2000]}
+    if adapter.is_dir():
+        run.adapter(adapter, name=name, tags=tags)
+    else:
+        run.full_model(stage.folder / "manifest.json", name=name, tags=tags)

@@ -1,24 +1,22 @@
 """Fused ranking: the models' scores become one order of the records."""
 
-from collections.abc import Iterable
 from enum import Enum
 from typing import Any
 
 import dagster as dg
 from pydantic import Field, field_validator
 
-from selectit_dagster.artefacts.manifest import Manifest
-from selectit_dagster.assets import curated_dataset, groups, uncertainty_scores
+from selectit_dagster.artefacts.accounting import Account, RecordsLostError
+from selectit_dagster.artefacts.manifest import Manifest, require_manifest
+from selectit_dagster.errors import ArtefactError
 from selectit_dagster.experiment import Experiment
-from selectit_dagster.orchestration import asset_checks, asset_pages, mlflow_logging
-from selectit_dagster.orchestration.asset_checks import Inspection
-from selectit_dagster.orchestration.asset_runner import run_stage
-from selectit_dagster.orchestration.resources import Access
+from selectit_dagster.orchestration import asset_keys
+from selectit_dagster.orchestration.asset_checks import Check, Inspection, inspection, query
+from selectit_dagster.orchestration.asset_keys import Access
+from selectit_dagster.orchestration.asset_metadata import Metadata, details, lineage
+from selectit_dagster.orchestration.asset_runner import Page, run_asset, stage_asset
 from selectit_dagster.orchestration.stages.overrides import Overrides
 from selectit_dagster.orchestration.stages.stage import Stage
-
-KEY = dg.AssetKey("ranking")
-
 
 # the launchpad offers the members and refuses anything else before the run starts
 Variant = Enum("Variant", {"paper": "paper", "released-code": "released-code"})
@@ -83,30 +81,23 @@ def overrides(config: Any) -> Overrides:  # noqa: ANN401 - the class is made per
 
 def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
     """Return the asset that fuses the stored scores."""
-    scores = [uncertainty_scores.key(model.name) for model in experiment.scoring_models]
     RankingConfig = config_type(experiment)  # noqa: N806 - a class
+    page = Page(
+        data_file="ranking.parquet",
+        checks=CHECKS,
+        describe=lambda stage, manifest: _describe(access, stage, manifest),
+    )
 
-    @dg.asset(
-        key=access.put(KEY),
-        deps=[access.put(key) for key in (curated_dataset.KEY, *scores)],
-        group_name=access.name(groups.RATING),
-        kinds={"parquet", "python"},
-        code_version="1",
-        required_resource_keys=access.keys,
-        check_specs=[
-            dg.AssetCheckSpec(
-                "every_record_accounted_for",
-                asset=access.put(KEY),
-                blocking=True,
-                description="kept = ranked + too_long + failed; ranks are 1 to n without gaps",
-            ),
-            dg.AssetCheckSpec(
-                "finite_scores",
-                asset=access.put(KEY),
-                blocking=True,
-                description="every ranked record has a finite score, no other has one",
-            ),
+    @stage_asset(
+        access,
+        asset_keys.RANKING,
+        page,
+        deps=[
+            asset_keys.CURATED,
+            *(asset_keys.scores_name(model.name) for model in experiment.scoring_models),
         ],
+        group=asset_keys.RATING,
+        kinds={"parquet", "python"},
     )
     def ranking(
         context: dg.AssetExecutionContext,
@@ -119,20 +110,72 @@ def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
         try another α, number of prompts, variant, weights or set of models from the launchpad
         in seconds.
         """
-        pipeline, tracker = access.open(context)
-        return run_stage(
-            context,
-            pipeline.ranking(overrides(config)),
-            tracker,
-            data_file="ranking.parquet",
-            describe=asset_pages.ranking,
-            inspect=_inspect,
-            track=mlflow_logging.track_figures,
+        return run_asset(
+            context, access, page, lambda pipeline: pipeline.ranking(overrides(config))
         )
 
     return ranking
 
 
-def _inspect(stage: Stage, manifest: Manifest) -> Iterable[Inspection]:
-    yield asset_checks.ranking_balance(stage, manifest)
-    yield asset_checks.finite_scores(stage, manifest)
+def _every_record(stage: Stage, manifest: Manifest) -> Inspection:
+    """Kept = ranked + too_long + failed, and the ranks are 1 to n without gaps."""
+    home = stage.folder.parent
+    records = str(home / "curated" / "records.parquet")
+    kept = query("select count(*) from read_parquet(?)", records)[0][0]
+    rows, ranked, distinct, top = query(
+        "select count(*), count(rank), count(distinct rank), coalesce(max(rank), 0) "
+        "from read_parquet(?)",
+        str(stage.folder / "ranking.parquet"),
+    )[0]
+    unranked = manifest.counts.get("too_long", 0) + manifest.counts.get("failed", 0)
+    passed = kept == rows == ranked + unranked and ranked == distinct == top and ranked > 0
+    try:
+        raw, curated = (require_manifest(home / n, made_by=n).counts for n in ("raw", "curated"))
+        message = "; ".join(Account.of(raw, curated, manifest.counts).lines())
+    except (ArtefactError, RecordsLostError) as error:
+        passed, message = False, str(error)
+    return inspection(passed, message, kept=kept, ranked=ranked, unranked=unranked)
+
+
+def _finite_scores(stage: Stage, manifest: Manifest) -> Inspection:
+    ranked, bad, extra = query(
+        """
+        select count(rank),
+               count(*) filter (rank is not null and not coalesce(isfinite(score), false)),
+               count(*) filter (rank is null and score is not null)
+        from read_parquet($1)
+        """,
+        str(stage.folder / "ranking.parquet"),
+    )[0]
+    return inspection(
+        bad == 0 and extra == 0,
+        f"{ranked:,} ranked; {bad:,} without a finite score, {extra:,} unranked with a score",
+        ranked=ranked,
+        not_finite=bad,
+        unranked_with_score=extra,
+    )
+
+
+CHECKS = (
+    Check(
+        "every_record_accounted_for",
+        "kept = ranked + too_long + failed; ranks are 1 to n without gaps",
+        _every_record,
+    ),
+    Check(
+        "finite_scores", "every ranked record has a finite score, no other has one", _finite_scores
+    ),
+)
+
+
+def _describe(access: Access, stage: Stage, manifest: Manifest) -> Metadata:
+    """Show the score's summary and where the columns come from."""
+    scores = [
+        (access.key(asset_keys.scores_name(model)), "probabilities")
+        for model in stage.settings["models"]
+    ]
+    columns = {
+        "record_id": [(access.key(asset_keys.CURATED), "record_id")],
+        **dict.fromkeys(("rank", "score", "sentence_score"), scores),
+    }
+    return {"fusion": details(manifest), "dagster/column_lineage": lineage(columns)}

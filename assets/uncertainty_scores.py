@@ -1,81 +1,144 @@
 """Uncertainty scores: one asset per scoring model, its rating of every record."""
 
-from collections.abc import Iterable
-
 import dagster as dg
 
 from selectit_dagster.artefacts.manifest import Manifest
-from selectit_dagster.assets import curated_dataset, groups
+from selectit_dagster.display import one_line
 from selectit_dagster.experiment import ScoringModel
-from selectit_dagster.orchestration import asset_checks, asset_pages, mlflow_logging
-from selectit_dagster.orchestration.asset_checks import Inspection
-from selectit_dagster.orchestration.asset_runner import run_stage
-from selectit_dagster.orchestration.resources import Access
+from selectit_dagster.orchestration import asset_keys
+from selectit_dagster.orchestration.asset_checks import Check, Inspection, inspection, query
+from selectit_dagster.orchestration.asset_keys import Access
+from selectit_dagster.orchestration.asset_metadata import (
+    Metadata,
+    add_table,
+    column_schema,
+    details,
+    lineage,
+    preview,
+    row_count,
+)
+from selectit_dagster.orchestration.asset_runner import Page, run_asset, stage_asset
+from selectit_dagster.orchestration.mlflow_logging import log_input
 from selectit_dagster.orchestration.stages.stage import Stage
-
-PREFIX = "uncertainty_scores"
-
-
-def asset_name(model: str) -> str:
-    """Return a scoring model's name as an asset name: other characters become underscores."""
-    return "".join(c if c.isalnum() or c == "_" else "_" for c in model)
-
-
-def key(model: str) -> dg.AssetKey:
-    """Return the asset key of one scoring model."""
-    return dg.AssetKey([PREFIX, asset_name(model)])
+from selectit_dagster.orchestration.tracking import TrackedRun
 
 
 def build(model: ScoringModel, access: Access) -> dg.AssetsDefinition:
     """Return the asset that rates the curated dataset with ``model``."""
-    name = model.name
-    own_key = key(name)
+    source = access.key(asset_keys.CURATED)
+    texts = [(source, column) for column in ("instruction", "input", "response")]
+    columns = lineage(
+        {"record_id": [(source, "record_id")], "probabilities": texts, "rating_mass": texts}
+    )
+    page = Page(
+        checks=CHECKS,
+        describe=lambda stage, manifest: {
+            **_describe(stage, manifest),
+            "dagster/column_lineage": columns,
+        },
+        track=_track,
+    )
 
-    @dg.asset(
-        key=access.put(own_key),
-        deps=[access.put(curated_dataset.KEY)],
-        group_name=access.name(groups.RATING),
+    @stage_asset(
+        access,
+        asset_keys.scores_name(model.name),
+        page,
+        deps=[asset_keys.CURATED],
+        group=asset_keys.RATING,
         kinds={"pytorch", "huggingface"},
-        code_version="1",
-        required_resource_keys=access.keys,
-        pool=groups.MODEL_POOL,
+        pool=asset_keys.MODEL_POOL,
         description=(
-            f"Rate every curated record with **{name}** (`{model.path}`) under each rating prompt."
-            "\n\nStores the probabilities of the rating tokens, one row per record and prompt;"
-            " token, sentence and model level are arithmetic on them. Materialising again"
+            f"Rate every curated record with **{model.name}** (`{model.path}`) under each rating "
+            "prompt.\n\nStores the probabilities of the rating tokens, one row per record and "
+            "prompt; token, sentence and model level are arithmetic on them. Materialising again"
             " scores only what is missing: new records, a further prompt. A record that is too"
             " long or that failed is named with its reason and never gets a default score."
         ),
         metadata={"model": model.path, "revision": model.revision or "-"},
-        check_specs=[
-            dg.AssetCheckSpec(
-                "one_row_per_record_and_prompt",
-                asset=access.put(own_key),
-                blocking=True,
-                description="every curated record has one row per rating prompt, no others",
-            ),
-            dg.AssetCheckSpec(
-                "finite_distributions",
-                asset=access.put(own_key),
-                blocking=True,
-                description="every stored distribution is finite and sums to one",
-            ),
-        ],
     )
     def uncertainty_scores(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        pipeline, tracker = access.open(context)
-        return run_stage(
-            context,
-            pipeline.scores(name),
-            tracker,
-            describe=asset_pages.uncertainty_scores,
-            inspect=_inspect,
-            track=mlflow_logging.track_scores,
-        )
+        return run_asset(context, access, page, lambda pipeline: pipeline.scores(model.name))
 
     return uncertainty_scores
 
 
-def _inspect(stage: Stage, manifest: Manifest) -> Iterable[Inspection]:
-    yield asset_checks.rows_match_records(stage, manifest)
-    yield asset_checks.finite_distributions(stage, manifest)
+def _rows_match_records(stage: Stage, manifest: Manifest) -> Inspection:
+    records = str(stage.folder.parents[1] / "curated" / "records.parquet")
+    shards = str(stage.folder / "*.parquet")
+    expected, missing, foreign, wrong = query(
+        """
+        with r as (select record_id from read_parquet($1)),
+             s as (select record_id, count(*) n, count(distinct prompt_index) k
+                   from read_parquet($2) group by 1)
+        select (select count(*) from r),
+               (select count(*) from r anti join s using (record_id)),
+               (select count(*) from s anti join r using (record_id)),
+               (select count(*) from s where n != k or n != (select max(k) from s))
+        """,
+        records,
+        shards,
+    )[0]
+    return inspection(
+        missing == foreign == wrong == 0,
+        f"{expected:,} records; {missing:,} without scores, {foreign:,} scored but not in the "
+        f"dataset, {wrong:,} with a wrong number of prompts",
+        records=expected,
+        missing=missing,
+        foreign=foreign,
+        wrong=wrong,
+    )
+
+
+def _finite_distributions(stage: Stage, manifest: Manifest) -> Inspection:
+    ok, bad_sum, misplaced = query(
+        """
+        select count(*) filter (status = 'ok'),
+               count(*) filter (status = 'ok' and not coalesce(
+                   abs(list_sum(probabilities::float[]) - 1) < 1e-3, false)),
+               count(*) filter ((status = 'ok') != (probabilities is not null))
+        from read_parquet($1)
+        """,
+        str(stage.folder / "*.parquet"),
+    )[0]
+    return inspection(
+        bad_sum == 0 and misplaced == 0,
+        f"{ok:,} distributions; {bad_sum:,} not finite or not summing to one, {misplaced:,} "
+        "present without status ok or absent with it",
+        distributions=ok,
+        not_normalised=bad_sum,
+        misplaced=misplaced,
+    )
+
+
+CHECKS = (
+    Check(
+        "one_row_per_record_and_prompt",
+        "every curated record has one row per rating prompt, no others",
+        _rows_match_records,
+    ),
+    Check(
+        "finite_distributions",
+        "every stored distribution is finite and sums to one",
+        _finite_distributions,
+    ),
+)
+
+
+def _describe(stage: Stage, manifest: Manifest) -> Metadata:
+    """Show the rating tokens, rates, warnings and a preview of the distributions."""
+    shown: Metadata = {}
+    shards = sorted(stage.folder.glob("*.parquet"))
+    if shards:
+        shown["dagster/column_schema"] = column_schema(shards[0])
+        add_table(shown, "preview", preview(shards[0]))
+    shown["dagster/row_count"] = sum(map(row_count, shards))
+    shown["model_facts"] = details(manifest)
+    if warnings := manifest.details.get("warnings") or []:
+        shown["warnings"] = dg.MetadataValue.md(
+            "\n".join(f"- {one_line(w, 400)}" for w in warnings)
+        )
+    return shown
+
+
+def _track(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
+    log_input(run, stage.folder.parents[1] / "curated", asset_keys.CURATED, "scoring")

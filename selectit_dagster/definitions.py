@@ -1,31 +1,50 @@
-"""The Dagster code location: everything assembled from one experiment file and one home.
+"""The Dagster code location: everything assembled from experiment files and one home.
 
-``$SELECTIT_EXPERIMENT`` and ``$SELECTIT_HOME`` choose them; without the first it is the
-embedded default. Tests and the command line call :func:`build_defs` with their own.
+``$SELECTIT_EXPERIMENT`` and ``$SELECTIT_HOME`` choose them: one file, several with a colon
+between them, or a folder of them; without the first it is the embedded default. Tests and the
+command line call :func:`build_defs` with their own.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import dagster as dg
 
 from selectit_dagster.artefacts.home import Home, home_root
 from selectit_dagster.assets import build_assets
+from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import load_experiment
+from selectit_dagster.experiment.section import key_part
 from selectit_dagster.orchestration import automation
+from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.pipeline import Pipeline
-from selectit_dagster.orchestration.resources import Access, PipelineResource, TrackingResource
+from selectit_dagster.orchestration.resources import PipelineResource, TrackingResource
 from selectit_dagster.orchestration.run_cleanup import closing_sensors
 from selectit_dagster.orchestration.run_launcher import watched_executor
 
 DEFAULT_EXPERIMENT = Path(__file__).resolve().parent / "experiments" / "default.yaml"
 
 
-def experiment_file() -> Path:
-    """Return the experiment file that this process works on."""
-    return Path(os.environ.get("SELECTIT_EXPERIMENT") or DEFAULT_EXPERIMENT)
+def experiment_files(given: Iterable[str | Path]) -> list[Path]:
+    """Return the experiment files that are named, those of a folder in its place.
+
+    Raises
+    ------
+    UserError
+        When a folder holds none.
+    """
+    found: list[Path] = []
+    for path in map(Path, given):
+        files = [path]
+        if path.is_dir():
+            files = sorted(f for f in path.iterdir() if f.suffix in (".yaml", ".yml"))
+            if not files:
+                raise UserError(f"{path} holds no experiment file", hint="put a .yaml file there")
+        found += [file.resolve() for file in files]
+    return list(dict.fromkeys(found))
 
 
 def build_defs(
@@ -45,8 +64,8 @@ def build_defs(
     home:
         Where artefacts lie; ``$SELECTIT_HOME`` or ``./.selectit`` when None.
     key_prefix:
-        Put before every asset key (``team`` or ``team/alpaca``) and into every other name,
-        for use inside another project.
+        Put before every asset key (``team`` or ``team/alpaca``) and into every other name;
+        the experiment's name when None.
     mlflow_uri, mlflow_ui_url:
         Tracking URI and browser address; empty for the experiment's own.
 
@@ -58,7 +77,7 @@ def build_defs(
     path = Path(experiment_file).resolve()
     experiment = load_experiment(path)
     pipeline = Pipeline(experiment, Home(home_root(home), experiment.name))
-    access = Access.of(key_prefix)
+    access = Access.of(experiment, key_prefix)
     place = PipelineResource(experiment_file=str(path), home=str(pipeline.home.root))
     tracking = TrackingResource(uri=mlflow_uri, ui_url=mlflow_ui_url)
     assets = automation.with_conditions(build_assets(pipeline, access), access)
@@ -77,8 +96,49 @@ def build_defs(
     )
 
 
+def build_location(files: list[Path], home: Path | str | None = None) -> dg.Definitions:
+    """Return the definitions of several experiments in one home, side by side.
+
+    One that cannot be loaded does not take the others down: an asset of its file's name says
+    what is wrong with it.
+
+    Raises
+    ------
+    UserError
+        When there is one alone and it is wrong, or two have one name.
+    """
+    root = home_root(home)
+    parts = [dg.Definitions(executor=watched_executor(root))]
+    names: dict[tuple[str, ...], Path] = {}
+    for file in files:
+        try:
+            prefix = Access.of(load_experiment(file)).prefix
+            parts.append(build_defs(experiment_file=file, home=root))
+        except UserError as error:
+            if len(files) == 1:
+                raise
+            parts.append(dg.Definitions(assets=[_broken(file, error)]))
+            continue
+        if (other := names.setdefault(prefix, file)) != file:
+            raise UserError(
+                f"{other} and {file} would have the same assets, {'/'.join(prefix)}/...",
+                hint="give one of the experiments another name",
+            )
+    return dg.Definitions.merge(*parts)
+
+
+def _broken(file: Path, error: UserError) -> dg.AssetSpec:
+    return dg.AssetSpec(
+        [key_part(file.stem), "cannot_be_loaded"],
+        description=f"`{file}` cannot be loaded:\n\n```\n{error}\n```\n\nMend it, then *Reload*.",
+        group_name="cannot_be_loaded",
+    )
+
+
 @dg.definitions
 def defs() -> dg.Definitions:
-    """Return the definitions of this process's experiment and home."""
-    watched = dg.Definitions(executor=watched_executor(home_root(None)))
-    return dg.Definitions.merge(build_defs(experiment_file=experiment_file()), watched)
+    """Return the definitions of this process's experiments and home."""
+    given = os.environ.get("SELECTIT_EXPERIMENT")
+    return build_location(
+        experiment_files(given.split(os.pathsep) if given else [DEFAULT_EXPERIMENT])
+    )

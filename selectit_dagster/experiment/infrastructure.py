@@ -1,16 +1,31 @@
-"""Sections on what surrounds a run and changes none of its figures: MLflow, storage, schedule."""
+"""Sections on what surrounds a run and changes no figure: MLflow, storage, schedule, Dagster."""
 
 from __future__ import annotations
+
+import re
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
 from selectit_dagster.experiment.section import Address, Line, Section
+
+AssetName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
+Owner = Annotated[str, Field(pattern=r"^(team:[A-Za-z0-9_.-]+|[^@\s]+@[^@\s]+\.[^@\s]+)$")]
+_CRON = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
+_NAMED = {
+    "month": ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"),
+    "weekday": ("sun", "mon", "tue", "wed", "thu", "fri", "sat"),
+}
+_PART = re.compile(r"(?P<first>\*|\w+)(-(?P<last>\w+))?(/[1-9]\d*)?")
 
 
 class TrackingSection(Section):
     """MLflow."""
 
     enabled: bool = Field(True, description="track runs in MLflow")
+    required: bool = Field(
+        False, description="stop when the tracking server cannot be reached; else go on untracked"
+    )
     uri: Line | None = Field(
         None, description="tracking URI; default: $MLFLOW_TRACKING_URI, else sqlite in the home"
     )
@@ -31,6 +46,17 @@ class StorageSection(Section):
     )
 
 
+class DagsterSection(Section):
+    """What Dagster's pages call the assets, and whose they are."""
+
+    selected_asset: AssetName = Field(
+        "selected_dataset", description="asset of the arms' subsets, for instance selective_alpaca"
+    )
+    owners: tuple[Owner, ...] = Field(
+        (), description="owners of every asset: team:NAME or an e-mail address"
+    )
+
+
 class ScheduleSection(Section):
     """Scheduled re-selection."""
 
@@ -39,7 +65,33 @@ class ScheduleSection(Section):
 
     @field_validator("cron")
     @classmethod
-    def _five_fields(cls, value: str) -> str:
-        if len(value.split()) != 5:
+    def _is_a_cron_line(cls, value: str) -> str:
+        if len(fields := value.split()) != len(_CRON):
             raise ValueError("a cron line has five fields: minute hour day month weekday")
+        for text, (name, low, high) in zip(fields, _CRON, strict=True):
+            if not all(_in_cron(part.lower(), name, low, high) for part in text.split(",")):
+                raise ValueError(f"{text} is no {name}, which is {low} to {high}")
         return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        from zoneinfo import ZoneInfo
+
+        try:
+            ZoneInfo(value)
+        except (KeyError, ValueError, OSError) as error:  # ZoneInfoNotFoundError is a KeyError
+            raise ValueError("no time zone of that name; for instance Europe/Berlin") from error
+        return value
+
+
+def _in_cron(part: str, name: str, low: int, high: int) -> bool:
+    """Tell whether one entry of a cron field is right: ``*``, ``5``, ``1-5``, ``*/15``, ``mon``."""
+    if (found := _PART.fullmatch(part)) is None:
+        return False
+    if found["first"] == "*":
+        return found["last"] is None
+    words = _NAMED.get(name, ())
+    ends = [end for end in (found["first"], found["last"]) if end]
+    numbers = [str(low + words.index(end)) if end in words else end for end in ends]
+    return all(n.isdecimal() and low <= int(n) <= high for n in numbers)

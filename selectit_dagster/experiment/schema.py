@@ -6,12 +6,13 @@ from pydantic import Field, model_validator
 
 from selectit_dagster.experiment.dataset_section import CurationSection, DatasetSection
 from selectit_dagster.experiment.infrastructure import (
+    DagsterSection,
     ScheduleSection,
     StorageSection,
     TrackingSection,
 )
 from selectit_dagster.experiment.rating_section import RatingSection, RaySection, ScoringModel
-from selectit_dagster.experiment.section import Name, Section
+from selectit_dagster.experiment.section import Name, Section, key_part
 from selectit_dagster.experiment.selection_section import SelectionSection
 from selectit_dagster.experiment.tuning_section import Benchmark, ComparisonSection, TuningSection
 
@@ -33,12 +34,19 @@ class Experiment(Section):
     storage: StorageSection = Field(StorageSection())
     ray: RaySection = Field(RaySection(), description="for engine: ray")
     schedule: ScheduleSection = Field(ScheduleSection())
+    dagster: DagsterSection = Field(DagsterSection())
 
     @model_validator(mode="after")
     def _names_agree(self) -> Experiment:
         names = [model.name for model in self.scoring_models]
         if len(set(names)) != len(names):
             raise ValueError(f"scoring_models: each name may occur once, found {names}")
+        keys = [key_part(name) for name in names]
+        if twins := [name for name, key in zip(names, keys, strict=True) if keys.count(key) > 1]:
+            raise ValueError(
+                f"scoring_models: {' and '.join(twins)} give one asset key, "
+                f"uncertainty_scores/{key_part(twins[0])}; rename one"
+            )
         for arm in self.selection.arms:
             if arm.model is not None and arm.model not in names:
                 raise ValueError(

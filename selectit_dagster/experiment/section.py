@@ -22,6 +22,11 @@ Address = Annotated[Line, AfterValidator(checked_address)]
 Name = Annotated[str, Field(pattern=_NAME)]
 
 
+def key_part(name: str) -> str:
+    """Return a name as a part of an asset key: other characters become underscores."""
+    return "".join(c if c.isascii() and c.isalnum() else "_" for c in name)
+
+
 class Section(BaseModel):
     """Base of all sections: unknown keys are refused and values do not change."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +55,11 @@ def column_schema(path: Path) -> dg.TableSchema:
                 field.name,
                 str(field.type),
                 description=_MEANINGS.get(field.name),
-                constraints=_constraints(field.nullable),
+                constraints=dg.TableColumnConstraints(nullable=field.nullable),
             )
             for field in pq.read_schema(path)
         ]
     )
-
-
-def _constraints(nullable: bool) -> dg.TableColumnConstraints:
-    return dg.TableColumnConstraints(nullable=nullable)
 
 
 def preview(path: Path, columns: list[str] | None = None, rows: int = 5) -> list[dict[str, Any]]:
@@ -81,6 +79,45 @@ def picture(png: bytes, title: str) -> dg.MarkdownMetadataValue:
         return dg.MetadataValue.md(f"*{title}: the picture is in the artefact's folder*")
     data = base64.b64encode(png).decode("ascii")
     return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{data})")
+
+
+def add_table(shown: Metadata, name: str, rows: list[dict[str, Any]]) -> None:
+    """Add rows as a table, where there are any."""
+    if (found := table(rows)) is not None:
+        shown[name] = found
+
+
+def details(manifest: Manifest) -> dg.JsonMetadataValue:
+    """Return what the engine noted of its work."""
+    return dg.MetadataValue.json(manifest.details)
+
+
+def row_count(path: Path) -> int:
+    """Return how many rows a Parquet file holds."""
+    import pyarrow.parquet as pq
+
+    return int(pq.read_metadata(path).num_rows)
+
+
+def first_lines(path: Path, count: int = 10) -> list[dict[str, Any]]:
+    """Return the first objects of a JSON Lines file, none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", errors="replace") as handle:
+        return [json.loads(line) for line in islice(handle, count)]
+
+
+def spread_lines(path: Path, most: int) -> list[dict[str, Any]]:
+    """Return at most ``most`` objects of a JSON Lines file, evenly over it, first and last too."""
+    if not path.exists():
+        return []
+    with path.open("rb") as handle:
+        count = sum(1 for _ in handle)
+    if count <= most:
+        return first_lines(path, count)
+    wanted = {round(index * (count - 1) / (most - 1)) for index in range(most)}
+    with path.open(encoding="utf-8", errors="replace") as handle:
+        return [json.loads(line) for number, line in enumerate(handle) if number in wanted]
 
 
 def base_metadata(
@@ -103,22 +140,15 @@ def base_metadata(
         "made_at": manifest.created_at,
     }
     if data_file is not None and (folder / data_file).exists():
-        import pyarrow.parquet as pq
-
         path = folder / data_file
-        shown["dagster/row_count"] = pq.read_metadata(path).num_rows
+        shown["dagster/row_count"] = row_count(path)
         shown["dagster/column_schema"] = column_schema(path)
-        rows = table(preview(path))
-        if rows is not None:
-            shown["preview"] = rows
+        add_table(shown, "preview", preview(path))
     return shown
 
 
-def lineage(source: dg.AssetKey, columns: dict[str, str]) -> dg.TableColumnLineage:
-    """Return column lineage: each of our columns from the named column of ``source``."""
+def lineage(columns: dict[str, list[tuple[dg.AssetKey, str]]]) -> dg.TableColumnLineage:
+    """Return column lineage: each of our columns from (asset, column) pairs."""
     return dg.TableColumnLineage(
-        {
-            ours: [dg.TableColumnDep(asset_key=source, column_name=theirs)]
-            for ours, theirs in columns.items()
-        }
+        {ours: [dg.TableColumnDep(*dep) for dep in deps] for ours, deps in columns.items()}
     )

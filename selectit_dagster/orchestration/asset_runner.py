@@ -1,4 +1,4 @@
-"""What every asset does around its engine: MLflow run, progress, errors, metadata.
+"""What every asset is and does around its engine: MLflow run, progress, errors, metadata, checks.
 
 Permanent errors (the user's input) fail without retries and carry their remedy; transient
 ones are retried by Dagster and resume from what the engine stored.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
@@ -20,10 +21,12 @@ from selectit_dagster.errors import (
     of_the_machine,
 )
 from selectit_dagster.orchestration import run_monitoring
-from selectit_dagster.orchestration.asset_checks import Inspection
-from selectit_dagster.orchestration.asset_metadata import Metadata, base_metadata
+from selectit_dagster.orchestration.asset_checks import Check
+from selectit_dagster.orchestration.asset_keys import Access
+from selectit_dagster.orchestration.asset_metadata import Metadata, base_metadata, picture
+from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.stages.stage import Stage
-from selectit_dagster.orchestration.tracking import TrackedRun, Tracker, record_manifest
+from selectit_dagster.orchestration.tracking import TrackedRun, Tracker, numbers, record_manifest
 from selectit_dagster.progress import Reporter
 
 _TRANSIENT = (TransientError, PassingError, ConnectionError, TimeoutError)
@@ -33,36 +36,94 @@ _RETRIES = 3
 _RETRY_SECONDS = 10
 
 
-Inspect = Callable[[Stage, Manifest], Iterable[Inspection]]
-Describe = Callable[[Stage, Manifest], Metadata]
-Track = Callable[[TrackedRun, Stage, Manifest], None]
-
-
-def _nothing(stage: Stage, manifest: Manifest) -> Metadata:
+def _nothing(stage: Stage, manifest: Manifest) -> dict[str, Any]:
     return {}
 
 
-def _no_inspections(stage: Stage, manifest: Manifest) -> Iterable[Inspection]:
-    return ()
+def _all_numbers(stage: Stage, manifest: Manifest) -> dict[str, float]:
+    return numbers(manifest.details)
 
 
 def _no_tracking(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
     return None
 
 
+@dataclass(frozen=True)
+class Page:
+    """What a person sees of an asset, beyond what every asset shows.
+
+    Attributes
+    ----------
+    data_file:
+        The Parquet file whose rows, schema and first rows are shown.
+    checks:
+        What is looked at before anything builds on the artefact.
+    pictures:
+        Returns PNGs by name that are drawn for the pages; stored ones are shown anyway.
+    describe:
+        Returns metadata of the artefact.
+    metrics:
+        Returns the figures that MLflow compares; the numbers of the manifest's details.
+    track:
+        Logs what else belongs to the MLflow run.
+    """
+
+    data_file: str | None = None
+    checks: tuple[Check, ...] = ()
+    pictures: Callable[[Stage, Manifest], dict[str, bytes]] = _nothing
+    describe: Callable[[Stage, Manifest], Metadata] = _nothing
+    metrics: Callable[[Stage, Manifest], dict[str, float]] = _all_numbers
+    track: Callable[[TrackedRun, Stage, Manifest], None] = _no_tracking
+
+
+def stage_asset(
+    access: Access,
+    name: str,
+    page: Page,
+    *,
+    group: str,
+    deps: Iterable[str | dg.AssetDep] = (),
+    partitions_def: dg.PartitionsDefinition[str] | None = None,
+    **more: Any,  # noqa: ANN401 - further arguments of dg.asset
+) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    """Return ``dg.asset`` with what all assets share; ``name`` and ``deps`` are asset names."""
+    key = access.key(name)
+    return dg.asset(
+        key=key,
+        deps=[access.key(dep) if isinstance(dep, str) else dep for dep in deps],
+        group_name=access.name(group),
+        owners=access.owners,
+        code_version="1",
+        required_resource_keys=access.keys,
+        partitions_def=partitions_def,
+        check_specs=[
+            dg.AssetCheckSpec(c.name, asset=key, blocking=True, description=c.description)
+            for c in page.checks
+        ],
+        **more,
+    )
+
+
+def run_asset(
+    context: dg.AssetExecutionContext,
+    access: Access,
+    page: Page,
+    asked: Callable[[Pipeline], Stage],
+) -> dg.MaterializeResult:
+    """Run the stage that ``asked`` builds from the pipeline as the experiment file stands now."""
+    pipeline, tracker = access.open(context)
+    return run_stage(context, lambda: asked(pipeline), tracker, page)
+
+
 def run_stage(
     context: dg.AssetExecutionContext,
-    asked: Stage | Callable[[], Stage],
+    asked: Callable[[], Stage],
     tracking: Tracker,
-    *,
-    data_file: str | None = None,
-    describe: Describe = _nothing,
-    inspect: Inspect = _no_inspections,
-    track: Track = _no_tracking,
+    page: Page,
 ) -> dg.MaterializeResult:
     """Run one stage under its own MLflow run and return what Dagster stores of it.
 
-    ``asked`` is a function where building the stage can find fault with the launchpad's values.
+    ``asked`` is a function: building the stage can find fault with the launchpad's values.
 
     Raises
     ------
@@ -72,7 +133,7 @@ def run_stage(
         For a transient one.
     """
     with _permanent():
-        stage = asked if isinstance(asked, Stage) else asked()
+        stage = asked()
     parent = _parent(context, tracking)
     # the partition first: MLflow's tables cut long names off at the end
     name = f"{stage.partition} · {stage.asset}" if stage.partition else stage.asset
@@ -91,27 +152,43 @@ def run_stage(
             ),
         )
         manifest = _guarded(stage, reporter)
-        # what is particular to the stage first: MLflow's plots begin with what came first
-        track(run, stage, manifest)
-        record_manifest(run, manifest, stage.folder)
-        if stage.address is not None:
-            run.tags({"storage": stage.address})
-        checks = [_check(context, i) for i in inspect(stage, manifest)]
+        drawn = _pictures(stage, manifest, page)
+        _track(run, stage, manifest, page, drawn)
+        checks = [_check(context, c, stage, manifest) for c in page.checks]
         run.tags({f"check.{c.check_name}": "passed" if c.passed else "FAILED" for c in checks})
         _save_comparison(context, stage, tracking, run)
     metadata: Metadata = {}
     if run.url is not None:  # first: it stands above the tables and plots
         metadata["mlflow_run"] = dg.MetadataValue.url(run.url)
         metadata.update({name: dg.MetadataValue.url(link) for name, link in run.links.items()})
-    metadata.update(base_metadata(manifest, stage.folder, data_file, stage.address))
-    metadata.update(describe(stage, manifest))
-    metadata = {name: _in_project(context, stage, value) for name, value in metadata.items()}
+    metadata.update(base_metadata(manifest, stage.folder, page.data_file, stage.address))
+    metadata.update(page.describe(stage, manifest))
+    metadata.update({f"plot_{n.replace('-', '_')}": picture(png, n) for n, png in drawn.items()})
     return dg.MaterializeResult(
         asset_key=context.asset_key,
         data_version=dg.DataVersion(manifest.digest),
         metadata=metadata,
         check_results=checks,
     )
+
+
+def _pictures(stage: Stage, manifest: Manifest, page: Page) -> dict[str, bytes]:
+    """Return the stored and the drawn PNGs of an artefact by name."""
+    stored = {path.stem: path.read_bytes() for path in sorted(stage.folder.glob("*.png"))}
+    return {**stored, **page.pictures(stage, manifest)}
+
+
+def _track(
+    run: TrackedRun, stage: Stage, manifest: Manifest, page: Page, drawn: dict[str, bytes]
+) -> None:
+    # what is particular to the stage first: MLflow's plots begin with what came first
+    page.track(run, stage, manifest)
+    run.metrics(page.metrics(stage, manifest))
+    for name, png in drawn.items():
+        run.figure(png, name)
+    record_manifest(run, manifest, stage.folder)
+    if stage.address is not None:
+        run.tags({"storage": stage.address})
 
 
 @contextlib.contextmanager
@@ -139,22 +216,6 @@ def _guarded(stage: Stage, reporter: Reporter) -> Manifest:
             return stage.run(reporter)
     except _TRANSIENT as error:
         raise dg.RetryRequested(max_retries=_RETRIES, seconds_to_wait=_RETRY_SECONDS) from error
-
-
-def _in_project(context: dg.AssetExecutionContext, stage: Stage, value: Any) -> Any:  # noqa: ANN401
-    """Return a metadata value with this project's key prefix before the assets of a lineage."""
-    if not isinstance(value, dg.TableColumnLineage):
-        return value
-    prefix = context.asset_key.path[: -len(stage.asset.split("/"))]
-    return dg.TableColumnLineage(
-        {
-            column: [
-                dg.TableColumnDep(dg.AssetKey([*prefix, *dep.asset_key.path]), dep.column_name)
-                for dep in deps
-            ]
-            for column, deps in value.deps_by_column.items()
-        }
-    )
 
 
 def _save_comparison(
@@ -231,12 +292,15 @@ def _launched(run: dg.DagsterRun) -> str:
     return f"{partition} · {title}" if partition else title
 
 
-def _check(context: dg.AssetExecutionContext, inspection: Inspection) -> dg.AssetCheckResult:
+def _check(
+    context: dg.AssetExecutionContext, check: Check, stage: Stage, manifest: Manifest
+) -> dg.AssetCheckResult:
+    found = check.look(stage, manifest)
     return dg.AssetCheckResult(
         asset_key=context.asset_key,
-        check_name=inspection.name,
-        passed=inspection.passed,
-        description=inspection.message,
-        metadata=inspection.facts,
+        check_name=check.name,
+        passed=found.passed,
+        description=found.message,
+        metadata=found.facts,
         severity=dg.AssetCheckSeverity.ERROR,
     )

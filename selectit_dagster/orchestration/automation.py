@@ -6,10 +6,10 @@ too much to start by themselves and stay opt-in.
 
 from __future__ import annotations
 
+import hashlib
 import time
 import warnings
 from collections.abc import Iterable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,15 @@ from selectit_dagster.artefacts.files import sha256_json
 from selectit_dagster.artefacts.manifest import MANIFEST, read_manifest
 from selectit_dagster.errors import TransientError, UserError
 from selectit_dagster.experiment import DatasetSection, is_hub_name
+from selectit_dagster.orchestration import asset_keys
+from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.pipeline import Pipeline
-from selectit_dagster.orchestration.resources import Access
+from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.progress import Silent
 
-_OWNER = "team:ml-platform"
-# the re-selection is weekly by default: a day late is worth a look, a week late is stale
-_FRESH = dg.FreshnessPolicy.time_window(
-    fail_window=timedelta(days=14), warn_window=timedelta(days=8)
-)
-_FOLLOWS = ("curated_dataset", "uncertainty_scores", "ranking", "selective_alpaca")
+# groups that follow changed data by themselves, but for what opens them and what only looks on
+_FOLLOWING = (asset_keys.DATA, asset_keys.RATING, asset_keys.SELECTION)
+_OPENING = (asset_keys.RAW, asset_keys.QUESTIONS, asset_keys.SENSITIVITY)
 # a file younger than this may still be written; seconds
 _SETTLE = 5.0
 _DATA_VERSION = "dagster/data_version"
@@ -54,7 +53,7 @@ class MadeFromOtherData(dg.AutomationCondition):
         """Return the partitions among the candidates that are out of date."""
         asked, view = context.candidate_subset, context.asset_graph_view
         parents = view.asset_graph.get(context.key).parent_keys
-        now = {key: _latest_version(view.instance, key, None)[0] for key in parents}
+        now = {key: _version_read(view, asked, key) for key in parents}
         if not asked.is_partitioned:
             outdated = asked.is_empty or _is_current(view.instance, context.key, None, now)
             subset = context.get_empty_subset() if outdated else asked
@@ -66,6 +65,19 @@ class MadeFromOtherData(dg.AutomationCondition):
         }
         subset = asked.compute_intersection_with_partition_keys(keys)
         return dg.AutomationResult(context, subset)
+
+
+def _version_read(view: Any, asked: Any, parent: dg.AssetKey) -> str | None:  # noqa: ANN401
+    """Return the data version that a materialisation of ``asked`` would read of its parent.
+
+    Of several partitions Dagster takes the hash of their versions.
+    """
+    upstream = view.compute_parent_subset(parent, asked)
+    if not upstream.is_partitioned:
+        return _latest_version(view.instance, parent, None)[0]
+    keys = sorted(upstream.expensively_compute_partition_keys())
+    found = [_latest_version(view.instance, parent, key)[0] for key in keys]
+    return hashlib.sha256("".join(v or "" for v in found).encode()).hexdigest()
 
 
 def _latest_version(
@@ -121,64 +133,73 @@ def follow_changed_data() -> dg.AutomationCondition:
 def with_conditions(
     assets: Iterable[dg.AssetsDefinition], access: Access
 ) -> list[dg.AssetsDefinition]:
-    """Return the assets with their owner, those up to the selection following changed data."""
+    """Return the assets, those up to the selection following changed data."""
     condition = follow_changed_data()
+    groups = {access.name(group) for group in _FOLLOWING}
+    opening = {access.key(name) for name in _OPENING}
 
     def follow(spec: dg.AssetSpec) -> dg.AssetSpec:
-        owned = spec.replace_attributes(owners=[_OWNER])
-        name = spec.key.path[len(access.prefix)]
-        if name not in _FOLLOWS:
-            return owned
-        if name == "selective_alpaca":
-            owned = owned.replace_attributes(freshness_policy=_FRESH)
-        return owned.replace_attributes(automation_condition=condition)
+        if spec.group_name not in groups or spec.key in opening:
+            return spec
+        return spec.replace_attributes(automation_condition=condition)
 
     return [asset.map_asset_specs(follow) for asset in assets]
 
 
 def jobs(pipeline: Pipeline, access: Access) -> dict[str, Any]:
-    """Return the jobs that a person or a trigger starts, by their plain names."""
-    tuning = ("lora_checkpoints", "benchmark_evaluations")
+    """Return the jobs that a person, a trigger or ``selectit run`` starts, by their plain names."""
+    scores = [asset_keys.scores_name(m.name) for m in pipeline.experiment.scoring_models]
+    data = [asset_keys.RAW, asset_keys.CURATED]
+    if pipeline.experiment.benchmarks:
+        data.insert(1, asset_keys.QUESTIONS)
+    rated = [*data, *scores, asset_keys.RANKING]
     found = {
-        "reselect": _job(
-            access,
-            "reselect",
-            _selection_assets(pipeline, access),
+        "reselect": (
+            [*rated, pipeline.selected_asset, asset_keys.PRODUCTION],
             "From the raw dataset to one arm's selected set: read the source, rate what is "
             "new, rank, select, and say what entered, what left and why.",
         ),
-        "write_subsets": _job(
-            access,
-            "write_subsets",
-            dg.AssetSelection.assets(access.key("selective_alpaca")),
+        "rate": (
+            [*rated, asset_keys.SENSITIVITY],
+            "From the raw dataset to the ranking, and how much it depends on the settings.",
+        ),
+        "write_subsets": (
+            [pipeline.selected_asset],
             "Write one arm's subset from the stored ranking.",
         ),
     }
+    closing = [asset_keys.PRODUCTION, asset_keys.REPORT]
     if pipeline.experiment.tuning is not None:
-        found["tune_and_evaluate"] = _job(
-            access,
-            "tune_and_evaluate",
-            dg.AssetSelection.assets(*(access.key(name) for name in tuning)),
+        closing += [asset_keys.UNTUNED, asset_keys.COMPARISON]
+        found["tune_and_evaluate"] = (
+            [asset_keys.CHECKPOINTS, asset_keys.EVALUATIONS],
             "Tune and evaluate one arm with one training seed.",
         )
-    return found
+    found["compare_and_report"] = (
+        closing,
+        "Say what was chosen, compare the arms where they were tuned, and write the report.",
+    )
+    return {name: _job(access, name, *job) for name, job in found.items()}
 
 
-def _job(access: Access, name: str, selection: dg.AssetSelection, description: str) -> Any:  # noqa: ANN401
-    return dg.define_asset_job(access.name(name), selection=selection, description=description)
+def job_of(stage: Stage) -> str:
+    """Return the plain name of the job that ``selectit run`` makes a stage with."""
+    if stage.asset in (asset_keys.CHECKPOINTS, asset_keys.EVALUATIONS):
+        return "tune_and_evaluate"
+    if stage.partition is not None:
+        return "write_subsets"
+    closing = (asset_keys.PRODUCTION, asset_keys.UNTUNED, asset_keys.COMPARISON, asset_keys.REPORT)
+    return "compare_and_report" if stage.asset in closing else "rate"
 
 
-def _selection_assets(pipeline: Pipeline, access: Access) -> dg.AssetSelection:
-    names = ["raw_dataset", "curated_dataset", "ranking", "selective_alpaca"]
-    if pipeline.experiment.benchmarks:
-        names.append("benchmark_questions")
-    scores = dg.AssetSelection.key_prefixes(access.key("uncertainty_scores").path)
-    return dg.AssetSelection.assets(*(access.key(name) for name in names)) | scores
-
-
-def main_arm(pipeline: Pipeline) -> str:
-    """Return the arm that is re-selected by itself: SelectIT's, or the first."""
-    return "selectit" if "selectit" in pipeline.arms else next(iter(pipeline.arms))
+def _job(access: Access, name: str, assets: list[str], description: str) -> Any:  # noqa: ANN401
+    return dg.define_asset_job(
+        access.name(name),
+        selection=dg.AssetSelection.assets(*map(access.key, assets)),
+        description=description,
+        run_tags=access.tags,
+        tags=access.tags,
+    )
 
 
 def schedules(pipeline: Pipeline, access: Access, job: Any) -> list[dg.ScheduleDefinition]:  # noqa: ANN401
@@ -196,7 +217,7 @@ def schedules(pipeline: Pipeline, access: Access, job: Any) -> list[dg.ScheduleD
         waiting = dg.RunsFilter(job_name=job.name, statuses=[dg.DagsterRunStatus.QUEUED])
         if context.instance.get_runs(waiting, limit=1):
             return dg.SkipReason("one is waiting already, and will read what is there then")
-        return dg.RunRequest(partition_key=main_arm(pipeline))
+        return dg.RunRequest(partition_key=pipeline.production_arm)
 
     return [reselection]
 
@@ -247,7 +268,7 @@ def source_sensor(pipeline: Pipeline, access: Access, job: Any) -> dg.SensorDefi
         # a file may come back as it once was: only since the last reading is a key unique
         read_at = (pipeline.home.raw / MANIFEST).stat().st_mtime_ns
         key = f"{access.name('dataset')}-{state}-{read_at}"
-        request = dg.RunRequest(run_key=key, partition_key=main_arm(pipeline))
+        request = dg.RunRequest(run_key=key, partition_key=pipeline.production_arm)
         return dg.SensorResult(cursor=state, run_requests=[request])
 
     return dataset_changed

@@ -6,7 +6,7 @@ For another Dagster project::
     attributes:
       experiment: experiment.yaml     # beside this file
       home: .selectit                 # from the project's root
-      key_prefix: instruction_data
+      key_prefix: instruction_data    # else the name of the folder
 
 ``dg scaffold defs selectit_dagster.SelectItComponent NAME`` writes it together with a short
 experiment file to start from.
@@ -58,7 +58,9 @@ class ScaffoldParams(BaseModel):
     """What ``dg scaffold`` may be told."""
 
     experiment: str = Field(EXPERIMENT_FILE, description="experiment file, beside defs.yaml")
-    key_prefix: str | None = Field(None, description="put before every asset key")
+    key_prefix: str | None = Field(
+        None, description="put before every asset key; default: the component's name"
+    )
 
 
 class SelectItScaffolder(dg.Scaffolder[ScaffoldParams]):
@@ -79,6 +81,15 @@ class SelectItScaffolder(dg.Scaffolder[ScaffoldParams]):
         experiment = request.target_path / params.experiment
         if not experiment.exists():
             write_text(experiment, _STARTER.format(name=request.target_path.name))
+        _ignore(request.project_root or Path.cwd())
+
+
+def _ignore(root: Path) -> None:
+    """Keep the home out of the project's repository."""
+    file = root / ".gitignore"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    if ".selectit/" not in lines:
+        write_text(file, "\n".join([*lines, "# artefacts, Dagster and MLflow", ".selectit/", ""]))
 
 
 @dg.scaffold_with(SelectItScaffolder)
@@ -94,7 +105,9 @@ class SelectItComponent(dg.Component, dg.Model, dg.Resolvable):
         ".selectit",
         description="folder of artefacts and of the MLflow store, relative to the project's root",
     )
-    key_prefix: str | None = Field(None, description="put before every asset key")
+    key_prefix: str | None = Field(
+        None, description="put before every asset key; default: the name of this folder"
+    )
     tracking: Tracking = Field(Tracking(), description="MLflow, where it is not the home's")
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
@@ -110,7 +123,7 @@ class SelectItComponent(dg.Component, dg.Model, dg.Resolvable):
         return build_defs(
             experiment_file=(context.path / Path(self.experiment).expanduser()).resolve(),
             home=(context.project_root / Path(self.home).expanduser()).resolve(),
-            key_prefix=self.key_prefix,
+            key_prefix=self.key_prefix or context.path.name,
             mlflow_uri=self.tracking.uri or "",
             mlflow_ui_url=self.tracking.ui_url or "",
         )

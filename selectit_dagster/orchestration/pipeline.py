@@ -32,6 +32,7 @@ class Pipeline(DataStages, ChoiceStages, TrainingStages):
         yield [*first, self.ranking(), self.sensitivity()]
         for arm in self.arms:
             yield [self.selected(arm)]
+        yield [self.production()]
         if self.experiment.tuning is not None:
             yield [self.evaluation(None)]
             for unit in self.units.values():

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 
@@ -42,58 +40,6 @@ class TrackingResource(dg.ConfigurableResource):
     def tracker(self, pipeline: Pipeline) -> Tracker:
         """Return the tracker of one experiment."""
         return make_tracker(pipeline, uri=self.uri, ui_url=self.ui_url)
-
-
-@dataclass(frozen=True)
-class Access:
-    """How assets, jobs and sensors of one component find their own names and resources.
-
-    Attributes
-    ----------
-    prefix:
-        Parts put before every asset key. They also come before the names of jobs, sensors and
-        resources, so that a project can hold several components beside its own definitions.
-    """
-
-    prefix: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, key_prefix: str | None) -> Access:
-        """Return the access for a prefix as a user writes it: ``team`` or ``team/alpaca``."""
-        return cls(tuple(part for part in (key_prefix or "").split("/") if part))
-
-    @property
-    def pipeline(self) -> str:
-        """Key of the :class:`PipelineResource`."""
-        return self.name("selectit_pipeline")
-
-    @property
-    def tracking(self) -> str:
-        """Key of the :class:`TrackingResource`."""
-        return self.name("selectit_tracking")
-
-    @property
-    def keys(self) -> set[str]:
-        """Keys of the resources that every asset needs."""
-        return {self.pipeline, self.tracking}
-
-    def name(self, name: str) -> str:
-        """Return the name of a job, sensor, schedule or resource."""
-        parts = (*self.prefix, name)
-        return "_".join("".join(c if c.isalnum() else "_" for c in part) for part in parts)
-
-    def key(self, *path: str) -> dg.AssetKey:
-        """Return an asset's key."""
-        return dg.AssetKey([*self.prefix, *path])
-
-    def put(self, key: dg.AssetKey) -> dg.AssetKey:
-        """Return a key of ours as it is in this project."""
-        return self.key(*key.path)
-
-    def open(self, context: Any) -> tuple[Pipeline, Tracker]:  # noqa: ANN401 - any Dagster context
-        """Return the pipeline as the experiment file stands now, and its tracker."""
-        pipeline = getattr(context.resources, self.pipeline).pipeline()
-        return pipeline, getattr(context.resources, self.tracking).tracker(pipeline)
 
 
 def make_tracker(pipeline: Pipeline, *, uri: str = "", ui_url: str = "") -> Tracker:

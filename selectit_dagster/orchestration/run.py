@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,7 +189,6 @@ class _Session:
         self._known: set[tuple[str, str | None]] | None = None
         self._instance: Any = None
         self._stack: Any = None
-        self._definitions: Any = None
 
     def is_current(self, stage: Stage) -> bool:
         """Tell whether the artefact is current and Dagster has its materialisation."""
@@ -202,8 +202,17 @@ class _Session:
     def known(self) -> set[tuple[str, str | None]]:
         """The assets and partitions that this home's Dagster instance has seen made."""
         if self._known is None:
-            self._known = _materialised(self.instance, self.pipeline)
+            from selectit_dagster.orchestration.take_over import take_over
+
+            self._known = take_over(self.instance, self.pipeline, self.definitions)
         return self._known
+
+    @cached_property
+    def definitions(self) -> dg.Definitions:
+        """The definitions of the experiment, as the code location has them."""
+        from selectit_dagster.definitions import build_defs
+
+        return build_defs(experiment_file=self.experiment_file, home=self.pipeline.home.root)
 
     @property
     def instance(self) -> dg.DagsterInstance:
@@ -239,25 +248,7 @@ class _Session:
         say(f"▸ {title}")
         started = time.monotonic()
         self.tracking_failures += execute(
-            self.instance, self.experiment_file, self.pipeline, stages, self.launch
+            self.instance, self.definitions, self.pipeline, stages, self.launch
         )
         say(f"  done in {duration(time.monotonic() - started)}")
         self.known.update((stage.asset, stage.partition) for stage in stages)
-
-
-def _materialised(instance: dg.DagsterInstance, pipeline: Pipeline) -> set[tuple[str, str | None]]:
-    import dagster as dg
-
-    from selectit_dagster.assets.uncertainty_scores import asset_name
-
-    known: set[tuple[str, str | None]] = set()
-    for phase in pipeline.phases():
-        for stage in phase:
-            path = [asset_name(part) for part in stage.asset.split("/")]
-            key = dg.AssetKey(path)
-            if stage.partition is None:
-                if instance.get_latest_materialization_event(key) is not None:
-                    known.add((stage.asset, None))
-            elif stage.partition in instance.get_materialized_partitions(key):
-                known.add((stage.asset, stage.partition))
-    return known

@@ -7,11 +7,12 @@ to ``selectit run`` for its own runs and for those that a killed one left behind
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from selectit_dagster.orchestration.resources import Access, PipelineResource, TrackingResource
+from selectit_dagster.orchestration.asset_keys import EXPERIMENT_TAG, Access
+from selectit_dagster.orchestration.resources import PipelineResource, TrackingResource
 from selectit_dagster.orchestration.run_monitoring import is_alive
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _makes(instance: dg.DagsterInstance, run: dg.DagsterRun, ours: frozenset[dg.
 
 def what_to_do(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
     """Return what failed in a run and what to do about it, for a person."""
-    failed = list(_failed_steps(instance, run))
+    failed = list(_failures(instance, run))
     again = (
         "What is complete is kept: choose *Re-execute from failure* on this page, or start "
         "`selectit run` again; either goes on where it stopped."
@@ -122,11 +123,17 @@ def what_to_do(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
     return " ".join([*failed, again])
 
 
-def _failed_steps(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Iterator[str]:
+def failed_steps(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Iterator[tuple[str, Any]]:
+    """Yield each failed step's asset, without its prefix, with Dagster's data on the failure."""
+    prefix = run.tags.get(EXPERIMENT_TAG, "").replace("/", "__")
     for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
         event = entry.get_dagster_event()
-        data = event.step_failure_data
-        name = (event.step_key or "").replace("__", "/")
+        name = (event.step_key or "").removeprefix(f"{prefix}__")
+        yield name.replace("__", "/"), event.step_failure_data
+
+
+def _failures(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Iterator[str]:
+    for name, data in failed_steps(instance, run):
         if data.user_failure_data is not None and data.user_failure_data.description:
             message, _, hint = data.user_failure_data.description.partition("\n  hint: ")
             yield f"{name}: {message}" + (f". Remedy: {hint}." if hint else ".")

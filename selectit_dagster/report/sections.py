@@ -157,6 +157,6 @@ def selection(pipeline: Pipeline, overlaps: dict[str, int]) -> Section:
         if change.get("text"):
             blocks.append(Text(f"Since the last selection ({arm}): {change['text']}"))
     if not rows:
-        return absent(title, pipeline, "selective_alpaca")
+        return absent(title, pipeline, pipeline.selected_asset)
     columns = ["arm", "records", "of curated", "characters per response", "also SelectIT's", "rule"]
     return Section(title, [Table(columns, rows), *blocks])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selectit_dagster.artefacts.manifest import Manifest, is_current
+from selectit_dagster.artefacts.manifest import Manifest, is_current, require_manifest
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import Arm
 from selectit_dagster.orchestration.stages.overrides import Overrides, apply_overrides
@@ -112,7 +113,7 @@ class ChoiceStages(StageFactory):
             return engine.select(request, out, progress)
 
         return self._stage(
-            "selective_alpaca",
+            self.selected_asset,
             out,
             StageSpec(select, engine.selection_fingerprint, lambda: request),
             unit="records",
@@ -120,6 +121,16 @@ class ChoiceStages(StageFactory):
             partition=arm,
             inputs=[self.home.curated, fused, *self._score_places()],
             make_room=(lambda: keep_previous(out)) if arm == "selectit" else None,
+        )
+
+    def production(self) -> Stage:
+        """Build the stage that shows what the production arm chose; it makes nothing itself."""
+        chosen = self.selected(self.production_arm)
+        return dataclasses.replace(
+            chosen,
+            asset="production_dataset",
+            partition=None,
+            run=lambda progress: require_manifest(chosen.folder, made_by=chosen.title),
         )
 
     def _arm(self, name: str, overrides: Overrides | None) -> tuple[Arm, int | None]:

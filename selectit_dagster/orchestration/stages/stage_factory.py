@@ -48,6 +48,16 @@ class StageFactory:
         """Each subset's name with its arm and, for random draws, its seed."""
         return subsets(self.experiment.selection.arms)
 
+    @property
+    def selected_asset(self) -> str:
+        """The asset of the arms' subsets, as the experiment calls it."""
+        return self.experiment.dagster.selected_asset
+
+    @property
+    def production_arm(self) -> str:
+        """The arm that is re-selected by itself: SelectIT's, or the first."""
+        return "selectit" if "selectit" in self.arms else next(iter(self.arms))
+
     @cached_property
     def units(self) -> dict[str, Unit]:
         """The checkpoints to tune, by partition key."""
