@@ -221,7 +221,7 @@ def soak(
     """Run for ``options.minutes`` and return the watch, the kills and the schedule's id."""
     dagster = GraphQL(f"http://127.0.0.1:{topology.port(3000)}", patience=300)
     watch = Watch(topology, topology.path("code-cpu", "/home/selectit/data"))
-    schedule = dagster.start_schedule("reselection")
+    schedule = dagster.start_schedule("trial_reselection")
     kills: dict[str, int] = defaultdict(int)
     end = time.monotonic() + 60 * options.minutes
     next_kill = time.monotonic() + 90
@@ -298,7 +298,7 @@ def unanswered(dagster: GraphQL) -> list[str]:
     known = {run["runId"] for run in dagster.runs(5000)}
     found = []
     answered = False
-    for tick in dagster.ticks("reselection"):  # newest first
+    for tick in dagster.ticks("trial_reselection"):  # newest first
         answered = answered or tick["status"] in ("SUCCESS", "SKIPPED")
         failed = tick["status"] == "FAILURE" and not answered
         if failed or not set(tick["runIds"] or []) <= known:
@@ -348,11 +348,11 @@ def _soaked(
     dagster, watch, kills = soak(topology, dataset, options, chance)
     problems = settle(dagster)
     # once more over the last version of the dataset, then nothing may be left over
-    last = dagster.outcome(dagster.launch(job="reselect", partition="selectit"), 1800)
+    last = dagster.outcome(dagster.launch(job="trial_reselect", partition="selectit"), 1800)
     line = open_trial(experiment, topology.path("code-cpu", "/home/selectit/data"))
 
     def found() -> list[str]:
-        return faults(topology, line, dagster, upto="ranking", answered_by="reselect")
+        return faults(topology, line, dagster, upto="ranking", answered_by="trial_reselect")
 
     try:
         until(lambda: not found(), 300, "a state without faults")
@@ -379,7 +379,7 @@ def _report(
 ) -> dict[str, Any]:
     runs = dagster.runs(5000)
     statuses = Counter(run["status"] for run in runs)
-    ticks = Counter(tick["status"] for tick in dagster.ticks("reselection"))
+    ticks = Counter(tick["status"] for tick in dagster.ticks("trial_reselection"))
     retried = sum(1 for run in runs if run["parentRunId"])
     restarted = {run["parentRunId"] for run in runs}
     left = [r for r in runs if r["status"] == "FAILURE" and r["runId"] not in restarted]

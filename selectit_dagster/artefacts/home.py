@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,9 +94,14 @@ def open_home(given: str | Path | None, experiment: str) -> Home:
     Raises
     ------
     UserError
-        When it cannot be created or written.
+        When it cannot be created or written, or no database can lie there.
     """
     root = home_root(given)
+    if found := re.search(r"\?|%[0-9a-fA-F]{2}", str(root)):
+        raise UserError(
+            f"the home folder {root}: Dagster's databases cannot lie in a path with {found[0]}",
+            hint="choose another one with --home or $SELECTIT_HOME",
+        )
     probe = root / f".write-test-{os.getpid()}"
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -166,25 +166,27 @@ def select_command(**options: Any) -> None:  # noqa: ANN401 - one per click opti
 
 
 @cli.command("ui")
-@click.argument("experiment", required=False, type=click.Path(path_type=Path))
+@click.argument("experiments", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--home", type=click.Path(path_type=Path), help="Home [$SELECTIT_HOME, ./.selectit].")
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")
-def ui_command(experiment: Path | None, home: Path | None, open_browser: bool) -> None:
+def ui_command(experiments: tuple[Path, ...], home: Path | None, open_browser: bool) -> None:
     """Start Dagster's and MLflow's web pages on this machine; Ctrl-C ends both.
+
+    Several EXPERIMENTS, or a folder of them, stand side by side.
 
     \b
     Examples:
       selectit ui
-      selectit ui my.yaml --home /data/selectit
+      selectit ui weekly.yaml monthly.yaml --home /data/selectit
+      selectit ui experiments/
     """  # noqa: D301
-    from selectit_dagster.artefacts.home import open_home
+    from selectit_dagster.definitions import experiment_files
     from selectit_dagster.orchestration.run import open_pipeline
     from selectit_dagster.orchestration.web_pages import serve
 
-    path = experiment or EXAMPLE
-    pipeline = open_pipeline(path, home)
-    root = open_home(home, pipeline.experiment.name).root
-    sys.exit(serve(path, root, open_browser=open_browser))
+    files = experiment_files(experiments or [EXAMPLE])
+    pipelines = [open_pipeline(file, home) for file in files]
+    sys.exit(serve(files, pipelines[0].home.root, open_browser=open_browser))
 
 
 @cli.command("report")

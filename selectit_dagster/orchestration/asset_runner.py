@@ -140,7 +140,7 @@ def run_stage(
     name = f"{name} · {context.run.run_id[:8]}"
     at_work = run_monitoring.helping(tracking.home, context.run.run_id)
     tags = _tags(context, stage, tracking.dagster_url)
-    with at_work, tracking.asset_run(parent, name, tags) as run:
+    with at_work, _permanent(), tracking.asset_run(parent, name, tags) as run:
         run.params(stage.settings)
         reporter = Reporter(
             stage.title,

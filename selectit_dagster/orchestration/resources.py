@@ -62,4 +62,5 @@ def make_tracker(pipeline: Pipeline, *, uri: str = "", ui_url: str = "") -> Trac
         ).rstrip("/"),
         dagster_url=dagster_address(pipeline.home.root),
         enabled=section.enabled,
+        required=section.required,
     )

@@ -60,7 +60,14 @@ def say(line: str) -> None:
 
 def open_pipeline(experiment_file: Path, home: str | Path | None) -> Pipeline:
     """Load the experiment and open its home; raises UserError for either."""
+    from selectit_dagster.rating.prompts import load_prompts
+
     experiment = load_experiment(experiment_file)
+    rating = experiment.rating
+    try:
+        load_prompts(rating.prompts, rating.num_prompts, rating.variant)
+    except UserError as error:
+        raise UserError(f"{experiment_file}: {error.message}", hint=error.hint) from error
     return Pipeline(experiment, open_home(home, experiment.name))
 
 

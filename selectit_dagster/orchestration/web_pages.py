@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,13 +53,13 @@ class Plan:
     mlflow_address: str | None
 
 
-def serve(experiment_file: Path, home: Path, *, open_browser: bool = False) -> int:
-    """Serve the pages of an experiment's home until Ctrl-C, SIGTERM or SIGHUP.
+def serve(experiments: Sequence[Path], home: Path, *, open_browser: bool = False) -> int:
+    """Serve the pages of a home's experiments until Ctrl-C, SIGTERM or SIGHUP.
 
     Parameters
     ----------
-    experiment_file:
-        The YAML that says the run.
+    experiments:
+        The YAML files that say the runs; they stand side by side.
     home:
         Root of the home; what lies in it already is shown.
     open_browser:
@@ -71,17 +72,16 @@ def serve(experiment_file: Path, home: Path, *, open_browser: bool = False) -> i
     Raises
     ------
     UserError
-        When the experiment is wrong, or the home is served already.
+        When an experiment is wrong, or the home is served already.
     """
-    experiment_file = Path(experiment_file).resolve()
-    experiment = load_experiment(experiment_file)
-    place = Home(Path(home).resolve(), experiment.name)
-    pipeline = Pipeline(experiment, place)
+    pipelines = [_pipeline(file, Path(home).resolve()) for file in experiments]
+    pipeline, place = pipelines[0], pipelines[0].home
+    _take_over(list(zip(experiments, pipelines, strict=True)))
     # two daemons on one instance would start every scheduled run twice
     with folder_lock(place.root / "logs", "selectit ui"), stop_signals() as stopping:
         services = Services(stopping)
         try:
-            plan = _plan(pipeline, experiment_file)
+            plan = _plan(pipeline, experiments)
             _start(services, plan)
             if not stopping():
                 _announce(plan, open_browser)
@@ -96,7 +96,25 @@ def serve(experiment_file: Path, home: Path, *, open_browser: bool = False) -> i
     return 0
 
 
-def _plan(pipeline: Pipeline, experiment_file: Path) -> Plan:
+def _pipeline(file: Path, root: Path) -> Pipeline:
+    experiment = load_experiment(file)
+    return Pipeline(experiment, Home(root, experiment.name))
+
+
+def _take_over(served: list[tuple[Path, Pipeline]]) -> None:
+    """Show what a home of before has under the keys of now."""
+    from selectit_dagster.definitions import build_defs, build_location
+    from selectit_dagster.orchestration.instance import open_instance
+    from selectit_dagster.orchestration.take_over import take_over
+
+    home = served[0][1].home
+    build_location([file for file, _ in served], home.root)  # refuses two of one name
+    with open_instance(home.dagster) as instance:
+        for file, pipeline in served:
+            take_over(instance, pipeline, build_defs(experiment_file=file, home=home.root))
+
+
+def _plan(pipeline: Pipeline, experiments: Sequence[Path]) -> Plan:
     """Prepare both stores and return what to start."""
     from selectit_dagster.orchestration.instance import prepare_dagster_home
 
@@ -104,7 +122,7 @@ def _plan(pipeline: Pipeline, experiment_file: Path) -> Plan:
     prepare_dagster_home(home.dagster)
     mlflow_service, mlflow_address = _mlflow(pipeline)
     environment = {
-        "SELECTIT_EXPERIMENT": str(experiment_file),
+        "SELECTIT_EXPERIMENT": os.pathsep.join(str(file) for file in experiments),
         "SELECTIT_HOME": str(home.root),
         "DAGSTER_HOME": str(home.dagster),
         "DAGSTER_DISABLE_TELEMETRY": "1",

@@ -93,7 +93,7 @@ def test_a_second_home_fetches_and_dagster_shows_the_stored_address(world, tmp_p
         ]
         assert manifests[0].read_bytes() == manifests[1].read_bytes()
     with open_instance(tmp_path / "there" / "dagster") as instance:
-        event = instance.get_latest_materialization_event(dg.AssetKey("curated_dataset"))
+        event = instance.get_latest_materialization_event(dg.AssetKey(["tiny", "curated_dataset"]))
         shown = event.asset_materialization.metadata
     assert shown["dagster/uri"].value == f"file://{tmp_path}/place/experiments/tiny/curated"
     assert shown["local_copy"].value == str(there.pipeline.home.curated)

@@ -73,7 +73,7 @@ def fill(pipeline: Pipeline, *, upto: str = "arm_comparison") -> Pipeline:
         ("ranking", lambda: pipeline.ranking().run(Silent())),
         ("sensitivity", lambda: pipeline.sensitivity().run(Silent())),
         (
-            "selective_alpaca",
+            "selected_dataset",
             lambda: [pipeline.selected(arm).run(Silent()) for arm in pipeline.arms],
         ),
         ("benchmark_evaluations", lambda: _tuned(pipeline)),

@@ -142,7 +142,8 @@ def test_every_asset_has_an_mlflow_run_below_a_parent(world):
         "curated_dataset",
         "uncertainty_scores/one",
         "ranking",
-        "selective_alpaca",
+        "selected_dataset",
+        "production_dataset",
         "lora_checkpoints",
         "benchmark_evaluations",
         "arm_comparison",
@@ -218,11 +219,11 @@ def test_dagster_knows_what_was_made_and_its_checks_passed(world):
     from selectit_dagster.orchestration.instance import open_instance
 
     with open_instance(home / "dagster") as instance:
-        event = instance.get_latest_materialization_event(dg.AssetKey("ranking"))
+        event = instance.get_latest_materialization_event(dg.AssetKey(["tiny", "ranking"]))
         metadata = event.asset_materialization.metadata
         assert metadata["dagster/row_count"].value == 24
         assert metadata["mlflow_run"].value.startswith("http://127.0.0.1")
-        partitions = instance.get_materialized_partitions(dg.AssetKey("lora_checkpoints"))
+        partitions = instance.get_materialized_partitions(dg.AssetKey(["tiny", "lora_checkpoints"]))
         assert partitions == {"selectit_seed-1", "random-1_seed-1"}
         runs = instance.get_runs()
         assert all("mlflow/url" in run.tags for run in runs)

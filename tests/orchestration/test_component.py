@@ -27,7 +27,7 @@ _DEFINITIONS = """\
 from pathlib import Path
 import dagster as dg
 
-@dg.asset(deps=[["team", "selective_alpaca"]])
+@dg.asset(deps=[["team", "selected_dataset"]])
 def reader_of_the_selection() -> None: ...
 
 @dg.job

@@ -80,9 +80,9 @@ class Served:
             "selector": {
                 **_PLACE,
                 "pipelineName": "__ASSET_JOB",
-                "assetSelection": [{"path": asset.split("/")}],
+                "assetSelection": [{"path": ["watched", *asset.split("/")]}],
             },
-            "runConfigData": {"ops": {asset.replace("/", "__"): {"config": config}}}
+            "runConfigData": {"ops": {f"watched__{asset.replace('/', '__')}": {"config": config}}}
             if config
             else {},
             "executionMetadata": {"tags": tags},
@@ -184,8 +184,8 @@ def served(tmp_path):
 
 
 def test_a_changing_file_is_re_selected_once_per_change_and_nothing_else_is(served):
-    served.turn_on("dataset_changed")
-    served.turn_on("follow_changed_data")
+    served.turn_on("watched_dataset_changed")
+    served.turn_on("watched_follow_changed_data")
     assert served.quiet(_TICKS) == []
     for number in range(1, ROUNDS + 1):
         os.utime(served.data)
@@ -205,7 +205,7 @@ def test_a_changing_file_is_re_selected_once_per_change_and_nothing_else_is(serv
         assert [run["status"] for run in new] == ["SUCCESS", "SUCCESS"]
         # one run from the raw dataset to SelectIT's set, then one for the other arm
         assert [run["tags"].get("dagster/partition") for run in new] == ["random-1", "selectit"]
-        assert new[1]["jobName"] == "reselect"
+        assert new[1]["jobName"] == "watched_reselect"
         _says_what_moved(served)
 
 
@@ -215,7 +215,9 @@ def _says_what_moved(served: Served) -> None:
     assert change["kept"] + change["left"] == 12
     with open_instance(served.line.home.dagster) as instance:
         (record,) = instance.fetch_materializations(
-            dg.AssetRecordsFilter(dg.AssetKey("selective_alpaca"), asset_partitions=["selectit"]),
+            dg.AssetRecordsFilter(
+                dg.AssetKey(["watched", "selected_dataset"]), asset_partitions=["selectit"]
+            ),
             limit=1,
         ).records
     shown = record.asset_materialization.metadata
@@ -233,7 +235,7 @@ def test_another_alpha_from_the_launchpad_ranks_again_and_scores_nothing(served)
     assert after.digest != before.digest
     assert after.details["parameters"]["alpha"] == 2.5
     assert [read_manifest(line.home.scores(n)).created_at for n in ("small", "large")] == scored
-    subset = served.launch("selective_alpaca", "random-1", count=7, seed=99)
+    subset = served.launch("selected_dataset", "random-1", count=7, seed=99)
     assert served.finished(subset) == "SUCCESS"
     assert read_manifest(line.home.selected("random-1")).counts["selected"] == 7
     # the two rankings stand side by side in MLflow
@@ -243,7 +245,7 @@ def test_another_alpha_from_the_launchpad_ranks_again_and_scores_nothing(served)
 
 def test_a_value_out_of_bounds_fails_once_and_says_why(served):
     too_high = served.launch("ranking", num_prompts=9)
-    foreign = served.launch("selective_alpaca", "random-1", model="nobody")
+    foreign = served.launch("selected_dataset", "random-1", model="nobody")
     assert served.finished(too_high) == served.finished(foreign) == "FAILURE"
     told = served.until(lambda: served.run(too_high)["tags"].get(REMEDY_TAG))
     assert "less than or equal to 2" in told

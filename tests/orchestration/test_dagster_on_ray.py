@@ -140,7 +140,7 @@ def test_a_run_that_is_a_job_of_the_cluster_scores_there_what_a_local_run_scores
         "SELECTIT_EXPERIMENT": str(experiment),
     }
     command = [sys.executable, "-m", "dagster", "job", "launch"]
-    command += ["-m", "selectit_dagster.definitions", "-j", "reselect"]
+    command += ["-m", "selectit_dagster.definitions", "-j", "on_ray_reselect"]
     command += ["--tags", json.dumps({"dagster/partition": "selectit"})]
     launched = subprocess.run(
         command, env=environment, cwd=tmp_path, check=False, capture_output=True, text=True

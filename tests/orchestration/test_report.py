@@ -156,7 +156,7 @@ def test_nothing_is_written_twice_and_a_change_is_noticed(finished, written):
 
 
 def test_a_selection_without_tuning_says_so_in_one_line(tmp_path):
-    pipeline = fill(make_pipeline(tmp_path, tuning=False), upto="selective_alpaca")
+    pipeline = fill(make_pipeline(tmp_path, tuning=False), upto="selected_dataset")
     write_report(ReportRequest(pipeline.experiment, pipeline.home), pipeline.home.report)
     page = Page((pipeline.home.report / "report.html").read_text(encoding="utf-8"))
     assert "Did it help? This experiment stops at the selection: no tuning." in page.text
@@ -167,7 +167,7 @@ def test_an_empty_home_gives_a_report_that_names_what_is_missing(tmp_path):
     pipeline = make_pipeline(tmp_path, tuning=True)
     manifest = write_report(ReportRequest(pipeline.experiment, pipeline.home), pipeline.home.report)
     text = Page((pipeline.home.report / "report.html").read_text(encoding="utf-8")).text
-    for asset in ("raw_dataset", "ranking", "selective_alpaca", "arm_comparison"):
+    for asset in ("raw_dataset", "ranking", "selected_dataset", "arm_comparison"):
         assert f"Not there yet: materialise {asset}." in text
     assert manifest.counts["records"] == 0
 

@@ -68,7 +68,7 @@ tracking: {{enabled: false}}
             cursor=self.cursors.get("sensor"),
             repository_def=repository,
         )
-        found = repository.get_sensor_def("dataset_changed").evaluate_tick(context)
+        found = repository.get_sensor_def("changing_dataset_changed").evaluate_tick(context)
         self.cursors["sensor"] = found.cursor or self.cursors.get("sensor")
         return found
 
@@ -76,9 +76,9 @@ tracking: {{enabled: false}}
         """Run the schedule's job, as the schedule itself asks for it."""
         repository = self.definitions.get_repository_def()
         with dg.build_schedule_context(self.instance, repository_def=repository) as context:
-            asked = repository.get_schedule_def("reselection").evaluate_tick(context)
+            asked = repository.get_schedule_def("changing_reselection").evaluate_tick(context)
         (request,) = asked.run_requests
-        job = self.definitions.resolve_job_def("reselect")
+        job = self.definitions.resolve_job_def("changing_reselect")
         key = request.tags["dagster/partition"]
         assert job.execute_in_process(instance=self.instance, partition_key=key).success
 
@@ -173,7 +173,7 @@ def test_a_new_commit_on_the_hub_asks_for_a_run(tmp_path, monkeypatch):
     place.raw.mkdir(parents=True)
     write_manifest(place.raw, kind="raw_dataset", fingerprint=fingerprint, files=[], counts={})
     repository = build_defs(experiment_file=path, home=tmp_path / "home").get_repository_def()
-    sensor, cursor = repository.get_sensor_def("dataset_changed"), None
+    sensor, cursor = repository.get_sensor_def("hub_dataset_changed"), None
 
     def tick():
         nonlocal cursor
@@ -195,7 +195,7 @@ def test_a_real_change_re_selects_once_and_says_what_moved(world):
     assert world.follow() == set()  # nothing is there to follow
     world.reselect()
     # turned on with only one arm made: the other arm is brought up to date, once
-    assert world.follow() == {"selective_alpaca [random-1]"}
+    assert world.follow() == {"changing/selected_dataset [random-1]"}
     assert world.follow() == set()
     world.reselect()  # the schedule comes round, and the data are the same
     assert world.follow() == set()
@@ -205,7 +205,7 @@ def test_a_real_change_re_selects_once_and_says_what_moved(world):
     assert _runs(world.sensor()) == 1
     world.reselect()
     # the job has brought SelectIT's own set up to date already
-    assert world.follow() == {"selective_alpaca [random-1]"}
+    assert world.follow() == {"changing/selected_dataset [random-1]"}
     assert world.follow() == set()
     change = last_change(world.line.home.selected("selectit"))
     assert change["kept"] + change["entered"] == 6
@@ -218,14 +218,16 @@ def test_a_change_is_followed_step_by_step_where_only_the_raw_dataset_was_read(w
     world.follow()
     world.write(range(26))
     job = world.definitions.resolve_implicit_global_asset_job_def()
-    job.execute_in_process(instance=world.instance, asset_selection=[dg.AssetKey("raw_dataset")])
+    job.execute_in_process(
+        instance=world.instance, asset_selection=[dg.AssetKey(["changing", "raw_dataset"])]
+    )
     steps = [world.follow() for _ in range(6)]
     assert steps == [
-        {"curated_dataset"},
-        {"uncertainty_scores/one"},
-        {"ranking"},
-        {"selective_alpaca [selectit]", "selective_alpaca [random-1]"},
-        set(),
+        {"changing/curated_dataset"},
+        {"changing/uncertainty_scores/one"},
+        {"changing/ranking"},
+        {"changing/selected_dataset [selectit]", "changing/selected_dataset [random-1]"},
+        {"changing/production_dataset"},
         set(),
     ]
 
@@ -234,7 +236,7 @@ def test_tuning_never_starts_by_itself():
     default = Path(__file__).resolve().parents[2] / "experiments" / "default.yaml"
     graph = build_defs(experiment_file=default).get_repository_def().asset_graph
     follow = {
-        key.to_user_string()
+        "/".join(key.path[1:])
         for key in graph.get_all_asset_keys()
         if graph.get(key).automation_condition is not None
     }
@@ -243,21 +245,22 @@ def test_tuning_never_starts_by_itself():
         "uncertainty_scores/small",
         "uncertainty_scores/large",
         "ranking",
-        "selective_alpaca",
+        "selected_dataset",
+        "production_dataset",
     }
-    assert graph.get(dg.AssetKey("selective_alpaca")).freshness_policy is not None
+    assert graph.get(dg.AssetKey(["miniature", "production_dataset"])).freshness_policy is not None
 
 
 def test_the_schedule_does_not_pile_up_runs_that_wait(world):
     repository = world.definitions.get_repository_def()
-    job = world.definitions.resolve_job_def("reselect")
+    job = world.definitions.resolve_job_def("changing_reselect")
 
     def tick():
         with dg.build_schedule_context(world.instance, repository_def=repository) as context:
-            return repository.get_schedule_def("reselection").evaluate_tick(context)
+            return repository.get_schedule_def("changing_reselection").evaluate_tick(context)
 
     place = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("selectit"), "__repository__")
-    origin = place.get_job_origin("reselect")
+    origin = place.get_job_origin("changing_reselect")
     for status, asked in ((dg.DagsterRunStatus.STARTED, 1), (dg.DagsterRunStatus.QUEUED, 0)):
         world.instance.create_run_for_job(job, status=status, remote_job_origin=origin)
         found = tick()

@@ -14,8 +14,8 @@ from small_home import make_pipeline
 from selectit_dagster.artefacts.files import write_text
 from selectit_dagster.artefacts.manifest import write_manifest
 from selectit_dagster.orchestration import asset_runner
+from selectit_dagster.orchestration.asset_metadata import spread_lines
 from selectit_dagster.orchestration.instance import open_instance
-from selectit_dagster.orchestration.previews import spread_lines
 from selectit_dagster.orchestration.resources import make_tracker
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.progress import Reporter

@@ -142,5 +142,5 @@ def test_the_code_location_of_the_project_watches_its_runs(tmp_path, monkeypatch
     monkeypatch.setenv("SELECTIT_HOME", str(tmp_path))
     from selectit_dagster.definitions import defs
 
-    job = defs().resolve_job_def("reselect")
+    job = defs().resolve_job_def("miniature_reselect")
     assert job.executor_def.name == "watched_executor"

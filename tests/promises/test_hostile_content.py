@@ -55,7 +55,7 @@ def line(tmp_path_factory):
     made.experiment = made.experiment.model_copy(
         update={"dataset": made.experiment.dataset.model_copy(update={"max_reject_share": 0.5})}
     )
-    fill(made, upto="selective_alpaca")
+    fill(made, upto="selected_dataset")
     made.report().run(Silent())
     return made
 

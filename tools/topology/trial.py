@@ -14,8 +14,8 @@ import psutil
 from selectit_dagster.artefacts.files import sha256_file
 from selectit_dagster.artefacts.home import Home
 from selectit_dagster.artefacts.manifest import read_manifest
-from selectit_dagster.assets.uncertainty_scores import asset_name
 from selectit_dagster.experiment import load_experiment
+from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.stages.stage import Stage
 
@@ -68,9 +68,9 @@ def open_trial(experiment_file: Path, home: Path) -> Pipeline:
 
 def launches(pipeline: Pipeline) -> list[tuple[list[list[str]], str | None]]:
     """Return the chain as launches: the assets of each, and their partition."""
-    found = []
+    found, access = [], Access.of(pipeline.experiment)
     for phase in pipeline.phases():
-        keys = [[asset_name(part) for part in stage.asset.split("/")] for stage in phase]
+        keys = [list(access.stage_key(stage).path) for stage in phase]
         found.append((keys, phase[0].partition))
     return found
 

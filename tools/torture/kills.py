@@ -36,7 +36,7 @@ from tools.torture.world import leftovers, pipeline_of, result, write_world
 PHASES = {
     "stores": "raw_dataset",
     "scoring": "sensitivity",
-    "selection": "selective_alpaca",
+    "selection": "selected_dataset",
     "tuning": "report",
 }
 POINTS = ("rename", "mlflow", "artifact", "dagster", "checkpoint", "journal")

@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 from collections.abc import Iterator
 
-from selectit_dagster.errors import redacted
+from selectit_dagster.errors import UserError, redacted
 from selectit_dagster.orchestration.tracking.mlflow_pages import Pages
 from selectit_dagster.orchestration.tracking.monitor import sampled
 from selectit_dagster.orchestration.tracking.parents import ParentRuns
@@ -20,11 +20,22 @@ class Tracker(ParentRuns, Pages):
     def asset_run(
         self, parent: str | None, name: str, tags: dict[str, str]
     ) -> Iterator[TrackedRun]:
-        """Open a child run for one attempt at one asset; it ends FINISHED, FAILED or KILLED."""
+        """Open a child run for one attempt at one asset; it ends FINISHED, FAILED or KILLED.
+
+        Raises
+        ------
+        UserError
+            When tracking is required and no run can be opened.
+        """
         if not self.enabled:
             yield TrackedRun(self, None)
             return
         run_id = self.attempt("open a run", self._open_child, parent, name, tags)
+        if run_id is None and self.required:
+            raise UserError(
+                f"MLflow at {redacted(self.uri)} cannot be used, and tracking.required is true",
+                hint=f"start it, or set tracking.required: false; {self.failures_file} says more",
+            )
         tracked = TrackedRun(self, run_id, self.link(run_id) if run_id else None)
         status = "KILLED"
         try:

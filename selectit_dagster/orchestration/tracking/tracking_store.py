@@ -77,6 +77,8 @@ class TrackingStore:
         Folder for locks, notes of failures and, with sqlite, the artefacts.
     ui_url, dagster_url:
         Addresses under which a browser finds MLflow and Dagster.
+    required:
+        Nothing may be made that is not tracked.
     """
 
     uri: str
@@ -85,6 +87,7 @@ class TrackingStore:
     ui_url: str
     dagster_url: str = ""
     enabled: bool = True
+    required: bool = False
     wait: Callable[[float], None] = time.sleep
     _client: Any = field(default=None, repr=False)
     _experiment_id: str | None = None
