@@ -24,23 +24,7 @@ _COLUMNS = ("record_id", "instruction", "input", "response", "position", "raw")
 
 def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
     """Return the asset that curates the raw dataset."""
-    source = access.key(asset_keys.RAW)
-    page = Page(
-        data_file="records.parquet",
-        checks=(
-            Check(
-                "balance",
-                "read = kept + rejected + duplicate + contaminated; ids occur once",
-                _balance,
-            ),
-        ),
-        pictures=_pictures,
-        describe=lambda stage, manifest: {
-            **_describe(stage, manifest),
-            "dagster/column_lineage": lineage({name: [(source, name)] for name in _COLUMNS}),
-        },
-        track=lambda run, stage, manifest: log_dataset(run, stage, "curated"),
-    )
+    page = page_of(access)
 
     @stage_asset(
         access,
@@ -61,6 +45,27 @@ def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
         return run_asset(context, access, page, lambda pipeline: pipeline.curated())
 
     return curated_dataset
+
+
+def page_of(access: Access) -> Page:
+    """Return what a person sees of the asset."""
+    source = access.key(asset_keys.RAW)
+    return Page(
+        data_file="records.parquet",
+        checks=(
+            Check(
+                "balance",
+                "read = kept + rejected + duplicate + contaminated; ids occur once",
+                _balance,
+            ),
+        ),
+        pictures=_pictures,
+        describe=lambda stage, manifest: {
+            **_describe(stage, manifest),
+            "dagster/column_lineage": lineage({name: [(source, name)] for name in _COLUMNS}),
+        },
+        track=lambda run, stage, manifest: log_dataset(run, stage, "curated"),
+    )
 
 
 def _balance(stage: Stage, manifest: Manifest) -> Inspection:

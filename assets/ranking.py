@@ -82,11 +82,7 @@ def overrides(config: Any) -> Overrides:  # noqa: ANN401 - the class is made per
 def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
     """Return the asset that fuses the stored scores."""
     RankingConfig = config_type(experiment)  # noqa: N806 - a class
-    page = Page(
-        data_file="ranking.parquet",
-        checks=CHECKS,
-        describe=lambda stage, manifest: _describe(access, stage, manifest),
-    )
+    page = page_of(access)
 
     @stage_asset(
         access,
@@ -115,6 +111,15 @@ def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
         )
 
     return ranking
+
+
+def page_of(access: Access) -> Page:
+    """Return what a person sees of the asset."""
+    return Page(
+        data_file="ranking.parquet",
+        checks=CHECKS,
+        describe=lambda stage, manifest: _describe(access, stage, manifest),
+    )
 
 
 def _every_record(stage: Stage, manifest: Manifest) -> Inspection:

@@ -102,19 +102,22 @@ def test_hostile_ids_and_texts_are_shown_escaped_everywhere(line):
 
 def test_dagsters_pages_and_the_command_line_show_them_escaped(line, capsys):
     from selectit_dagster.artefacts.manifest import read_manifest
-    from selectit_dagster.orchestration import asset_pages
+    from selectit_dagster.assets import curated_dataset, ranking, raw_dataset, selected_dataset
+    from selectit_dagster.orchestration.asset_keys import Access
     from selectit_dagster.orchestration.asset_metadata import base_metadata
     from selectit_dagster.selection.explain import explain
 
+    access = Access.of(line.experiment)
     described = {
-        "raw_dataset": (line.raw(), asset_pages.raw_dataset, "records.parquet"),
-        "curated_dataset": (line.curated(), asset_pages.curated_dataset, "records.parquet"),
-        "ranking": (line.ranking(), asset_pages.ranking, "ranking.parquet"),
-        "selected": (line.selected("full"), asset_pages.selected, "dataset.parquet"),
+        "raw_dataset": (line.raw(), raw_dataset.PAGE),
+        "curated_dataset": (line.curated(), curated_dataset.page_of(access)),
+        "ranking": (line.ranking(), ranking.page_of(access)),
+        "selected": (line.selected("full"), selected_dataset.page_of(line, access)),
     }
-    for name, (stage, describe, file) in described.items():
+    for name, (stage, page) in described.items():
         manifest = read_manifest(stage.folder)
-        shown = base_metadata(manifest, stage.folder, file) | describe(stage, manifest)
+        shown = base_metadata(manifest, stage.folder, page.data_file)
+        shown |= page.describe(stage, manifest)
         values = [v if hasattr(v, "records") else getattr(v, "value", v) for v in shown.values()]
         strings = list(_strings(values))
         assert len(strings) > 10
