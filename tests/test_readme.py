@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from selectit_dagster.cli import commands  # noqa: F401 - registers the commands
 from selectit_dagster.cli.main import cli
 
 ROOT = Path(__file__).resolve().parents[1]

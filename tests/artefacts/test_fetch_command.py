@@ -8,7 +8,6 @@ import pytest
 from artefact import make
 from click.testing import CliRunner
 
-from selectit_dagster.cli import commands  # noqa: F401 - registers the commands
 from selectit_dagster.cli.main import cli
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from selectit_dagster.cli.main import EXAMPLE, cli
+from selectit_dagster.cli.options import EXPERIMENT, HOME, open_experiment
 from selectit_dagster.errors import UserError
 from selectit_dagster.progress import Reporter
 
 
-@cli.group("storage")
+@click.group("storage")
 def storage_group() -> None:
     """Look after the artefacts that an experiment has in storage (storage.url).
 
@@ -22,8 +22,8 @@ def storage_group() -> None:
 
 
 @storage_group.command("fetch")
-@click.argument("experiment", required=False, type=click.Path(path_type=Path))
-@click.option("--home", type=click.Path(path_type=Path), help="Home [$SELECTIT_HOME, ./.selectit].")
+@EXPERIMENT
+@HOME
 def fetch_command(experiment: Path | None, home: Path | None) -> None:
     """Fetch every artefact that is valid now into the home; work that is only here is kept.
 
@@ -32,9 +32,8 @@ def fetch_command(experiment: Path | None, home: Path | None) -> None:
       selectit storage fetch my.yaml --home /data/selectit
     """  # noqa: D301
     from selectit_dagster.orchestration.remote_sync import bring
-    from selectit_dagster.orchestration.run import open_pipeline
 
-    store = open_pipeline(experiment or EXAMPLE, home).store
+    store = open_experiment(experiment, home).store
     if store is None:
         raise UserError(
             "this experiment has no storage place",

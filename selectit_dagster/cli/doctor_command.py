@@ -1,0 +1,63 @@
+"""``selectit doctor``: what this machine has, and which models load."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from selectit_dagster.cli.options import EXPERIMENT, HOME, open_experiment
+
+_LISTS = ("problems", "warnings", "devices")
+
+
+@click.command("doctor")
+@EXPERIMENT
+@HOME
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor_command(experiment: Path | None, home: Path | None, as_json: bool) -> None:
+    """Show what this machine has, which models load, and what would go wrong.
+
+    \b
+    Examples:
+      selectit doctor
+      selectit doctor my.yaml
+    """  # noqa: D301
+    from selectit_dagster.rating import doctor
+
+    pipeline = open_experiment(experiment, home)
+    parsed, root = pipeline.experiment, pipeline.home.root
+    machine = {**doctor.machine_facts(root), "home": f"{root} (can be written)"}
+    usable = True
+    if pipeline.store is not None:
+        usable, machine["storage"] = pipeline.store.state()
+    _show("This machine", machine, as_json)
+    models = []
+    for model in parsed.scoring_models:
+        models.append(doctor.model_facts(model, parsed.rating))
+        _show(f"Model {model.name}", models[-1], as_json)
+    if as_json:
+        click.echo(json.dumps({"machine": machine, "models": models}, default=str))
+    if not (usable and all(found["ok"] for found in models)):
+        sys.exit(2)
+
+
+def _show(title: str, facts: dict[str, Any], quietly: bool) -> None:
+    """Print facts as aligned lines; to stderr when stdout is kept for JSON."""
+    click.echo(title, err=quietly)
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        entries = value if isinstance(value, list) and name in _LISTS else [value]
+        for entry in entries or ["none"]:
+            click.echo(f"  {name.ljust(width)}  {_plain(entry)}", err=quietly)
+
+
+def _plain(value: Any) -> str:  # noqa: ANN401 - any fact
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)

@@ -1,0 +1,35 @@
+"""``selectit explain``: one record's distributions, scores and rank."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from selectit_dagster.cli.options import EXPERIMENT, HOME, open_experiment
+
+
+@click.command("explain")
+@click.argument("record_id")
+@EXPERIMENT
+@HOME
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def explain_command(
+    record_id: str, experiment: Path | None, home: Path | None, as_json: bool
+) -> None:
+    """Show a record's distributions, its scores at each level and its rank.
+
+    \b
+    Examples:
+      selectit explain 89b9d99fa2ed
+      selectit explain my-record my.yaml --home /data/selectit
+    """  # noqa: D301
+    from selectit_dagster.selection.explain import explain
+
+    pipeline = open_experiment(experiment, home)
+    scores = tuple(
+        (m.name, pipeline.home.scores(m.name)) for m in pipeline.experiment.scoring_models
+    )
+    found = explain(record_id, pipeline.home.curated, pipeline.home.ranking, scores)
+    click.echo(json.dumps(found.as_dict()) if as_json else found.text())
