@@ -26,12 +26,11 @@ from selectit_dagster.experiment.rating_section import (
     ScoringModel,
 )
 from selectit_dagster.experiment.schema import Experiment
-from selectit_dagster.experiment.selection_section import Arm, SelectionSection
+from selectit_dagster.experiment.selection_section import SelectionSection
 from selectit_dagster.experiment.tuning_section import Benchmark, ComparisonSection, TuningSection
 
 __all__ = [
     "ActorShape",
-    "Arm",
     "Benchmark",
     "ColumnMapping",
     "ComparisonSection",

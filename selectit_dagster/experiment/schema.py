@@ -26,7 +26,7 @@ class Experiment(Section):
     curation: CurationSection = Field(CurationSection())
     scoring_models: tuple[ScoringModel, ...] = Field(min_length=1)
     rating: RatingSection = Field(RatingSection())
-    selection: SelectionSection = Field(SelectionSection())
+    selection: SelectionSection = Field(default_factory=SelectionSection)
     tuning: TuningSection | None = Field(None, description="leave out to stop at the selection")
     benchmarks: tuple[Benchmark, ...] = Field(())
     comparison: ComparisonSection = Field(ComparisonSection())
@@ -48,10 +48,10 @@ class Experiment(Section):
                 f"uncertainty_scores/{key_part(twins[0])}; rename one"
             )
         for arm in self.selection.arms:
-            if arm.model is not None and arm.model not in names:
-                raise ValueError(
-                    f"selection.arms: model {arm.model!r} of arm {arm.kind} is not one of {names}"
-                )
+            try:
+                arm.check(tuple(names), self.rating.num_prompts)
+            except ValueError as error:
+                raise ValueError(f"selection.arms: {error}") from error
         unknown = sorted(set(self.ray.models) - set(names))
         if unknown:
             raise ValueError(

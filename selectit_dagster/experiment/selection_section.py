@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
-from selectit_dagster.experiment.section import Name, Section
+from selectit_dagster.experiment.section import Section
+
+_DEFAULT_ARMS = ("selectit", "random", "longest", "full")
+_SIZES = ("share", "count", "tokens", "threshold")
 
 
-class Arm(Section):
-    """One way of choosing a subset."""
+def _arm(value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+    """Return the arm of an entry; the registry is asked when a file is read, not before."""
+    from selectit_dagster.selection.arms.arm import arm_of
 
-    kind: Literal[
-        "selectit",
-        "random",
-        "longest",
-        "full",
-        "token-level",
-        "sentence-level",
-        "ifd",
-        "perplexity",
-        "diverse",
-    ] = Field(description="the selection rule")
-    seeds: tuple[int, ...] = Field((1, 2, 3), description="draws of the random arm")
-    model: Name | None = Field(
-        None, description="scoring model for ifd, perplexity, diverse, token- and sentence-level"
-    )
+    return arm_of(value)
+
+
+if TYPE_CHECKING:
+    from selectit_dagster.selection.arms.arm import Arm as ArmEntry
+else:
+    ArmEntry = Annotated[Any, PlainValidator(_arm)]
 
 
 class SelectionSection(Section):
@@ -34,28 +30,52 @@ class SelectionSection(Section):
 
     share: float | None = Field(None, gt=0, le=1, description="share of the curated records")
     count: int | None = Field(None, ge=1, description="number of records instead of a share")
+    tokens: int | None = Field(
+        None, ge=1, description="token budget instead of a share, as the base model counts"
+    )
     threshold: float | None = Field(None, description="lowest score instead of a share")
-    arms: tuple[Arm, ...] = Field(
-        (Arm(kind="selectit"), Arm(kind="random"), Arm(kind="longest"), Arm(kind="full")),
+    quota: dict[str, Any] | None = Field(None, description="quota of the arms without their own")
+    diversity: dict[str, Any] | None = Field(None, description="diversity of the arms likewise")
+    weights: dict[str, Any] | None = Field(None, description="weights of the arms likewise")
+    arms: tuple[ArmEntry, ...] = Field(
+        default_factory=lambda: tuple(_arm({"kind": kind}) for kind in _DEFAULT_ARMS),
         min_length=1,
         description="the arms",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _shared_settings(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+        """Give each arm what the section says for all, and compared arms their settings."""
+        if not isinstance(value, dict) or not isinstance(value.get("arms"), list | tuple):
+            return value
+        entries = [dict(a) if isinstance(a, dict) else a for a in value["arms"]]
+        named = {str(e.get("name", e.get("kind"))): e for e in entries if isinstance(e, dict)}
+        for entry in entries:
+            if not isinstance(entry, dict) or entry.get("kind") == "full":
+                continue
+            for part in ("quota", "diversity", "weights"):
+                if value.get(part) is not None and entry.get(part) is None:
+                    entry[part] = value[part]
+            if entry.get("kind") == "random-length" and isinstance(entry.get("like"), str):
+                entry["like"] = named.get(entry["like"], entry["like"])
+        return {**value, "arms": entries}
+
     @model_validator(mode="after")
-    def _one_size(self) -> SelectionSection:
-        given = [v for v in (self.share, self.count, self.threshold) if v is not None]
-        if len(given) > 1:
-            raise ValueError("give one of share, count and threshold, not several")
-        kinds = [arm.kind for arm in self.arms]
-        if len(set(kinds)) != len(kinds):
-            raise ValueError("each arm may be named once")
+    def _names_and_size(self) -> SelectionSection:
+        if sum(getattr(self, size) is not None for size in _SIZES) > 1:
+            raise ValueError(f"give one of {', '.join(_SIZES)}, not several")
+        names: list[str] = []
+        for arm in self.arms:
+            names += [arm.name if d is None else f"{arm.name}-{d}" for d in arm.draws]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"two arms are called {doubled[0]!r}: give each arm of one kind a name of its own"
+            )
         return self
 
     @property
-    def size(self) -> tuple[Literal["share", "count", "threshold"], float]:
+    def size(self) -> tuple[str, float]:
         """The size rule and its value; a share of 0.2 when the file gives none."""
-        if self.count is not None:
-            return "count", self.count
-        if self.threshold is not None:
-            return "threshold", self.threshold
-        return "share", 0.2 if self.share is None else self.share
+        given = [(rule, float(v)) for rule in _SIZES if (v := getattr(self, rule)) is not None]
+        return given[0] if given else ("share", 0.2)

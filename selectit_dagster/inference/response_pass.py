@@ -38,6 +38,18 @@ class Row:
     start: int
 
 
+@dataclass(frozen=True)
+class TokenStatistics:
+    """One response's tokens: (T,) negative log-likelihoods and entropies, in nats.
+
+    ``entropies`` is that of the whole next-token distribution before each token; None unless
+    asked for.
+    """
+
+    losses: Floats
+    entropies: Floats | None
+
+
 class Forward:
     """Runs rows through a loaded model.
 
@@ -64,9 +76,21 @@ class Forward:
             begin = self.tokenizer.eos_token_id
         self.begin = [] if begin is None else [int(begin)]
 
-    def conditioned(self, instruction: str, further: str, response: str) -> Row:
-        """Return the record in the Alpaca template, with the response as what is predicted."""
+    def conditioned(
+        self,
+        instruction: str,
+        further: str,
+        response: str,
+        example: tuple[str, str, str] | None = None,
+    ) -> Row:
+        """Return the record in the Alpaca template, with the response as what is predicted.
+
+        ``example`` is a solved record (instruction, input, response) that stands before it.
+        """
         prompt = render_prompt("alpaca", instruction, further)
+        if example is not None:
+            solved = render_prompt("alpaca", *example[:2]) + example[2]
+            prompt = f"{solved}\n\n{prompt}"
         ids = encode_prompt(self.tokenizer, prompt, "alpaca")
         return Row(ids + self._response(response), len(ids))
 
@@ -87,8 +111,18 @@ class Forward:
 
         NaN where a row does not fit into the context or predicts no token.
         """
+        found = self.token_statistics(rows)
+        return np.array([np.nan if s is None else s.losses.mean() for s in found])
+
+    def token_statistics(
+        self, rows: Sequence[Row], *, entropies: bool = False
+    ) -> list[TokenStatistics | None]:
+        """Return the losses, and where asked for the entropies, of each row's response tokens.
+
+        None where a row does not fit into the context or predicts no token.
+        """
         skipped = 0 if self.begin else 1
-        result = np.full(len(rows), np.nan)
+        result: list[TokenStatistics | None] = [None] * len(rows)
         usable = [
             index
             for index, row in enumerate(rows)
@@ -97,21 +131,26 @@ class Forward:
         limit = min(self.positions, max(1, _LOGITS // self.vocabulary))
 
         def run(batch: list[int]) -> None:
-            result[batch] = self._batch_losses([rows[i] for i in batch], skipped)
+            found = self._batch_statistics([rows[i] for i in batch], skipped, entropies)
+            for index, statistics in zip(batch, found, strict=True):
+                result[index] = statistics
 
         self._each([(index, len(rows[index].ids)) for index in usable], limit, run)
         return result
 
-    def embeddings(self, rows: Sequence[Row]) -> npt.NDArray[np.float32]:
+    def embeddings(
+        self, rows: Sequence[Row], *, weighted: bool = False
+    ) -> npt.NDArray[np.float32]:
         """Return (n, width) means over the tokens of the last hidden states.
 
-        A row that does not fit into the context is read up to its end.
+        ``weighted`` weighs the t-th of T tokens with t over the sum of 1 to T. A row that
+        does not fit into the context is read up to its end.
         """
         result: dict[int, npt.NDArray[np.float32]] = {}
         cut = [Row(row.ids[: self.context], row.start) for row in rows]
 
         def run(batch: list[int]) -> None:
-            found = self._batch_embeddings([cut[i] for i in batch])
+            found = self._batch_embeddings([cut[i] for i in batch], weighted)
             result.update(zip(batch, found, strict=True))
 
         self._each([(i, max(1, len(row.ids))) for i, row in enumerate(cut)], self.positions, run)
@@ -149,7 +188,9 @@ class Forward:
             mask[index, : len(row.ids)] = 1
         return ids.to(self.device), mask.to(self.device)
 
-    def _batch_losses(self, rows: Sequence[Row], skipped: int) -> list[float]:
+    def _batch_statistics(
+        self, rows: Sequence[Row], skipped: int, entropies: bool
+    ) -> list[TokenStatistics]:
         import torch
 
         ids, mask = self._inputs(rows)
@@ -159,21 +200,28 @@ class Forward:
         if self.keeps_logits:
             options["logits_to_keep"] = torch.arange(first, ids.shape[1], device=ids.device)
         logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
-        logits = logits if self.keeps_logits else logits[:, first:]
+        logits = (logits if self.keeps_logits else logits[:, first:])[:, :-1].float()
         losses = torch.nn.functional.cross_entropy(
-            logits[:, :-1].float().transpose(1, 2), ids[:, first + 1 :], reduction="none"
+            logits.transpose(1, 2), ids[:, first + 1 :], reduction="none"
         )
+        spread = None
+        if entropies:
+            logs = logits.log_softmax(dim=-1)
+            spread = -(logs.exp() * logs).sum(dim=-1).cpu().numpy()
+        lines = losses.cpu().numpy()
         found = []
-        for row, line in zip(rows, losses, strict=True):
-            begin = max(row.start + skipped, 1) - 1 - first
-            found.append(float(line[begin : len(row.ids) - 1 - first].double().mean()))
+        for number, row in enumerate(rows):
+            part = slice(max(row.start + skipped, 1) - 1 - first, len(row.ids) - 1 - first)
+            own = None if spread is None else spread[number, part].astype(np.float64)
+            found.append(TokenStatistics(lines[number, part].astype(np.float64), own))
         return found
 
-    def _batch_embeddings(self, rows: Sequence[Row]) -> npt.NDArray[np.float32]:
+    def _batch_embeddings(self, rows: Sequence[Row], weighted: bool = False) -> npt.NDArray[np.float32]:
         ids, mask = self._inputs(rows)
         base = self.model.base_model
         hidden = base(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        weights = mask.unsqueeze(-1).to(hidden.dtype).float()
+        places = mask.cumsum(dim=1) * mask if weighted else mask
+        weights = places.unsqueeze(-1).float()
         total = (hidden.float() * weights).sum(dim=1)
         mean = total / weights.sum(dim=1).clamp(min=1)
         return np.asarray(mean.cpu().numpy(), dtype=np.float32)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from selectit_dagster.experiment import Arm, TuningSection
+from selectit_dagster.experiment import TuningSection
+
+if TYPE_CHECKING:
+    from selectit_dagster.selection.arms.arm import Arm
+
+Subsets = Mapping[str, tuple["Arm", int | None]]
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A checkpoint to tune: one arm with one training seed."""
+    """A checkpoint to tune: one subset with one training seed; ``group`` is the subset's arm."""
 
     arm: str
     seed: int
+    group: str
 
     @property
     def key(self) -> str:
@@ -21,34 +28,36 @@ class Unit:
         return f"{self.arm}_seed-{self.seed}"
 
 
-def group_of(arm: str) -> str:
-    """Return the arm that a subset belongs to: ``random-2`` is a draw of ``random``."""
-    return "random" if arm.startswith("random-") else arm
-
-
 def subsets(arms: Iterable[Arm]) -> dict[str, tuple[Arm, int | None]]:
-    """Return each subset's name with its arm and, for random draws, its seed."""
-    table: dict[str, tuple[Arm, int | None]] = {}
-    for arm in arms:
-        if arm.kind == "random":
-            table.update({f"random-{seed}": (arm, seed) for seed in arm.seeds})
-        else:
-            table[arm.kind] = (arm, None)
-    return table
+    """Return each subset's name with its arm and, for draws, its seed."""
+    return {
+        arm.name if seed is None else f"{arm.name}-{seed}": (arm, seed)
+        for arm in arms
+        for seed in arm.draws
+    }
 
 
-def checkpoints(names: Iterable[str], tuning: TuningSection | None) -> dict[str, Unit]:
-    """Return the checkpoints to tune on the named subsets, by partition key.
+def checkpoints(table: Subsets, tuning: TuningSection | None) -> dict[str, Unit]:
+    """Return the checkpoints to tune on the subsets, by partition key.
 
-    Every arm is tuned with every training seed, except the draws of the random arm:
-    draw i is tuned with training seed i (in turn), so that the random arm has as many
-    checkpoints as the others and its spread holds both sources of chance.
+    Every arm is tuned with every training seed, except arms that are drawn: draw i is tuned
+    with training seed i (in turn), so that such an arm has as many checkpoints as the others
+    and its spread holds both sources of chance.
     """
     if tuning is None:
         return {}
-    arms, seeds = list(names), tuning.seeds
-    draws = [name for name in arms if group_of(name) == "random"]
-    units = [Unit(arm, seed) for arm in arms if arm not in draws for seed in seeds]
-    for index in range(max(len(draws), len(seeds)) if draws else 0):
-        units.append(Unit(draws[index % len(draws)], seeds[index % len(seeds)]))
+    seeds = tuning.seeds
+    units = [
+        Unit(name, seed, arm.name)
+        for name, (arm, draw) in table.items()
+        if draw is None
+        for seed in seeds
+    ]
+    drawn: dict[str, list[str]] = {}
+    for name, (arm, draw) in table.items():
+        if draw is not None:
+            drawn.setdefault(arm.name, []).append(name)
+    for group, draws in drawn.items():
+        for index in range(max(len(draws), len(seeds))):
+            units.append(Unit(draws[index % len(draws)], seeds[index % len(seeds)], group))
     return {unit.key: unit for unit in dict.fromkeys(units)}

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from selectit_dagster.artefacts.duckdb_tables import ParquetStream, Workspace, move_into
 from selectit_dagster.artefacts.files import sha256_json, write_text
 from selectit_dagster.artefacts.manifest import Manifest, read_manifest, require_manifest
 from selectit_dagster.errors import ArtefactError
 from selectit_dagster.progress import Progress
-from selectit_dagster.selection.arms import ARMS, ArmContext, Ordering
+from selectit_dagster.selection.arms.arm import ArmContext, Ordering
 from selectit_dagster.selection.change import CANDIDATES_FILE, compare_selections
+from selectit_dagster.selection.choose import CHOSEN_FILE, Choice, Size, choose
 from selectit_dagster.selection.dataset_card import CardFacts, dataset_card
 from selectit_dagster.selection.dataset_writer import Written, write_selected
 from selectit_dagster.selection.ranking import RANKING_FILE
+from selectit_dagster.selection.response_passes import ResponsePasses
 
 if TYPE_CHECKING:
     from selectit_dagster.selection.subset import SelectionRequest
@@ -47,12 +47,12 @@ def assemble(request: SelectionRequest, count: int, out: Path, progress: Progres
     old = read_manifest(out)
     with Workspace(out) as work:
         context = _context(request, curated, ranking, count, out, work, progress)
-        ordering = ARMS[request.kind].order(context)
-        cut = _choose(ordering, count, work)
+        ordering = request.rule.arrange(context)
+        choice = choose(request.rule, ordering, _size(request, count), context)
         written = write_selected(
             context.records,
-            work.folder / "chosen.parquet",
-            count,
+            work.folder / CHOSEN_FILE,
+            choice.count,
             source_of(curated, request.records),
             work,
             progress,
@@ -62,7 +62,7 @@ def assemble(request: SelectionRequest, count: int, out: Path, progress: Progres
             "candidates": _number(work, f"SELECT count(*) FROM {context.candidates}"),
             "selected": written.rows,
         }
-        details = _details(request, ordering, written, counts, cut, context)
+        details = _details(request, ordering, written, counts, choice, context)
         names = [*written.names, CARD_FILE]
         if request.kind == "selectit":
             _write_candidates(context)
@@ -122,57 +122,38 @@ def _context(
             "(SELECT record_id, rank, score, sentence_score "
             f"FROM {work.table(request.ranking / RANKING_FILE)} WHERE rank IS NOT NULL)"
         )
-    # what a killed run computed with a model is kept under what it was computed from
-    model = _model_identity(request)
-    basis = {"kind": request.kind, "model": model, "records": curated.digest}
+    # what a killed run computed with a model is kept beside it, unless all arms share it
+    basis = {"model": _model_identity(request), "records": curated.digest}
+    passes = request.passes or out / f"{_RESUME}{sha256_json(basis)[:16]}"
     return ArmContext(
         records=records,
         candidates=candidates,
-        count=count,
+        count=None if request.own_size else count,
         seed=request.seed,
         model=request.model,
         scores=request.scores,
         ranked_with=ranking.details if ranking else {},
         work=work,
-        cache=out / f"{_RESUME}{sha256_json(basis)[:16]}",
+        passes=ResponsePasses(passes, records, curated.digest, request.model, progress),
         progress=progress,
     )
 
 
+def _size(request: SelectionRequest, count: int) -> Size:
+    """Return how much is chosen."""
+    if request.size_rule == "tokens":
+        return Size(tokens=int(request.size), tokenizer=request.tokenizer)
+    if request.own_size:
+        return Size(threshold=request.size)
+    return Size(count=count)
+
+
 def _model_identity(request: SelectionRequest) -> dict[str, str]:
-    if not ARMS[request.kind].needs_model or request.model is None:
+    if not request.rule.takes_model or request.model is None:
         return {}
     from selectit_dagster.inference.model_identity import model_identity
 
     return {**model_identity(request.model), "dtype": request.model.dtype}
-
-
-def _choose(ordering: Ordering, count: int, work: Workspace) -> dict[str, float | None]:
-    """Write the first ``count`` records with their ranks; return the scores at the cut."""
-    import pyarrow as pa
-
-    last = beyond = None
-    first = 0
-    with ParquetStream(work.folder / "chosen.parquet", compression="lz4") as stream:
-        query = f"{ordering.query} LIMIT {count + 1}"
-        for batch in work.batches(query, as_stored=ordering.as_stored):
-            taken = min(batch.num_rows, count - first)
-            scores = batch.column("score")
-            if taken < batch.num_rows:
-                beyond = scores[taken].as_py()
-            ranks = pa.array(np.arange(first + 1, first + taken + 1, dtype=np.int32))
-            first += taken
-            if taken:
-                last = scores[taken - 1].as_py()
-                ids = batch.column("record_id").slice(0, taken)
-                columns = {"record_id": ids, "rank": ranks, "score": scores.slice(0, taken)}
-                stream.write(pa.record_batch(columns))
-    if first != count:
-        raise ArtefactError(
-            f"{count:,} records were to be chosen, the arm has {first:,}",
-            hint="materialise the ranking again",
-        )
-    return {"last_selected": last, "first_rejected": beyond}
 
 
 def _write_candidates(context: ArmContext) -> None:
@@ -188,7 +169,7 @@ def _details(
     ordering: Ordering,
     written: Written,
     counts: dict[str, int],
-    cut: dict[str, float | None],
+    choice: Choice,
     context: ArmContext,
 ) -> dict[str, Any]:
     all_characters = context.work.row(
@@ -197,19 +178,22 @@ def _details(
     return {
         "arm": request.arm,
         "kind": request.kind,
-        "describe": ARMS[request.kind].describe,
+        "describe": request.rule.describes,
+        "parameters": request.rule.settings(),
         "seed": request.seed,
         "size": {request.size_rule: request.size},
         "share_of_curated": counts["selected"] / counts["curated"],
         "score_means": ordering.score_means,
-        "cut": cut,
+        "cut": choice.cut,
         "response_characters": {
             "selected": written.characters / max(1, written.rows),
             "curated": float(str(all_characters)),
         },
         "content_sha256": written.content,
         "data_file": written.names[0],
-        "notes": ordering.notes,
+        "notes": [*ordering.notes, *choice.notes],
+        **({"quota": choice.quota} if choice.quota else {}),
+        **({"tokens": choice.tokens} if choice.tokens is not None else {}),
     }
 
 

@@ -94,10 +94,18 @@ def _how(facts: CardFacts) -> str:
         lines.append(f"Selection arm `{kind}`: {details['describe']}. ")
         lines.append(f"The column `score` is: {details['score_means']}.")
     model = facts.request.model
-    if model is not None and kind in ("ifd", "perplexity", "diverse"):
+    if model is not None and facts.request.rule.takes_model:
         from selectit_dagster.selection.subset import public_name
 
         lines.append(f"Model: {_model_name(public_name(model.path), _revision(facts))}.")
+    if details["parameters"]:
+        told = ", ".join(f"{name} {line(value)}" for name, value in details["parameters"].items())
+        lines += ["", f"Parameters of this arm: {told}."]
+    if details.get("quota"):
+        lines += ["", "| group | candidates | selected | without the quota |", "|---|---|---|---|"]
+        columns = ("group", "candidates", "selected", "without_quota")
+        for row in details["quota"]:
+            lines.append("| " + " | ".join(line(row[name]) for name in columns) + " |")
     if facts.ranking is not None and "models" in facts.provenance:
         lines += ["", *_selectit(facts)]
     if details["notes"]:
@@ -182,7 +190,8 @@ def _files(facts: CardFacts) -> str:
         "## Files\n\n"
         f"- `{facts.data_file}`: the records as they came, unchanged, best first\n"
         "- `dataset.parquet`: `record_id`, `instruction`, `input`, `response`, `rank`, `score`, "
-        "`length` (of the response, in characters)\n"
+        "`length` (of the response, in characters)"
+        f"{', `weight`' if 'weights' in facts.details['parameters'] else ''}\n"
         "- `manifest.json`: fingerprint, counts and the SHA-256 of every file\n"
     )
 

@@ -48,8 +48,8 @@ class Written:
     characters:
         Sum of the responses' lengths in characters.
     content:
-        SHA-256 over record id, instruction, input and response in order: what training
-        depends on. It does not change when only scores do.
+        SHA-256 over record id, instruction, input, response and, where there are any, weights
+        in order: what training depends on. It does not change when only scores do.
     """
 
     names: list[str]
@@ -186,7 +186,9 @@ class TypedWriter:
 class SelectedWriter(Scoped):
     """Both files of a selected dataset, from batches in rank order."""
 
-    def __init__(self, folder: Path, source: dict[str, Any], count: int) -> None:
+    def __init__(
+        self, folder: Path, source: dict[str, Any], count: int, *, weighted: bool = False
+    ) -> None:
         self.data_name = data_name(source)
         path = folder / self.data_name
         self._data: _DataWriter = (
@@ -194,7 +196,8 @@ class SelectedWriter(Scoped):
             if source["format"] in _TYPED
             else TextWriter(path, source)
         )
-        self._dataset = ParquetStream(folder / DATASET_FILE, schema=dataset_schema())
+        self._schema = dataset_schema(weighted=weighted)
+        self._dataset = ParquetStream(folder / DATASET_FILE, schema=self._schema)
         self._content = hashlib.sha256()
         self._characters = 0
 
@@ -208,9 +211,10 @@ class SelectedWriter(Scoped):
         import pyarrow.compute as pc
 
         self._data.write(batch)
-        columns = dataset_schema().names
-        self._dataset.write(batch.select(columns).cast(dataset_schema()))
-        texts = [batch.column(name).to_pylist() for name in columns[:4]]
+        columns = self._schema.names
+        self._dataset.write(batch.select(columns).cast(self._schema))
+        # weights are trained on; without them the texts alone count
+        texts = [batch.column(name).to_pylist() for name in (*columns[:4], *columns[7:])]
         for row in zip(*texts, strict=True):
             self._content.update(orjson.dumps(row))
         self._characters += pc.sum(batch.column("length")).as_py() or 0
@@ -233,7 +237,7 @@ def data_name(source: dict[str, Any]) -> str:
     return f"data.{source['format']}{packed}"
 
 
-def dataset_schema() -> pa.Schema:
+def dataset_schema(*, weighted: bool = False) -> pa.Schema:
     """Return the schema of ``dataset.parquet``; ``length`` is the response's in characters."""
     import pyarrow as pa
 
@@ -246,6 +250,7 @@ def dataset_schema() -> pa.Schema:
             ("rank", pa.int32()),
             ("score", pa.float64()),
             ("length", pa.int32()),
+            *([("weight", pa.float64())] if weighted else []),
         ]
     )
 
@@ -265,7 +270,8 @@ def write_selected(
     records:
         ``records.parquet`` of the curated dataset.
     chosen:
-        Parquet with ``record_id``, ``rank`` and ``score`` of the chosen records.
+        Parquet with ``record_id``, ``rank``, ``score`` and perhaps ``weight`` of the chosen
+        records.
     count:
         How many are chosen, for the progress and as a check.
     source:
@@ -273,13 +279,15 @@ def write_selected(
     """
     import pyarrow as pa
     import pyarrow.compute as pc
+    import pyarrow.parquet as pq
 
+    weighted = "weight" in pq.read_schema(chosen).names
     columns = ["record_id", "position", "instruction", "input", "response", "raw"]
     by_rank = ByRank(work.folder, count, row_bytes(records))
-    for batch in chosen_rows(records, chosen, columns, work):
+    for batch in chosen_rows(records, chosen, columns, work, weighted=weighted):
         by_rank.add(batch)
     done = 0
-    with SelectedWriter(work.folder, source, count) as writer:
+    with SelectedWriter(work.folder, source, count, weighted=weighted) as writer:
         for batch in _checked(by_rank.batches(), records):
             length = pc.utf8_length(batch.column("response")).cast(pa.int32())
             writer.write(batch.append_column("length", length))

@@ -112,9 +112,11 @@ def _last(table: pa.Table) -> npt.NDArray[np.int64]:
 
 
 def chosen_rows(
-    records: Path, chosen: Path, columns: list[str], work: Workspace
+    records: Path, chosen: Path, columns: list[str], work: Workspace, *, weighted: bool = False
 ) -> Iterator[pa.RecordBatch]:
     """Yield the chosen records in the order of the file, with ``score`` and ``rank`` last.
+
+    ``weighted`` puts ``weight`` before them.
 
     Parameters
     ----------
@@ -127,8 +129,9 @@ def chosen_rows(
     """
     import pyarrow as pa
 
+    more = [*(["weight"] if weighted else []), "score", RANK]
     places = work.batches(
-        "SELECT file_row_number AS row, score, rank FROM (SELECT record_id, file_row_number "
+        f"SELECT file_row_number AS row, {', '.join(more)} FROM (SELECT record_id, file_row_number "
         f"FROM {work.table(records, row_numbers=True)}) JOIN {work.table(chosen)} "
         "USING (record_id) ORDER BY row"
     )
@@ -138,8 +141,8 @@ def chosen_rows(
         stop = start + batch.num_rows
         for place in stream.until(stop):
             taken = batch.take(pa.array(place.column("row").to_numpy() - start))
-            names = [*batch.schema.names, "score", RANK]
-            found = [*taken.columns, place.column("score"), place.column(RANK)]
+            names = [*batch.schema.names, *more]
+            found = [*taken.columns, *(place.column(name) for name in more)]
             yield pa.record_batch(found, names=names)
         start = stop
 

@@ -1,12 +1,14 @@
-"""Sentence level to model level to order: the streaming work behind a ranking."""
+"""From stored distributions to an order: a score per model and record, joined, fused, sorted."""
 
 # ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +30,6 @@ from selectit_dagster.rating.score_reader import (
     StoredScores,
     open_scores,
 )
-from selectit_dagster.selection.aligned_merge import OutOfStepError, in_step
-from selectit_dagster.selection.ranking_statistics import ScoreSummary, Tally
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,84 +37,88 @@ if TYPE_CHECKING:
     from selectit_dagster.selection.ranking import RankingRequest
 
 Floats = npt.NDArray[np.float64]
+# (n, K, R) distributions of one model to (n,) scores
+Score = Callable[[npt.NDArray[np.float32]], Floats]
 # Scores that are equal on paper differ in the last bits with the order of summation (for
 # instance the same ratings from other prompts); rounding lets the record id decide there.
 # Stored probabilities are float32, so no real difference is that small.
 SCORE_DECIMALS = 12
 _ROWS = 1 << 15
+_JOIN_MEMORY = 400 * 1000 * 1000
+_EXAMPLES = 10
+_BINS = 20
+_QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
 
 
-# what joining by record id may take, where the scores are not in the records' order
-_JOIN_MEMORY = 600 * 1000 * 1000
+@dataclass
+class Tally:
+    """What is counted while a ranking is written.
+
+    ``excluded_sha256`` is the digest of the ids of all records that are not ranked, in
+    order; ``summary`` holds the figures of the scores.
+    """
+
+    records: int = 0
+    ranked: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    examples: list[dict[str, str]] = field(default_factory=list)
+    excluded_sha256: str = ""
+    summary: dict[str, Any] = field(default_factory=dict)
 
 
-def fuse(request: RankingRequest, thetas: dict[str, float], out: Path, progress: Progress) -> Tally:
-    """Write ``out/ranking.parquet``; see :func:`selectit_dagster.selection.ranking.rank`."""
+def fuse(
+    request: RankingRequest,
+    thetas: dict[str, float],
+    out: Path,
+    progress: Progress,
+    score: Score | None = None,
+) -> Tally:
+    """Write ``out/ranking.parquet``; see :func:`selectit_dagster.selection.ranking.rank`.
+
+    ``score`` stands in for the sentence level (equations 2 to 4) as the score of one model.
+    """
     from selectit_dagster.selection.ranking import RANKING_FILE
 
     stores = open_scores(request.scores, request.num_prompts, request.num_ratings)
     records = request.records / "records.parquet"
-    weights = np.array(list(thetas.values()))
     with Workspace(out) as work:
         total = int(cast(int, work.row(f"SELECT count(*) FROM {work.table(records)}")[0]))
-        joined = work.folder / "joined.parquet"
-        watched = _Watched(progress, total)
-        try:
-            beside = in_step(
-                stored_batches(records, ["record_id", "position"], _ROWS),
-                [_sentence_batches(store.as_stored(work), request) for store in stores],
-            )
-            _write_fused(beside, request, stores, weights, joined, watched)
-        except (OutOfStepError, NotGroupedError):
-            by_id = _joined_by_id(request, stores, records, total, work)
-            _write_fused(by_id, request, stores, weights, joined, watched)
-        tally = _write_sorted(request, stores, joined, work.folder / RANKING_FILE, work)
+        for number, store in enumerate(stores):
+            target = work.folder / f"model-{number}.parquet"
+            if _write_scores(store, score or _sentence_level(request), target, work) != total:
+                raise _not_one_to_one(store, records, target, work)
+            progress.update(total * (number + 1) // (len(stores) + 1), total)
+        work.allow(_JOIN_MEMORY)
+        target = work.folder / RANKING_FILE
+        _write_sorted(request, stores, np.array(list(thetas.values())), target, work)
+        tally = _tally(target)
         old = read_manifest(out)
         move_into(work.folder, out, [RANKING_FILE], list(old.files) if old else [])
         progress.update(total, total)
     return tally
 
 
-@dataclass
-class _Watched:
-    """Reports fusing as nine tenths of the work; sorting is the rest."""
+def _sentence_level(request: RankingRequest) -> Score:
+    """Return S_sent of one model with the request's parameters."""
 
-    progress: Progress
-    total: int
+    def score(p: npt.NDArray[np.float32]) -> Floats:
+        return levels.record_score(
+            p,
+            alpha=request.alpha,
+            variant=cast(levels.Variant, request.variant),
+            ablation=cast(levels.Ablation, request.ablation),
+        )
 
-    def fused(self, rows: int) -> None:
-        self.progress.update(rows * 9 // 10, self.total)
-
-
-def sentence_scores(batch: StoredBatch, alpha: float, variant: str, ablation: str) -> Floats:
-    """Return (n,) sentence-level scores, NaN where the record's status is not ok."""
-    scores = levels.record_score(
-        batch.probabilities,
-        alpha=alpha,
-        variant=cast(levels.Variant, variant),
-        ablation=cast(levels.Ablation, ablation),
-    )
-    return np.where(batch.status == 0, scores, np.nan)
+    return score
 
 
-def _sentence_batches(
-    batches: Iterator[StoredBatch], request: RankingRequest
-) -> Iterator[pa.RecordBatch]:
-    """Yield (record_id, score, status, reason) of one model."""
-    for batch in batches:
-        score = sentence_scores(batch, request.alpha, request.variant, request.ablation)
-        yield _sentence_batch(batch, score)
-
-
-def write_sentence_scores(
-    store: StoredScores, request: RankingRequest, target: Path, work: Workspace
-) -> int:
+def _write_scores(store: StoredScores, score: Score, target: Path, work: Workspace) -> int:
     """Write (record_id, score, status, reason) of one model; return the number of rows."""
 
     def write(batches: Iterator[StoredBatch]) -> int:
         with ParquetStream(target, compression="lz4", dictionary=["reason"]) as stream:
-            for batch in _sentence_batches(batches, request):
-                stream.write(batch)
+            for batch in batches:
+                stream.write(_scored(batch, score(batch.probabilities)))
         return stream.rows
 
     try:
@@ -123,16 +127,16 @@ def write_sentence_scores(
         return write(store.sorted(work))
 
 
-def _sentence_batch(batch: StoredBatch, score: Floats) -> pa.RecordBatch:
+def _scored(batch: StoredBatch, scores: Floats) -> pa.RecordBatch:
     import pyarrow as pa
 
-    reasons: list[str | None] = [None] * len(score)
+    reasons: list[str | None] = [None] * len(scores)
     for index, reason in batch.reasons.items():
         reasons[index] = reason
     return pa.record_batch(
         {
             "record_id": batch.record_ids.cast(pa.string()),
-            "score": pa.array(score, from_pandas=True),
+            "score": pa.array(scores, mask=batch.status != 0),
             "status": pa.array(batch.status),
             "reason": pa.array(reasons, pa.string()),
         }
@@ -168,130 +172,64 @@ def _not_one_to_one(
     )
 
 
-def _joined_by_id(
-    request: RankingRequest,
-    stores: list[StoredScores],
-    records: Path,
-    total: int,
-    work: Workspace,
-) -> Iterator[pa.RecordBatch]:
-    """Join the models' scores by record id, in whatever order they were stored."""
-    work.allow(_JOIN_MEMORY)
-    for number, store in enumerate(stores):
-        target = work.folder / f"model-{number}.parquet"
-        if write_sentence_scores(store, request, target, work) != total:
-            raise _not_one_to_one(store, records, target, work)
-    numbers = range(len(stores))
-    columns = [f"m{i}.score AS s{i}, m{i}.status AS c{i}, m{i}.reason AS r{i}" for i in numbers]
-    joins = [
-        f"LEFT JOIN {work.table(work.folder / f'model-{i}.parquet')} m{i} USING (record_id)"
-        for i in numbers
-    ]
-    yield from work.batches(
-        f"SELECT record_id, position, {', '.join(columns)} "
-        f"FROM {work.table(records)} {' '.join(joins)}",
-        _ROWS,
-    )
-
-
-def _write_fused(
-    rows: Iterator[pa.RecordBatch],
+def _write_sorted(
     request: RankingRequest,
     stores: list[StoredScores],
     thetas: Floats,
     target: Path,
-    watched: _Watched,
+    work: Workspace,
 ) -> None:
-    """Fuse the models' scores and write one row per record."""
-    with ParquetStream(target, compression="lz4", dictionary=["reason"]) as stream:
-        for batch in rows:
-            stream.write(_fused_batch(batch, request, stores, thetas))
-            watched.fused(stream.rows)
-
-
-def _fused_batch(
-    batch: pa.RecordBatch, request: RankingRequest, stores: list[StoredScores], thetas: Floats
-) -> pa.RecordBatch:
-    import pyarrow as pa
-
-    numbers = range(len(stores))
-    codes = [batch.column(f"c{i}") for i in numbers]
-    for store, code in zip(stores, codes, strict=True):
-        # as many rows as records, but some record without one: another has several
-        if code.null_count:
-            index = code.is_null().to_numpy(zero_copy_only=False).argmax()
-            record = batch.column("record_id")[int(index)]
-            raise ArtefactError(
-                f"model {store.name} has no scores for record {record.as_py()!r}",
-                hint=f"materialise uncertainty_scores/{store.name} again",
-            )
-    worst = np.stack([code.to_numpy(zero_copy_only=False) for code in codes]).max(axis=0)
-    each = [batch.column(f"s{i}").to_numpy(zero_copy_only=False) for i in numbers]
-    fused = levels.model_level(np.stack(each), thetas, cast(levels.Variant, request.variant))
-    fused = np.where(worst == 0, np.round(fused, SCORE_DECIMALS), np.nan)
-    return pa.record_batch(
-        {
-            "record_id": batch.column("record_id"),
-            "position": batch.column("position"),
-            "score": pa.array(fused, from_pandas=True),
-            **{f"s{i}": batch.column(f"s{i}") for i in numbers},
-            "status": pa.array(worst.astype(np.int8)),
-            "reason": _joint_reasons(batch, stores, worst),
-        }
+    """Join the models' scores by record id, fuse and sort them, and write the ranking."""
+    records, numbers = request.records / "records.parquet", range(len(stores))
+    tables = [work.folder / f"model-{i}.parquet" for i in numbers]
+    weights = levels.fusion_weights(thetas) if request.variant == "paper" else thetas
+    sum_of = " + ".join(f"m{i}.score * {float(w)!r}" for i, w in zip(numbers, weights, strict=True))
+    worst = "greatest(" + ", ".join(f"m{i}.status" for i in numbers) + ")"
+    # the worst of the statuses, null where a model lacks the record
+    status = f"CASE WHEN {' OR '.join(f'm{i}.status IS NULL' for i in numbers)} THEN NULL "
+    status += f"ELSE {worst} END"
+    columns = ", ".join(f"m{i}.score AS s{i}, m{i}.reason AS r{i}" for i in numbers)
+    joins = " ".join(
+        f"LEFT JOIN {work.table(path)} m{i} USING (record_id)" for i, path in enumerate(tables)
     )
-
-
-def _joint_reasons(
-    batch: pa.RecordBatch, stores: list[StoredScores], worst: npt.NDArray[np.int8]
-) -> pa.Array:
-    """Return (n,) reasons that name each model which did not rate the record."""
-    import pyarrow as pa
-
-    reasons: list[str | None] = [None] * batch.num_rows
-    for index in np.flatnonzero(worst):
-        found = [(s.name, batch.column(f"r{i}")[int(index)].as_py()) for i, s in enumerate(stores)]
-        reasons[index] = "; ".join(f"{name}: {text}" for name, text in found if text)
-    return pa.array(reasons, pa.string())
-
-
-def _write_sorted(
-    request: RankingRequest, stores: list[StoredScores], joined: Path, target: Path, work: Workspace
-) -> Tally:
-    """Sort the fused scores and write the ranking with its ranks."""
     tie = "position DESC" if request.variant == "released-code" else "record_id"
-    order = f"ORDER BY score DESC NULLS LAST, CASE WHEN score IS NULL THEN record_id END, {tie}"
-    facts = work.row(f"SELECT count(score), min(score), max(score) FROM {work.table(joined)}")
-    count, low, high = (float(str(fact or 0)) for fact in facts)
-    tally = Tally(ScoreSummary(int(count), low, high))
+    query = (
+        f"SELECT record_id, position, round({sum_of}, {SCORE_DECIMALS}) AS score, "
+        f"{status} AS status, {columns} FROM (SELECT record_id, position FROM "
+        f"{work.table(records)}) {joins} ORDER BY score DESC NULLS LAST, "
+        f"CASE WHEN score IS NULL THEN record_id END, {tie}"
+    )
+    done = 0
     repeated = ["status", "reason", "sentence_score.key_value.key"]
     with ParquetStream(target, dictionary=repeated) as stream:
-        for batch in work.batches(f"SELECT * FROM {work.table(joined)} {order}", _ROWS):
-            stream.write(_ranked_batch(batch, [store.name for store in stores], tally))
-    return tally
+        for batch in work.batches(query, _ROWS):
+            if batch.column("status").null_count:
+                for store, path in zip(stores, tables, strict=True):
+                    lacking = f"{work.table(records)} ANTI JOIN {work.table(path)}"
+                    if work.row(f"SELECT count(*) FROM {lacking} USING (record_id)")[0]:
+                        raise _not_one_to_one(store, records, path, work)
+            stream.write(_ranked_batch(batch, [store.name for store in stores], done))
+            done += batch.num_rows
 
 
-def _ranked_batch(batch: pa.RecordBatch, models: list[str], tally: Tally) -> pa.RecordBatch:
-    """Return the batch in the stored schema, counting it in ``tally``."""
+def _ranked_batch(batch: pa.RecordBatch, models: list[str], done: int) -> pa.RecordBatch:
+    """Return the batch in the stored schema; ``done`` rows came before."""
     import pyarrow as pa
 
     codes = batch.column("status").to_numpy()
-    rows = np.arange(batch.num_rows)
-    ranks = np.where(codes == 0, tally.records + rows + 1, 0).astype(np.int32)
-    scores = batch.column("score")
-    tally.records += batch.num_rows
-    tally.ranked += int((codes == 0).sum())
-    tally.summary.add(scores.to_numpy(zero_copy_only=False)[codes == 0])
+    ranks = np.arange(done + 1, done + batch.num_rows + 1, dtype=np.int32)
+    reasons: list[str | None] = [None] * batch.num_rows
     for index in np.flatnonzero(codes):
-        record, reason = (batch.column(c)[int(index)].as_py() for c in ("record_id", "reason"))
-        tally.exclude(record, STATUSES[codes[index]], reason or "")
+        found = [(n, batch.column(f"r{i}")[int(index)].as_py()) for i, n in enumerate(models)]
+        reasons[index] = "; ".join(f"{name}: {text}" for name, text in found if text)
     return pa.record_batch(
         {
             "record_id": batch.column("record_id"),
-            "rank": pa.array(ranks, mask=ranks == 0),
-            "score": scores,
+            "rank": pa.array(ranks, mask=codes != 0),
+            "score": batch.column("score"),
             "sentence_score": _score_map(batch, models),
             "status": pa.array(STATUSES).take(batch.column("status")),
-            "reason": batch.column("reason"),
+            "reason": pa.array(reasons, pa.string()),
         }
     )
 
@@ -306,3 +244,41 @@ def _score_map(batch: pa.RecordBatch, models: list[str]) -> pa.Array:
     keys = pa.array(models).take(pa.array(np.tile(np.arange(count), rows)))
     offsets = pa.array(np.arange(0, (rows + 1) * count, count, dtype=np.int32))
     return pa.MapArray.from_arrays(offsets, keys, pa.array(values, from_pandas=True))
+
+
+def _tally(ranking: Path) -> Tally:
+    """Count a written ranking; records that are not ranked lie last, by record id."""
+    tally = Tally()
+    scores: list[Floats] = []
+    excluded = hashlib.sha256()
+    for batch in stored_batches(ranking, ["record_id", "score", "status", "reason"], _ROWS):
+        ranked = batch.filter(batch.column("score").is_valid())
+        scores.append(ranked.column("score").to_numpy())
+        tally.records += batch.num_rows
+        tally.ranked += ranked.num_rows
+        for row in batch.filter(batch.column("score").is_null()).select([0, 2, 3]).to_pylist():
+            mark = "\n" if tally.statuses else ""
+            excluded.update((mark + repr(row["record_id"])).encode())
+            tally.statuses[row["status"]] += 1
+            if len(tally.examples) < _EXAMPLES:
+                tally.examples.append({**row, "reason": row["reason"] or ""})
+    tally.excluded_sha256 = excluded.hexdigest()
+    tally.summary = _summary(np.concatenate(scores or [np.empty(0)]))
+    return tally
+
+
+def _summary(scores: Floats) -> dict[str, Any]:
+    """Return minimum, quantiles, mean, spread and histogram; nothing where there is no score."""
+    if not scores.size:
+        return {}
+    counts, edges = np.histogram(scores, _BINS)
+    quantiles = np.quantile(scores, list(_QUANTILES.values()))
+    return {
+        "min": float(scores.min()),
+        "max": float(scores.max()),
+        "mean": float(scores.mean()),
+        "std": float(scores.std()),
+        **dict(zip(_QUANTILES, map(float, quantiles), strict=True)),
+        "distinct": int(np.unique(scores).size),
+        "histogram": {"counts": counts.tolist(), "edges": edges.tolist()},
+    }

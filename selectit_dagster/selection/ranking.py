@@ -192,7 +192,7 @@ def _details(request: RankingRequest, thetas: dict[str, float], tally: Tally) ->
             "variant": request.variant,
             "ablation": request.ablation,
         },
-        "score": tally.summary.as_dict(),
+        "score": tally.summary,
         # arms that need no ranking still draw from the same candidates
         "excluded_sha256": tally.excluded_sha256,
         "not_ranked_examples": tally.examples,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from selectit_dagster.artefacts.manifest import (
 )
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.progress import Progress, Silent
-from selectit_dagster.selection.arms import ARMS
+from selectit_dagster.selection.arms.arm import Arm, arm_of, arms
 from selectit_dagster.selection.ranking import RANKING_FILE
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 # what the stored files mean; a change makes stored selections out of date
 _FORMAT = 1
+# kinds whose scores are in the ranking itself
+_RANKED_SCORES = ("selectit", "sentence-level", "diverse")
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,9 @@ class SelectionRequest:
     arm:
         Name of the subset (``random-2``).
     kind:
-        The selection rule, a key of :data:`selectit_dagster.selection.arms.ARMS`.
+        The selection rule, a kind of :func:`selectit_dagster.selection.arms.arm.arms`.
+    parameters:
+        The arm's parameters beside its kind, as in the experiment file.
     seed:
         The draw of the random arm; None for the others.
     records:
@@ -54,10 +59,16 @@ class SelectionRequest:
     scores:
         (model name, score folder), for ``token-level``.
     size_rule, size:
-        ``share`` of the curated records, ``count``, or lowest score (``threshold``).
+        ``share`` of the curated records, ``count``, ``tokens``, or ``threshold``: the lowest
+        SelectIT score, or this arm's own where ``parameters`` has it.
     model:
-        The model of ``ifd``, ``perplexity`` and ``diverse``; by its name the model whose
-        scores ``token-level`` and ``sentence-level`` take (default: the largest θ).
+        The model of an arm that runs one; by its name the model whose scores an arm of a
+        single model takes (default: the largest θ).
+    tokenizer:
+        Whose tokens a token budget counts.
+    passes:
+        Where passes of models over the records are kept for all arms; default: in the folder
+        of the selection, until it is made.
     provenance:
         What the card says of the experiment: ``experiment``, ``source``, ``license``,
         ``models``, ``rating``.
@@ -73,16 +84,24 @@ class SelectionRequest:
     size: float
     model: ModelReference | None
     provenance: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    tokenizer: ModelReference | None = None
+    passes: Path | None = None
 
+    @cached_property
+    def rule(self) -> Arm:
+        """The arm with its parameters."""
+        return arm_of({"kind": self.kind, **self.parameters})
 
-def needs_model(kind: str) -> bool:
-    """Tell whether an arm runs a model while it selects."""
-    return ARMS[kind].needs_model
+    @property
+    def by_scores(self) -> bool:
+        """Whether the arm's order comes from stored scores."""
+        return "scores" in self.rule.needed
 
-
-def needs_ranking(kind: str) -> bool:
-    """Tell whether an arm's order comes from stored scores."""
-    return ARMS[kind].needs_ranking
+    @property
+    def own_size(self) -> bool:
+        """Whether how many are chosen is known only when the arm has its order."""
+        return self.size_rule == "tokens" or self.rule.threshold is not None
 
 
 def selection_count(
@@ -143,7 +162,10 @@ def selection_count(
 
 
 def resolved_count(request: SelectionRequest) -> int:
-    """Return the number of records that the request selects; reads counts only."""
+    """Return the number of records that the request selects; reads counts only.
+
+    The most that there can be where :attr:`SelectionRequest.own_size` says so.
+    """
     records = require_manifest(request.records, made_by="curated_dataset")
     curated = records.counts["kept"]
     if request.kind == "full":
@@ -151,6 +173,9 @@ def resolved_count(request: SelectionRequest) -> int:
     candidates, reaching = curated, None
     if request.ranking is not None:
         candidates = require_manifest(request.ranking, made_by="ranking").counts["ranked"]
+    if request.own_size:
+        return candidates
+    if request.ranking is not None:
         if request.size_rule == "threshold":
             reaching = _reaching(request.ranking / RANKING_FILE, request.size)
     return selection_count(
@@ -184,32 +209,41 @@ def selection_fingerprint(request: SelectionRequest) -> Fingerprint:
     order changes.
     """
     records = require_manifest(request.records, made_by="curated_dataset")
+    rule = request.rule
     fingerprint: Fingerprint = {
         "format": _FORMAT,
         "arm": request.arm,
         "kind": request.kind,
         "records": records.digest,
         "size": {request.size_rule: request.size},
-        "count": resolved_count(request),
         "provenance": card_provenance(request),
     }
-    if request.kind == "random":
+    if not request.own_size:
+        fingerprint["count"] = resolved_count(request)
+    if len(rule.draws) > 1 or rule.draws[0] is not None:
         fingerprint["seed"] = request.seed
+    if identity := rule.identity():
+        fingerprint["parameters"] = identity
     if request.ranking is not None and request.kind != "full":
         ranking = _ranking_of(request.ranking, request.records, records)
-        if needs_ranking(request.kind):
+        if request.by_scores:
             fingerprint["ranking"] = ranking.digest
             fingerprint["thetas"] = ranking.details["theta"]
             fingerprint["model_name"] = getattr(request.model, "name", None)
-            if request.kind == "token-level":
+            if request.kind not in _RANKED_SCORES or identity:
                 fingerprint["scores"] = ranking.fingerprint["scores"]
         else:
             fingerprint["not_ranked"] = ranking.details["excluded_sha256"]
-    if needs_model(request.kind) and request.model is not None:
-        from selectit_dagster.inference.model_identity import model_identity
+    for name, wanted, model in (
+        ("model", rule.takes_model, request.model),
+        ("tokenizer", request.size_rule == "tokens", request.tokenizer),
+    ):
+        if wanted and model is not None:
+            from selectit_dagster.inference.model_identity import model_identity
 
-        fingerprint["model"] = model_identity(request.model)
-        fingerprint["dtype"] = request.model.dtype
+            fingerprint[name] = model_identity(model)
+            if name == "model":
+                fingerprint["dtype"] = model.dtype
     return fingerprint
 
 
@@ -234,7 +268,7 @@ def card_provenance(request: SelectionRequest) -> dict[str, Any]:
     given = request.provenance
     general = ("experiment", "source", "license")
     stated: dict[str, Any] = {key: given[key] for key in general if key in given}
-    if needs_ranking(request.kind):
+    if request.by_scores:
         stated["models"] = [
             {
                 "name": model["name"],
@@ -274,16 +308,17 @@ def check_request(request: SelectionRequest) -> None:
     UserError
         For an unknown arm, a random arm without seed, or a missing ranking or model.
     """
-    if request.kind not in ARMS:
-        raise UserError(f"unknown arm {request.kind!r}", hint=f"one of {', '.join(ARMS)}")
-    if request.kind == "random" and request.seed is None:
-        raise UserError("the random arm needs a seed", hint="give it seeds, such as [1, 2, 3]")
-    if needs_ranking(request.kind) and request.ranking is None:
+    if request.kind not in arms():
+        raise UserError(f"unknown arm {request.kind!r}", hint=f"one of {', '.join(sorted(arms()))}")
+    rule = request.rule
+    if rule.draws[0] is not None and request.seed is None:
+        raise UserError(f"the {request.kind} arm needs a seed", hint="give it seeds, such as [1, 2]")
+    if request.by_scores and request.ranking is None:
         raise UserError(
             f"the arm {request.kind} needs a ranking",
             hint="rate the records with a scoring model first",
         )
-    if needs_model(request.kind) and request.model is None:
+    if rule.takes_model and request.model is None:
         raise UserError(
             f"the arm {request.kind} needs a model",
             hint="name one of the scoring models as the arm's model",
@@ -314,7 +349,7 @@ def select(request: SelectionRequest, out: Path, progress: Progress | None = Non
         return require_manifest(out, made_by="selective_alpaca")
     began = time.monotonic()
     with folder_lock(out, f"selecting {request.arm}"):
-        made = assemble(request, fingerprint["count"], out, progress or Silent())
+        made = assemble(request, resolved_count(request), out, progress or Silent())
         return write_manifest(
             out,
             kind="selected_dataset",

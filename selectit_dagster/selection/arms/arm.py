@@ -1,0 +1,278 @@
+"""What a selection arm is, and the registry that each arm enters by itself.
+
+An arm is a section of the experiment file: its fields are its parameters, its method
+:meth:`Arm.arrange` puts the candidates into an order, best first. How many are taken from the
+top, in which shares, and how they are written is the same for all arms and not their business.
+Another package adds an arm through the entry point ``selectit_dagster.arms``.
+"""
+
+# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+from pydantic import Field, model_validator
+
+from selectit_dagster.errors import UserError, first_line
+from selectit_dagster.experiment.section import Line, Name, Section
+from selectit_dagster.selection.diversity import Diversity
+from selectit_dagster.selection.quota import Quota
+from selectit_dagster.selection.weighting import Weights
+
+if TYPE_CHECKING:
+    from selectit_dagster.artefacts.duckdb_tables import Workspace
+    from selectit_dagster.experiment import ModelReference
+    from selectit_dagster.progress import Progress
+    from selectit_dagster.selection.response_passes import ResponsePasses
+
+ENTRY_POINTS = "selectit_dagster.arms"
+SIZES = ("share", "count", "tokens", "threshold")
+# what an arm takes beside the records
+Need = Literal["scores", "model", "embeddings", "query set", "file"]
+A = TypeVar("A", bound="type[Arm]")
+_ARMS: dict[str, type[Arm]] = {}
+
+
+@dataclass(frozen=True)
+class ArmContext:
+    """What an arm may use.
+
+    Attributes
+    ----------
+    records:
+        ``records.parquet`` of the curated dataset.
+    candidates:
+        SQL expression with ``record_id``, ``rank``, ``score`` and ``sentence_score`` of the
+        records that can be chosen; the latter three are null without a ranking.
+    count:
+        How many records will be taken; None where that is known only afterwards.
+    seed:
+        The draw, for arms that draw.
+    model:
+        The arm's model.
+    scores:
+        (model name, score folder).
+    ranked_with:
+        ``details`` of the ranking's manifest; empty without a ranking.
+    passes:
+        The passes of the arm's model over all records: losses, entropies, embeddings.
+    reference:
+        Folder of the selected dataset that this arm is compared with, where it asks for one.
+    """
+
+    records: Path
+    candidates: str
+    count: int | None
+    seed: int | None
+    model: ModelReference | None
+    scores: tuple[tuple[str, Path], ...]
+    ranked_with: dict[str, Any]
+    work: Workspace
+    passes: ResponsePasses
+    progress: Progress
+    reference: Path | None = None
+
+    def texts(self) -> str:
+        """Return an SQL expression with the columns of all records."""
+        return self.work.table(self.records)
+
+    def number(self, query: str) -> int:
+        """Return the one number that a query gives."""
+        return int(str(self.work.row(query)[0]))
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """The candidates in order.
+
+    Attributes
+    ----------
+    query:
+        SQL with ``record_id`` and ``score`` (double or null), in a total order.
+    score_means:
+        What ``score`` is, for the card.
+    notes:
+        What a user should know of this very run.
+    as_stored:
+        Whether the query has no ORDER BY because the file it reads is in order.
+    higher_is_better:
+        Direction of the score; None where the order is not by the score.
+    """
+
+    query: str
+    score_means: str
+    notes: list[str] = field(default_factory=list)
+    as_stored: bool = False
+    higher_is_better: bool | None = True
+
+
+class Arm(Section):
+    """One way of choosing a subset: settings in the experiment file, and the order they give.
+
+    ``title`` says in plain words what is chosen; ``phrase`` is the arm's name in a sentence;
+    ``needs`` is what it takes beside the records.
+    """
+
+    title: ClassVar[str]
+    phrase: ClassVar[str] = "the {name} {part}"
+    needs: ClassVar[tuple[Need, ...]] = ()
+
+    kind: Line = Field(description="the selection rule")
+    name: Name = Field(description="name of the arm: partition, folder and tables")
+    share: float | None = Field(None, gt=0, le=1, description="share of the curated records")
+    count: int | None = Field(None, ge=1, description="number of records instead of a share")
+    tokens: int | None = Field(None, ge=1, description="token budget instead of a share")
+    threshold: float | None = Field(None, description="this arm's own score at the cut")
+    quota: Quota | None = Field(None, description="shares of groups of records")
+    diversity: Diversity | None = Field(None, description="spread over the embeddings")
+    weights: Weights | None = Field(None, description="weight of each record, or sampling by it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+        if not isinstance(value, dict):
+            return value
+        if unknown := sorted(set(map(str, value)) - set(cls.model_fields)):
+            import difflib
+
+            close = difflib.get_close_matches(unknown[0], cls.model_fields, n=1)
+            known = f"did you mean {close[0]}?" if close else f"known: {', '.join(cls.model_fields)}"
+            raise ValueError(f"unknown key {unknown[0]!r} of an arm {value.get('kind')}; {known}")
+        return {"name": value.get("kind"), **value}
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Arm:
+        if sum(getattr(self, size) is not None for size in SIZES) > 1:
+            raise ValueError(f"give one of {', '.join(SIZES)}, not several")
+        return self
+
+    @property
+    def size(self) -> tuple[str, float] | None:
+        """The arm's own size rule and its value, None where it has the section's."""
+        given = [(rule, float(v)) for rule in SIZES if (v := getattr(self, rule)) is not None]
+        return given[0] if given else None
+
+    @property
+    def draws(self) -> tuple[int | None, ...]:
+        """The seeds of an arm that is drawn several times; one None for the others."""
+        return (None,)
+
+    @property
+    def needed(self) -> set[str]:
+        """What this very arm takes: ``needs``, and embeddings for its diversity or quota."""
+        parts = (self.diversity, self.quota)
+        more = any(part is not None and part.takes_embeddings for part in parts)
+        return {*self.needs, *(["embeddings"] if more else [])}
+
+    @property
+    def runs_model(self) -> bool:
+        """Whether a model runs while this arm chooses."""
+        return bool({"model", "embeddings"} & self.needed)
+
+    @property
+    def takes_model(self) -> bool:
+        """Whether a model, or its tokenizer, is taken while this arm chooses."""
+        return self.runs_model
+
+    @property
+    def describes(self) -> str:
+        """What is chosen, in plain words."""
+        return self.title
+
+    def spoken(self, part: str) -> str:
+        """Return the arm's name as it stands in a sentence ("SelectIT's fifth")."""
+        own = self.name != self.kind
+        return (Arm.phrase if own else self.phrase).format(name=self.name, part=part)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the parameters that are not at their default: what makes this arm another one.
+
+        Name, size, seeds and model are told elsewhere.
+        """
+        told = {"kind", "name", "seeds", "model", *SIZES}
+        return self.model_dump(mode="json", exclude=told, exclude_defaults=True)
+
+    def identity(self) -> dict[str, Any]:
+        """Return :meth:`settings` with files by their content: what the subset depends on."""
+        return self.settings()
+
+    def scoring_models(self, known: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the names of the scoring models whose stored scores this arm takes."""
+        return ()
+
+    def check(self, known: tuple[str, ...], num_prompts: int) -> None:
+        """Refuse, with ValueError, what the experiment's scoring models cannot give."""
+        model = getattr(self, "model", None)
+        if isinstance(model, str) and model not in known:
+            raise ValueError(
+                f"model {model!r} of arm {self.name} is not one of {list(known)}"
+            )
+
+    def arrange(self, context: ArmContext) -> Ordering:
+        """Return the candidates in order, best first."""
+        raise NotImplementedError
+
+
+def register(*kinds: str) -> Callable[[A], A]:
+    """Enter an arm under its kind, and further names of it."""
+
+    def enter(arm: A) -> A:
+        for kind in kinds:
+            taken = _ARMS.get(kind)
+            if taken is not None and taken.__module__ != arm.__module__:
+                raise UserError(
+                    f"two arms are called {kind!r}: in {taken.__module__} and {arm.__module__}",
+                    hint="take one of the packages out of the environment",
+                )
+            _ARMS[kind] = arm
+        return arm
+
+    return enter
+
+
+@cache
+def _load_all() -> None:
+    """Import this package's arms, then those that other packages add."""
+    package = importlib.import_module("selectit_dagster.selection.arms")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            entry.load()
+        except Exception as error:
+            raise UserError(
+                f"the arm {entry.name!r} of another package cannot be loaded: {first_line(error)}",
+                hint=f"mend or take out the package that brings {entry.value}",
+            ) from error
+
+
+def arms() -> dict[str, type[Arm]]:
+    """Return every kind of arm that there is."""
+    _load_all()
+    return dict(_ARMS)
+
+
+def arm_of(value: Any) -> Arm:  # noqa: ANN401 - whatever the file holds
+    """Return the arm that an entry of the experiment file describes.
+
+    Raises
+    ------
+    ValueError
+        For an unknown kind; Pydantic's own error, with its path, for a wrong parameter.
+    """
+    if isinstance(value, Arm):
+        return value
+    if not isinstance(value, dict) or "kind" not in value:
+        raise ValueError("an arm is a mapping with a kind, such as {kind: selectit}")
+    known = arms()
+    found = known.get(str(value["kind"]))
+    if found is None:
+        raise ValueError(f"found kind {value['kind']!r}, expected: one of {', '.join(sorted(known))}")
+    return found.model_validate(value)

@@ -1,0 +1,33 @@
+"""HES: the sum of the highest token entropies."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from selectit_dagster.selection.arms.arm import ArmContext, Ordering, register
+from selectit_dagster.selection.arms.response_arm import Floats, ResponseArm
+
+
+@register("hes")
+class HighEntropySum(ResponseArm):
+    """Sum of the token entropies above the answer's own 99.5th percentile (arXiv 2605.22389).
+
+    The entropies are of the whole next-token distribution, in nats.
+    """
+
+    title: ClassVar[str] = "the highest sum of high token entropies"
+    phrase: ClassVar[str] = "the HES {part}"
+    percentile: float = Field(99.5, gt=0, lt=100, description="above which entropies are summed")
+
+    def arrange(self, context: ArmContext) -> Ordering:
+        """Order by the sum, the highest first."""
+
+        def score(entropies: Floats) -> float:
+            return float(entropies[entropies > np.percentile(entropies, self.percentile)].sum())
+
+        table = self.per_record(context, [(context.passes.losses(), "entropies")], score)
+        means = "sum of the token entropies above the answer's own percentile, in nats"
+        return self.by_score(context, f"SELECT * FROM {table}", means)

@@ -1,0 +1,96 @@
+"""Arms that run a model over the responses: losses, entropies, embeddings."""
+
+# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from selectit_dagster.artefacts.duckdb_tables import ParquetStream, stored_batches
+from selectit_dagster.errors import UserError
+from selectit_dagster.experiment.rating_section import ModelReference
+from selectit_dagster.experiment.section import Name
+from selectit_dagster.selection.arms.arm import Arm, ArmContext, Need, Ordering
+
+Floats = npt.NDArray[np.float64]
+
+
+class ResponseArm(Arm):
+    """Base of the arms that run a model over all records."""
+
+    needs: ClassVar[tuple[Need, ...]] = ("model",)
+    model: Name | ModelReference | None = Field(
+        None, description="a scoring model's name, or {path: ...}; default: the last scoring model"
+    )
+
+    def by_score(
+        self,
+        context: ArmContext,
+        query: str,
+        means: str,
+        *,
+        order: str = "score DESC",
+        higher_is_better: bool | None = True,
+        notes: tuple[str, ...] = (),
+    ) -> Ordering:
+        """Return the candidates in the order of a query's ``score``; those without one are out."""
+        scored = (
+            f"(SELECT record_id, score FROM ({query}) SEMI JOIN {context.candidates} "
+            "USING (record_id) WHERE score IS NOT NULL AND NOT isnan(score))"
+        )
+        found = context.number(f"SELECT count(*) FROM {scored}")
+        total = context.number(f"SELECT count(*) FROM {context.candidates}")
+        if context.count is not None and found < context.count:
+            raise UserError(
+                f"{context.count:,} records are to be chosen, but the arm's model can score only "
+                f"{found:,} of {total:,}: the others do not fit into its context or have an "
+                "empty response",
+                hint="choose fewer records, or a model with a longer context for this arm",
+            )
+        lacking = [f"{total - found:,} records were not scored and cannot be chosen"]
+        return Ordering(
+            f"SELECT record_id, score FROM {scored} ORDER BY {order}, record_id",
+            means,
+            [*(lacking if found < total else []), *notes],
+            higher_is_better=higher_is_better,
+        )
+
+    def per_record(
+        self, context: ArmContext, passes: list[tuple[Path, str]], score: Callable[..., Any]
+    ) -> str:
+        """Return the table of the score of each record from its token columns in some passes.
+
+        ``passes`` are (file, column), all in the order of the records; ``score`` takes a
+        (T,) array per pass and returns a number, NaN where there is none.
+        """
+        import pyarrow as pa
+
+        target = context.work.folder / f"{self.kind}.parquet"
+        with ParquetStream(target, compression="lz4") as stream:
+            for ids, rows in token_rows(passes):
+                found = [np.nan if None in row else float(score(*row)) for row in rows]
+                scores = pa.array(found, pa.float64(), from_pandas=True)
+                stream.write(pa.record_batch({"record_id": ids, "score": scores}))
+        return context.work.table(target)
+
+
+def token_rows(passes: list[tuple[Path, str]]) -> Iterator[tuple[Any, list[tuple[Any, ...]]]]:
+    """Yield ids and, per record, its (T,) array of each pass, None where it has none."""
+    streams = [stored_batches(path, ["record_id", column], 1024) for path, column in passes]
+    for batches in zip(*streams, strict=True):
+        columns = [_arrays(batch.column(1)) for batch in batches]
+        yield batches[0].column(0), list(zip(*columns, strict=True))
+
+
+def _arrays(column: Any) -> list[Floats | None]:  # noqa: ANN401 - an Arrow list array
+    values = column.flatten().to_numpy().astype(np.float64)
+    ends = np.cumsum([len(row) if row.is_valid else 0 for row in column])
+    return [
+        values[end - len(row) : end] if row.is_valid else None
+        for end, row in zip(ends.tolist(), column, strict=True)
+    ]

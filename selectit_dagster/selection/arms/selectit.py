@@ -1,0 +1,45 @@
+"""SelectIT: the best by the model-level score."""
+
+# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
+
+from pydantic import Field
+
+from selectit_dagster.rating import levels
+from selectit_dagster.selection.arms.arm import ArmContext, Ordering, register
+from selectit_dagster.selection.arms.stored_scores import Floats, StoredScoreArm
+
+if TYPE_CHECKING:
+    from selectit_dagster.selection.ranking import RankingRequest
+
+
+@register("selectit")
+class SelectIT(StoredScoreArm):
+    """The model-level score S_model (equation 5), or with other parameters than the rating's."""
+
+    title: ClassVar[str] = "the best by SelectIT's model-level score"
+    phrase: ClassVar[str] = "SelectIT's {part}"
+    score_means: ClassVar[str] = "SelectIT model-level score"
+
+    ablation: Literal["none", "sentence-r", "model-r"] | None = Field(
+        None, description="feed the plain rating instead of the token level into the next level"
+    )
+
+    def record_scores(self, p: Floats, request: RankingRequest) -> Floats:
+        """Return S_sent of one model."""
+        return levels.record_score(
+            p,
+            alpha=request.alpha,
+            variant=cast(levels.Variant, request.variant),
+            ablation=self.ablation or cast(levels.Ablation, request.ablation),
+        )
+
+    def arrange(self, context: ArmContext) -> Ordering:
+        """Return the ranking itself, which is stored in order, unless a parameter differs."""
+        fields = ("models", "thetas", "num_prompts", "alpha", "variant", "ablation")
+        if any(getattr(self, name) is not None for name in fields):
+            return super().arrange(context)
+        query = f"SELECT record_id, score FROM {context.candidates}"
+        return Ordering(query, self.score_means, as_stored=True)

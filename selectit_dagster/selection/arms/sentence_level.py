@@ -1,0 +1,21 @@
+"""The sentence-level score of one model, without the model level."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from selectit_dagster.rating import levels
+from selectit_dagster.selection.arms.arm import register
+from selectit_dagster.selection.arms.stored_scores import Floats, OneModelArm
+
+
+@register("sentence-level")
+class SentenceLevel(OneModelArm):
+    """S_sent (equation 4) of one model: SelectIT with a single rater."""
+
+    title: ClassVar[str] = "the best by one model's sentence-level score"
+    score_means: ClassVar[str] = "sentence-level score"
+
+    def token_scores(self, p: Floats, variant: levels.Variant) -> Floats:
+        """Return S_token."""
+        return levels.token_level(p, variant)
