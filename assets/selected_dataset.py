@@ -17,7 +17,6 @@ from selectit_dagster.orchestration.stages.overrides import Overrides
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.orchestration.tracking import TrackedRun
 from selectit_dagster.selection.previous_selection import last_change, moved
-from selectit_dagster.selection.subset import needs_model
 
 _COLUMNS = ("record_id", "instruction", "input", "response")
 
@@ -35,8 +34,7 @@ class SelectionConfig(dg.Config):
     )
     model: str | None = Field(
         None,
-        description="scoring model of this arm; only for ifd, perplexity, diverse, token-level "
-        "and sentence-level",
+        description="scoring model of this arm; only for arms that take a single one",
     )
 
     @model_validator(mode="after")
@@ -58,13 +56,13 @@ class SelectionConfig(dg.Config):
 
 
 def partitions(pipeline: Pipeline) -> dg.StaticPartitionsDefinition:
-    """Return one partition per subset: each arm, and each draw of the random arm."""
+    """Return one partition per subset: each arm, and each draw of one that is drawn."""
     return dg.StaticPartitionsDefinition(list(pipeline.arms))
 
 
 def runs_a_model(pipeline: Pipeline) -> bool:
     """Tell whether any arm loads a model while it selects."""
-    return any(needs_model(arm.kind) for arm in pipeline.experiment.selection.arms)
+    return any(arm.runs_model for arm in pipeline.experiment.selection.arms)
 
 
 def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:

@@ -40,7 +40,7 @@ def test_the_default_names_every_key_that_an_experiment_may_have():
                     if isinstance(leaf, type) and issubclass(leaf, Experiment.__mro__[1]):
                         yield from keys(leaf)
 
-    optional = {"judge", "lm_eval_task", "allow_unsandboxed_code", "count", "threshold"}
+    optional = {"judge", "lm_eval_task", "allow_unsandboxed_code", "count", "threshold", "tokens"}
     missing = {k for k in keys(Experiment) if f"{k}:" not in text} - optional
     assert missing == set()
 
@@ -141,8 +141,11 @@ def test_a_missing_section_is_named():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"selection": {"share": 0.1, "count": 5}}, "one of share, count and threshold"),
-        ({"selection": {"arms": [{"kind": "full"}, {"kind": "full"}]}}, "named once"),
+        ({"selection": {"share": 0.1, "count": 5}}, "one of share, count, tokens, threshold"),
+        (
+            {"selection": {"arms": [{"kind": "full"}, {"kind": "full"}]}},
+            "are called 'full'",
+        ),
         ({"selection": {"arms": [{"kind": "ifd", "model": "none"}]}}, "'none'"),
         ({"dataset": {"path": "x", "layout": "columns"}}, "dataset.columns"),
         ({"tuning": {"base_model": {"path": "./m"}}}, "benchmark"),

@@ -60,6 +60,11 @@ class Home:
         """How much the choice depends on α, K, models and variant."""
         return self.folder / "sensitivity"
 
+    @property
+    def passes(self) -> Path:
+        """Losses and embeddings of models over the records, shared by the arms."""
+        return self.folder / "passes"
+
     def selected(self, arm: str) -> Path:
         """The dataset that one arm chose."""
         return self.folder / "selected" / arm

@@ -34,6 +34,7 @@ def compare_scores(
     section: ComparisonSection,
     share: float | None = None,
     progress: Progress = _SILENT,
+    named: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the whole comparison as JSON values.
 
@@ -67,7 +68,7 @@ def compare_scores(
     for arm in arms:
         if arm != baseline:
             _judge(results[arm], names, section.confidence)
-    titles = {arm: title(arm, share) for arm in arms}
+    titles = {arm: (named or {}).get(arm) or title(arm, share) for arm in arms}
     return {
         "arms": {
             arm: {

@@ -50,6 +50,8 @@ class ComparisonRequest:
         The selection's share of the dataset, for the sentences.
     base_model:
         Path or name of the base model: published figures stand beside ours when it is theirs.
+    titles:
+        By arm its name in a sentence, where it is not that of its kind.
     """
 
     evaluations: tuple[tuple[str, int | None, Path], ...]
@@ -57,6 +59,7 @@ class ComparisonRequest:
     costs: dict[str, Any] = field(default_factory=dict)
     share: float | None = None
     base_model: str = ""
+    titles: dict[str, str] = field(default_factory=dict)
 
 
 def comparison_fingerprint(request: ComparisonRequest) -> Fingerprint:
@@ -71,6 +74,7 @@ def comparison_fingerprint(request: ComparisonRequest) -> Fingerprint:
         "costs": sha256_json(request.costs),
         "share": request.share,
         "base_model": request.base_model,
+        **({"titles": request.titles} if request.titles else {}),
         "versions": library_versions("numpy", "scipy", "statsmodels"),
     }
 
@@ -92,7 +96,9 @@ def compare(request: ComparisonRequest, out: Path, progress: Progress = _SILENT)
     def make() -> Content:
         runs = [Run(arm, seed, Path(folder)) for arm, seed, folder in request.evaluations]
         benchmarks = load_benchmarks(runs)
-        details = compare_scores(benchmarks, runs, request.section, request.share, progress)
+        details = compare_scores(
+            benchmarks, runs, request.section, request.share, progress, request.titles
+        )
         details |= {"costs": cost_rows(request.costs), "base_model": request.base_model}
         write_views(details, out)
         return Content(

@@ -16,9 +16,14 @@ _NAMES = {
 }
 
 
+def share_in_words(share: float | None) -> str:
+    """Return the selected share as it stands in a sentence ("fifth")."""
+    return _SHARES.get(round(share, 4), f"{share:.1%} share") if share else "choice"
+
+
 def title(arm: str, share: float | None) -> str:
     """Return an arm's name as it stands in a sentence ("SelectIT's fifth")."""
-    part = _SHARES.get(round(share, 4), f"{share:.1%} share") if share else "choice"
+    part = share_in_words(share)
     if arm == "full":
         return "the full dataset"
     if arm == "base":

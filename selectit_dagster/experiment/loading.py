@@ -85,7 +85,9 @@ def resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
     def walk(node: Any) -> None:  # noqa: ANN401 - nested plain data
         if isinstance(node, dict):
             for key, entry in node.items():
-                if key in {"path", "adapter", "prompts", "shots_path", "file"} and isinstance(entry, str):
+                if key in {"path", "adapter", "prompts", "shots_path", "file"} and isinstance(
+                    entry, str
+                ):
                     node[key] = _local_or_hub(entry, folder)
                 else:
                     walk(entry)

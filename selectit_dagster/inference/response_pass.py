@@ -138,9 +138,7 @@ class Forward:
         self._each([(index, len(rows[index].ids)) for index in usable], limit, run)
         return result
 
-    def embeddings(
-        self, rows: Sequence[Row], *, weighted: bool = False
-    ) -> npt.NDArray[np.float32]:
+    def embeddings(self, rows: Sequence[Row], *, weighted: bool = False) -> npt.NDArray[np.float32]:
         """Return (n, width) means over the tokens of the last hidden states.
 
         ``weighted`` weighs the t-th of T tokens with t over the sum of 1 to T. A row that
@@ -216,7 +214,9 @@ class Forward:
             found.append(TokenStatistics(lines[number, part].astype(np.float64), own))
         return found
 
-    def _batch_embeddings(self, rows: Sequence[Row], weighted: bool = False) -> npt.NDArray[np.float32]:
+    def _batch_embeddings(
+        self, rows: Sequence[Row], weighted: bool = False
+    ) -> npt.NDArray[np.float32]:
         ids, mask = self._inputs(rows)
         base = self.model.base_model
         hidden = base(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.artefacts.manifest import read_manifest
-from selectit_dagster.orchestration.partitions import group_of
 
 if TYPE_CHECKING:
-    from selectit_dagster.experiment import Arm
     from selectit_dagster.orchestration.stages.stage_factory import StageFactory
+    from selectit_dagster.selection.arms.arm import Arm
 
 _FACTS = (
     *("seconds", "tokens", "token_positions", "device", "processes", "workers"),
@@ -31,23 +30,22 @@ def _choosing(pipeline: StageFactory) -> dict[str, dict[str, Any]]:
     entries: dict[str, dict[str, Any]] = {}
     for name, (arm, _) in pipeline.arms.items():
         if (manifest := read_manifest(pipeline.home.selected(name))) is not None:
-            entry = entries.setdefault(group_of(name), {"seconds": 0.0, "models": []})
+            entry = entries.setdefault(arm.name, {"seconds": 0.0, "models": []})
             entry["seconds"] += manifest.seconds
             entry["models"] = _models_behind(pipeline, arm)
     return entries
 
 
 def _models_behind(pipeline: StageFactory, arm: Arm) -> list[str]:
-    names = [model.name for model in pipeline.experiment.scoring_models]
-    if arm.kind == "selectit":
-        return names
-    if arm.kind not in ("token-level", "sentence-level"):
+    """Return the scoring models whose stored scores the arm's order takes."""
+    if "scores" not in arm.needed:
         return []
+    names = tuple(model.name for model in pipeline.experiment.scoring_models)
     ranking = read_manifest(pipeline.home.ranking)
-    if arm.model is not None or ranking is None:
-        return [arm.model] if arm.model else []
+    if ranking is None:
+        return list(arm.scoring_models(names))
     theta: dict[str, float] = ranking.details["theta"]
-    return [max(sorted(theta), key=lambda name: theta[name])]
+    return list(arm.scoring_models(tuple(sorted(theta, key=lambda name: (-theta[name], name)))))
 
 
 def _tuning(pipeline: StageFactory) -> dict[str, list[dict[str, Any]]]:
@@ -55,7 +53,7 @@ def _tuning(pipeline: StageFactory) -> dict[str, list[dict[str, Any]]]:
     for unit in pipeline.units.values():
         if (manifest := read_manifest(pipeline.home.checkpoint(unit.arm, unit.seed))) is not None:
             facts = {"seconds": manifest.seconds, **manifest.details, **manifest.counts}
-            runs.setdefault(group_of(unit.arm), []).append(_facts(facts))
+            runs.setdefault(unit.group, []).append(_facts(facts))
     return runs
 
 

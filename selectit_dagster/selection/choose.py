@@ -106,11 +106,9 @@ def _picked(arm: Arm, ordering: Ordering, size: Size, context: ArmContext) -> Ch
     names, codes = ["all"], np.zeros(len(ids), np.int64)
     if arm.quota is not None:
         names, codes = groups_of(arm.quota, context, ids)
-    available = np.bincount(codes, costs, minlength=len(names))
+    available = np.bincount(codes, costs, minlength=len(names)).astype(np.float64)
     shares = available if arm.quota is None else shares_of(arm.quota, names, available)
-    limits = apportion(
-        min(budget, available.sum()), available, shares, whole=size.tokens is None
-    )
+    limits = apportion(min(budget, available.sum()), available, shares, whole=size.tokens is None)
     choice = Choice(0, {})
     embeddings = None if arm.diversity is None else rows_of(context, ids)
     quality = _quality(scores, better)
@@ -121,7 +119,9 @@ def _picked(arm: Arm, ordering: Ordering, size: Size, context: ArmContext) -> Ch
             most = len(rows) if size.tokens is not None else round(limit)
             found, notes = spread(arm.diversity, embeddings[rows], quality[rows], most)
             rows = rows[found]
-            choice.notes += [f"{names[group]}: {note}" if len(names) > 1 else note for note in notes]
+            choice.notes += [
+                f"{names[group]}: {note}" if len(names) > 1 else note for note in notes
+            ]
         taken.append(rows[np.cumsum(costs[rows]) <= limit + 1e-9])
     chosen = np.sort(np.concatenate(taken))
     if not len(chosen):

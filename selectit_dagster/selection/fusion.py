@@ -193,10 +193,13 @@ def _write_sorted(
         f"LEFT JOIN {work.table(path)} m{i} USING (record_id)" for i, path in enumerate(tables)
     )
     tie = "position DESC" if request.variant == "released-code" else "record_id"
-    query = (
+    joined = (
         f"SELECT record_id, position, round({sum_of}, {SCORE_DECIMALS}) AS score, "
-        f"{status} AS status, {columns} FROM (SELECT record_id, position FROM "
-        f"{work.table(records)}) {joins} ORDER BY score DESC NULLS LAST, "
+        f"{status} AS status, {columns} "
+        f"FROM (SELECT record_id, position FROM {work.table(records)}) {joins}"
+    )
+    query = (
+        f"SELECT * FROM ({joined}) ORDER BY score DESC NULLS LAST, "
         f"CASE WHEN score IS NULL THEN record_id END, {tie}"
     )
     done = 0

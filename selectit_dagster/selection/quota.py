@@ -108,9 +108,7 @@ def _field(raw: bytes, column: str) -> str:
     return NONE if value is None else str(value)
 
 
-def _length_bands(
-    context: ArmContext, ids: Sequence[str], bands: int
-) -> tuple[list[str], Indices]:
+def _length_bands(context: ArmContext, ids: Sequence[str], bands: int) -> tuple[list[str], Indices]:
     lengths = np.array([len(text) for text in _column(context, ids, "response")], np.int64)
     edges = np.unique(np.quantile(lengths, np.arange(1, bands) / bands, method="lower"))
     codes = np.searchsorted(edges, lengths, side="left").astype(np.int64)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from selectit_dagster.artefacts.duckdb_tables import ParquetStream, stored_batches
 from selectit_dagster.artefacts.files import folder_lock, sha256_json, write_parquet
-from selectit_dagster.artefacts.manifest import is_current, read_manifest, write_manifest
+from selectit_dagster.artefacts.manifest import is_current, write_manifest
 from selectit_dagster.progress import Progress
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from selectit_dagster.experiment import ModelReference
     from selectit_dagster.inference.response_pass import Forward, TokenStatistics
 
-PASS_FILE = "pass.parquet"
+FILE = "pass.parquet"
 CHUNK = 1024
 TEXTS = ("record_id", "instruction", "input", "response")
 Matrix = npt.NDArray[np.float32]
@@ -150,12 +150,12 @@ class ResponsePasses:
         }
         out = self.folder / f"{name.replace(' ', '-')}-{sha256_json(fingerprint)[:16]}"
         if is_current(out, fingerprint):
-            return out / PASS_FILE
+            return out / FILE
         began = time.monotonic()
         total = pq.read_metadata(self.records).num_rows
         with folder_lock(out, name):
             done, chunks = 0, out / ".chunks"
-            with ParquetStream(out / PASS_FILE, compression="lz4") as stream:
+            with ParquetStream(out / FILE, compression="lz4") as stream:
                 for number, (ids, texts) in enumerate(self._texts()):
                     path = chunks / f"{number:06d}.parquet"
                     if not path.exists():
@@ -170,12 +170,12 @@ class ResponsePasses:
                 out,
                 kind="response_pass",
                 fingerprint=fingerprint,
-                files=[PASS_FILE],
+                files=[FILE],
                 counts={"records": done},
                 seconds=time.monotonic() - began,
             )
             shutil.rmtree(chunks, ignore_errors=True)
-        return out / PASS_FILE
+        return out / FILE
 
 
 def _token_columns(

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from functools import cached_property
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,7 @@ class SelectionRequest:
         Folder of the curated dataset.
     ranking:
         Folder of the ranking. Where it is given, every arm chooses among its ranked
-        records; an arm that :func:`needs_ranking` cannot do without.
+        records; an arm on stored scores cannot do without.
     scores:
         (model name, score folder), for ``token-level``.
     size_rule, size:
@@ -175,9 +175,8 @@ def resolved_count(request: SelectionRequest) -> int:
         candidates = require_manifest(request.ranking, made_by="ranking").counts["ranked"]
     if request.own_size:
         return candidates
-    if request.ranking is not None:
-        if request.size_rule == "threshold":
-            reaching = _reaching(request.ranking / RANKING_FILE, request.size)
+    if request.ranking is not None and request.size_rule == "threshold":
+        reaching = _reaching(request.ranking / RANKING_FILE, request.size)
     return selection_count(
         request.size_rule,
         request.size,
@@ -312,7 +311,9 @@ def check_request(request: SelectionRequest) -> None:
         raise UserError(f"unknown arm {request.kind!r}", hint=f"one of {', '.join(sorted(arms()))}")
     rule = request.rule
     if rule.draws[0] is not None and request.seed is None:
-        raise UserError(f"the {request.kind} arm needs a seed", hint="give it seeds, such as [1, 2]")
+        raise UserError(
+            f"the {request.kind} arm needs a seed", hint="give it seeds, such as [1, 2]"
+        )
     if request.by_scores and request.ranking is None:
         raise UserError(
             f"the arm {request.kind} needs a ranking",

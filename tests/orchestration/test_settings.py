@@ -45,7 +45,7 @@ def test_weights_size_and_rating_stand_in_for_those_of_the_file():
         (Overrides(threshold=float("nan")), "selection.threshold: found nan"),
         (Overrides(num_prompts=0), "rating.num_prompts: found 0"),
         (Overrides(share=2.0), "selection.share: found 2.0"),
-        (Overrides(share=0.1, count=4), "one of share, count and threshold"),
+        (Overrides(share=0.1, count=4), "one of share, count, tokens, threshold"),
         (Overrides(thetas=(("huge", 1.0),)), "'huge', which is no scoring model"),
         (Overrides(thetas=(("small", 0.0),)), "theta: found 0.0"),
     ],
@@ -66,7 +66,7 @@ def test_weights_are_written_as_model_and_number():
 @pytest.mark.parametrize(
     ("arm", "given", "message", "hint"),
     [
-        ("selectit", {"seed": 3}, "seed 3 was given for the arm selectit, which draws", "random-N"),
+        ("selectit", {"seed": 3}, "seed 3 was given for the arm selectit, which draws", "random-1"),
         ("random-1", {"model": "small"}, "model small was given for the arm random-1", "`ranking`"),
         ("ifd", {"model": "huge"}, "model huge was given for the arm ifd, and is", "small, large"),
     ],

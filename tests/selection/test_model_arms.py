@@ -14,7 +14,7 @@ from selectit_dagster.experiment import ModelReference
 from selectit_dagster.inference import response_pass as module
 from selectit_dagster.inference.model_loading import load_model
 from selectit_dagster.inference.response_pass import Forward
-from selectit_dagster.selection.diverse import Taken
+from selectit_dagster.selection.diversity import skip_near
 from selectit_dagster.selection.ranking import rank
 from selectit_dagster.selection.subset import select
 
@@ -74,14 +74,14 @@ def test_what_does_not_fit_or_has_no_token_has_no_loss(forward):
 def test_running_out_of_memory_halves_the_batch(forward, monkeypatch):
     rows = [forward.direct(response) for response in RESPONSES]
     expected = forward.losses(rows)
-    batch_losses = forward._batch_losses
+    batch_statistics = forward._batch_statistics
 
-    def tight(batch, skipped):
+    def tight(batch, skipped, entropies):
         if len(batch) > 1:
             raise torch.OutOfMemoryError("too much")
-        return batch_losses(batch, skipped)
+        return batch_statistics(batch, skipped, entropies)
 
-    monkeypatch.setattr(forward, "_batch_losses", tight)
+    monkeypatch.setattr(forward, "_batch_statistics", tight)
     assert forward.losses(rows) == pytest.approx(expected, abs=1e-5)
 
 
@@ -125,7 +125,7 @@ def losses(forward) -> dict[str, tuple[float, float]]:
 def test_ifd_takes_the_highest_ratio_up_to_one_and_says_when_it_must_go_beyond(
     base, tmp_path, forward
 ):
-    ratios = {name: given / alone for name, (given, alone) in losses(forward).items()}
+    ratios = {n: np.exp(given - alone) for n, (given, alone) in losses(forward).items()}
     low = sorted((r for r in ratios if ratios[r] <= 1), key=lambda r: (-ratios[r], r))
     high = sorted((r for r in ratios if ratios[r] > 1), key=lambda r: (ratios[r], r))
     asked = replace(base, arm="ifd", kind="ifd", size_rule="count", size=6)
@@ -145,40 +145,40 @@ def test_perplexity_takes_the_middle(base, tmp_path, forward):
 
 
 def test_a_killed_run_keeps_its_finished_chunks(base, tmp_path, monkeypatch):
-    monkeypatch.setattr("selectit_dagster.selection.response_losses.texts_of", _chunks_of_two)
+    monkeypatch.setattr("selectit_dagster.selection.response_passes.CHUNK", 2)
     asked = replace(base, arm="ifd", kind="ifd")
     calls = []
-    original = module.Forward.losses
+    original = module.Forward.token_statistics
 
-    def dies(self, rows):
+    def dies(self, rows, **more):
         calls.append(len(rows))
-        if len(calls) == 4:
+        if len(calls) == 5:
             raise KeyboardInterrupt
-        return original(self, rows)
+        return original(self, rows, **more)
 
-    monkeypatch.setattr(module.Forward, "losses", dies)
+    monkeypatch.setattr(module.Forward, "token_statistics", dies)
     with pytest.raises(KeyboardInterrupt):
         select(asked, tmp_path / "out")
     select(asked, tmp_path / "out")
-    # the first chunk was finished: two calls per chunk, the second one's died half-way
-    assert len(calls) == 4 + 4
+    # the pass with the instructions was whole, of the other the first chunk of three
+    assert len(calls) == 5 + 2
     assert not list((tmp_path / "out").glob(".resume*"))
 
 
 def test_what_a_killed_run_kept_of_other_texts_is_not_used(base, tmp_path, reference, monkeypatch):
-    monkeypatch.setattr("selectit_dagster.selection.response_losses.texts_of", _chunks_of_two)
+    monkeypatch.setattr("selectit_dagster.selection.response_passes.CHUNK", 2)
     asked = replace(base, arm="ifd", kind="ifd")
-    original = module.Forward.losses
+    original = module.Forward.token_statistics
     calls = []
 
-    def dies(self, rows):
+    def dies(self, rows, **more):
         calls.append(len(rows))
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return original(self, rows)
+        return original(self, rows, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.Forward, "losses", dies)
+        patch.setattr(module.Forward, "token_statistics", dies)
         with pytest.raises(KeyboardInterrupt):
             select(asked, tmp_path / "out")
     # the same ids, other responses
@@ -188,12 +188,6 @@ def test_what_a_killed_run_kept_of_other_texts_is_not_used(base, tmp_path, refer
     select(changed, tmp_path / "fresh")
     assert chosen(tmp_path / "out") == chosen(tmp_path / "fresh")
     assert not list((tmp_path / "out").glob(".resume*"))
-
-
-def _chunks_of_two(context, order):
-    from selectit_dagster.selection.diverse import texts_of
-
-    return texts_of(context, order, 2)
 
 
 def test_too_few_records_that_fit_is_refused(tmp_path, reference):
@@ -247,22 +241,21 @@ def test_diverse_follows_the_ranking_and_skips_near_neighbours(tmp_path, referen
     assert "fill the selection up" in manifest.details["notes"][1]
 
 
-def test_taking_is_the_greedy_rule_whatever_the_chunks():
-    rng = np.random.default_rng(0)
-    rows = rng.normal(size=(60, 3)).astype(np.float32)
-    centre = rows[:10].mean(axis=0, keepdims=True)
-    unit = (rows - centre) / np.linalg.norm(rows - centre, axis=1, keepdims=True)
-    expected: list[int] = []
-    for index in range(60):
-        if all(unit[index] @ unit[other] <= 0.9 for other in expected):
-            expected.append(index)
+def test_taking_is_the_greedy_rule_whatever_the_chunks(monkeypatch):
+    rows = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
     for size in (1, 7, 60):
-        taken = Taken(centre)
-        found: list[int] = []
-        for start in range(0, 60, size):
-            mask = taken.offer(rows[start : start + size], 99)
-            found += [start + int(i) for i in np.flatnonzero(mask)]
-        assert found == expected
+        monkeypatch.setattr("selectit_dagster.selection.diversity._CHUNK", size)
+        centred = rows - rows[:size].mean(axis=0)
+        with np.errstate(invalid="ignore"):
+            unit = np.nan_to_num(centred / np.linalg.norm(centred, axis=1, keepdims=True))
+        expected: list[int] = []
+        for index in range(60):
+            if all(unit[index] @ unit[other] <= 0.9 for other in expected):
+                expected.append(index)
+        count = len(expected)
+        assert skip_near(rows, count, 0.9)[0].tolist() == expected
+        filled, notes = skip_near(rows, 60, 0.9)
+        assert sorted(filled.tolist()) == list(range(60)) and "fill" in notes[1]
 
 
 def test_arms_without_a_model_load_none(base, tmp_path, monkeypatch):

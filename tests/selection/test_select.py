@@ -22,12 +22,10 @@ from selectit_dagster.artefacts.manifest import verify
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.experiment import ScoringModel
 from selectit_dagster.rating.prompts import load_prompts
-from selectit_dagster.selection.arms import ARMS
+from selectit_dagster.selection.arms.arm import arms
 from selectit_dagster.selection.ranking import rank
 from selectit_dagster.selection.subset import (
     SelectionRequest,
-    needs_model,
-    needs_ranking,
     select,
     selection_count,
     selection_fingerprint,
@@ -315,13 +313,19 @@ def test_requests_that_cannot_work_are_refused_at_once(ranked, tmp_path, changes
 
 
 def test_arms_say_what_they_need():
-    assert {kind for kind in ARMS if needs_model(kind)} == {"ifd", "perplexity", "diverse"}
-    assert {kind for kind in ARMS if needs_ranking(kind)} == {
-        "selectit",
-        "token-level",
-        "sentence-level",
-        "diverse",
-    }
+    """The kinds of the first version need what they needed; every kind has a title."""
+    kinds = {kind: set(arm.needs) for kind, arm in arms().items()}
+    old = ("selectit", "random", "longest", "full", "token-level", "ifd", "diverse")
+    assert [sorted(kinds[kind]) for kind in old] == [
+        ["scores"],
+        [],
+        [],
+        [],
+        ["scores"],
+        ["model"],
+        ["embeddings", "model", "scores"],
+    ]
+    assert all(arm.title for arm in arms().values())
 
 
 RAW = [b'{"instruction": "a,\\u00e9",  "output":"x"}', b'{"output":"y\xc3\xa9","instruction":1.0}']

@@ -9,8 +9,6 @@ import pytest
 
 from selectit_dagster.artefacts.duckdb_tables import RowStream, Workspace
 from selectit_dagster.selection import external_sort
-from selectit_dagster.selection.aligned_merge import OutOfStepError, in_step
-from selectit_dagster.selection.ranking_statistics import ScoreSummary
 
 
 def cut(table: pa.Table, sizes: list[int]):
@@ -70,53 +68,3 @@ def test_a_stream_of_rows_is_taken_range_by_range():
     ]
     assert taken == ["", "a", "bc", "", "de", ""]
     assert list(RowStream(iter(())).until(5)) == []
-
-
-@pytest.mark.parametrize(
-    "scores", [[1.0], [2.0] * 9, list(np.random.default_rng(4).normal(3, 1, 501).round(1))]
-)
-def test_the_summary_of_a_stream_is_that_of_the_whole(scores):
-    ordered = np.sort(np.array(scores))[::-1]
-    summary = ScoreSummary(ordered.size, float(ordered[-1]), float(ordered[0]))
-    for part in np.array_split(ordered, 7):
-        summary.add(part)
-    found = summary.as_dict()
-    counts, edges = np.histogram(ordered, bins=20)
-    assert found["histogram"] == {"counts": counts.tolist(), "edges": edges.tolist()}
-    assert found["distinct"] == np.unique(ordered).size
-    for name, expected in {
-        "min": ordered.min(),
-        "max": ordered.max(),
-        "mean": ordered.mean(),
-        "std": ordered.std(),
-        "p05": np.quantile(ordered, 0.05),
-        "p50": np.quantile(ordered, 0.5),
-        "p95": np.quantile(ordered, 0.95),
-    }.items():
-        assert found[name] == pytest.approx(expected, abs=1e-12), name
-    assert ScoreSummary(0, 0.0, 0.0).as_dict() == {}
-
-
-IDS = ["a", "b", "c", "d", "e"]
-
-
-def scored(ids: list[str], sizes: list[int]):
-    columns = {"record_id": ids, "score": range(len(ids)), "status": ids, "reason": ids}
-    return cut(pa.table(columns), sizes)
-
-
-def records(sizes: list[int]):
-    return cut(pa.table({"record_id": IDS, "position": range(5)}), sizes)
-
-
-def test_models_in_the_records_order_are_put_beside_them_however_they_are_cut():
-    models = [scored(IDS, [1, 4]), scored(IDS, [5])]
-    table = pa.Table.from_batches(in_step(records([2, 2, 1]), models))
-    assert table.column_names[:5] == ["record_id", "position", "s0", "c0", "r0"]
-    assert table.column("s1").to_pylist() == table.column("position").to_pylist()
-
-
-@pytest.mark.parametrize("ids", [["a", "b", "c", "d"], [*IDS, "f"], ["a", "c", "b", "d", "e"]])
-def test_other_records_or_another_order_are_noticed(ids):
-    with pytest.raises(OutOfStepError):
-        list(in_step(records([2, 3]), [scored(IDS, [5]), scored(ids, [len(ids)])]))

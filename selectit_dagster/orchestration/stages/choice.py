@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.artefacts.manifest import Manifest, is_current, require_manifest
 from selectit_dagster.errors import UserError
-from selectit_dagster.experiment import Arm
 from selectit_dagster.orchestration.stages.overrides import Overrides, apply_overrides
 from selectit_dagster.orchestration.stages.stage import Stage, StageSpec
 from selectit_dagster.orchestration.stages.stage_factory import StageFactory
@@ -16,6 +15,7 @@ from selectit_dagster.progress import Progress
 from selectit_dagster.selection.previous_selection import keep_previous
 
 if TYPE_CHECKING:
+    from selectit_dagster.selection.arms.arm import Arm
     from selectit_dagster.selection.ranking import RankingRequest
 
 
@@ -92,6 +92,9 @@ class ChoiceStages(StageFactory):
 
         spec, seed = self._arm(arm, overrides)
         rule, size = apply_overrides(self.experiment, overrides).selection.size
+        if spec.size is not None:
+            rule, size = spec.size
+        tuning = self.experiment.tuning
         fused = ranking or self.home.ranking
         request = engine.SelectionRequest(
             arm=arm,
@@ -104,6 +107,9 @@ class ChoiceStages(StageFactory):
             size=size,
             model=self._arm_model(spec),
             provenance=self._provenance(),
+            parameters=spec.model_dump(mode="json", exclude={"kind"}),
+            tokenizer=tuning.base_model if tuning else self.experiment.scoring_models[-1],
+            passes=self.home.passes,
         )
         out = folder or self.home.selected(arm)
 
@@ -117,7 +123,11 @@ class ChoiceStages(StageFactory):
             out,
             StageSpec(select, engine.selection_fingerprint, lambda: request),
             unit="records",
-            settings={"arm": spec.model_dump(mode="json"), "size": {rule: size}, "seed": seed},
+            settings={
+                "arm": spec.model_dump(mode="json", exclude_defaults=True),
+                "size": {rule: size},
+                "seed": seed,
+            },
             partition=arm,
             inputs=[self.home.curated, fused, *self._score_places()],
             make_room=(lambda: keep_previous(out)) if arm == "selectit" else None,
@@ -144,16 +154,18 @@ class ChoiceStages(StageFactory):
         arm, seed = self.arms[name]
         if overrides is None:
             return arm, seed
+        if (overrides.share, overrides.count, overrides.threshold) != (None, None, None):
+            arm = arm.model_copy(update=dict.fromkeys(("share", "count", "tokens", "threshold")))
         if overrides.seed is not None:
             if seed is None:
                 raise UserError(
                     f"seed {overrides.seed} was given for the arm {name}, which draws nothing",
-                    hint="give a seed for a partition random-N only",
+                    hint="give a seed for a draw only, such as a partition random-1",
                 )
             seed = overrides.seed
         if overrides.model is not None:
             known = [model.name for model in self.experiment.scoring_models]
-            if arm.kind in ("selectit", "random", "longest", "full"):
+            if "model" not in type(arm).model_fields:
                 raise UserError(
                     f"model {overrides.model} was given for the arm {name}, which takes none",
                     hint="to fuse other models, materialise `ranking` with `models`",
@@ -170,12 +182,14 @@ class ChoiceStages(StageFactory):
     def _arm_model(self, arm: Arm) -> Any:  # noqa: ANN401 - ScoringModel or None
         """Return the model an arm asks for: the named one, else the last scoring model.
 
-        The ablations read stored scores; unnamed, they take the model with the largest θ.
+        An arm of one model's stored scores, unnamed, takes the one of the largest θ.
         """
-        if arm.model is None and arm.kind in ("token-level", "sentence-level"):
-            return None
+        named = getattr(arm, "model", None)
+        if named is None:
+            alone = getattr(arm, "one_model", False) and not arm.runs_model
+            return None if alone else self.experiment.scoring_models[-1]
         models = {m.name: m for m in self.experiment.scoring_models}
-        return models[arm.model] if arm.model else self.experiment.scoring_models[-1]
+        return models[named] if isinstance(named, str) else named
 
     def _provenance(self) -> dict[str, Any]:
         """Return what the dataset card says about where the selection came from."""

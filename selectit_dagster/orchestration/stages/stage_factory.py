@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.artefacts.home import Home
-from selectit_dagster.experiment import Arm, Experiment
+from selectit_dagster.experiment import Experiment
 from selectit_dagster.orchestration.partitions import Unit, checkpoints, subsets
 from selectit_dagster.orchestration.stages.stage import Stage, StageSpec
 
 if TYPE_CHECKING:
     from selectit_dagster.artefacts.remote_copy import ArtefactStore
+    from selectit_dagster.selection.arms.arm import Arm
 
 
 class StageFactory:
@@ -45,7 +46,7 @@ class StageFactory:
 
     @cached_property
     def arms(self) -> dict[str, tuple[Arm, int | None]]:
-        """Each subset's name with its arm and, for random draws, its seed."""
+        """Each subset's name with its arm and, for draws, its seed."""
         return subsets(self.experiment.selection.arms)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from selectit_dagster.experiment import TuningSection
-from selectit_dagster.orchestration.partitions import Unit, group_of
+from selectit_dagster.orchestration.partitions import Unit
 from selectit_dagster.orchestration.stages.overrides import Overrides
 from selectit_dagster.orchestration.stages.stage import Stage, StageSpec
 from selectit_dagster.orchestration.stages.stage_factory import StageFactory
@@ -63,7 +63,11 @@ class TrainingStages(StageFactory):
             unit="questions",
             settings={
                 "benchmarks": [b.model_dump(mode="json") for b in benchmarks],
-                **({"arm": unit.arm, "seed": unit.seed} if unit else {"arm": "untuned"}),
+                **(
+                    {"arm": unit.arm, "seed": unit.seed, "group": unit.group}
+                    if unit
+                    else {"arm": "untuned", "group": "untuned"}
+                ),
             },
             partition=unit.key if unit else None,
             inputs=[checkpoint] if checkpoint else [],
@@ -85,7 +89,7 @@ class TrainingStages(StageFactory):
         units = self.units.values()
         evaluations = [
             ("base", None, self._evaluation_folder(None)),
-            *((group_of(unit.arm), unit.seed, self._evaluation_folder(unit)) for unit in units),
+            *((unit.group, unit.seed, self._evaluation_folder(unit)) for unit in units),
         ]
         section = self.experiment.comparison
         rule, size = self.experiment.selection.size
@@ -98,6 +102,7 @@ class TrainingStages(StageFactory):
                 costs=stored_costs(self),
                 share=float(size) if rule == "share" else None,
                 base_model=self.tuning.base_model.path,
+                titles=self._titles(),
             )
 
         return self._stage(
@@ -114,6 +119,20 @@ class TrainingStages(StageFactory):
                 *(self._checkpoint_folder(unit) for unit in units),
             ],
         )
+
+    def _titles(self) -> dict[str, str]:
+        """Return, by arm, how it is called in a sentence, where its kind's own name is not it."""
+        from selectit_dagster.comparison.sentences import share_in_words, title
+
+        rule, size = self.experiment.selection.size
+        found = {}
+        for arm in self.experiment.selection.arms:
+            own_rule, own = arm.size or (rule, size)
+            share = own if own_rule == "share" else None
+            spoken = arm.spoken(share_in_words(share))
+            if spoken != title(arm.name, size if rule == "share" else None):
+                found[arm.name] = spoken
+        return found
 
     def report(self) -> Stage:
         """Build the stage that writes the report."""

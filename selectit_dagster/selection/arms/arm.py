@@ -6,7 +6,6 @@ top, in which shares, and how they are written is the same for all arms and not 
 Another package adds an arm through the entry point ``selectit_dagster.arms``.
 """
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 import importlib
@@ -143,7 +142,9 @@ class Arm(Section):
             import difflib
 
             close = difflib.get_close_matches(unknown[0], cls.model_fields, n=1)
-            known = f"did you mean {close[0]}?" if close else f"known: {', '.join(cls.model_fields)}"
+            known = (
+                f"did you mean {close[0]}?" if close else f"known: {', '.join(cls.model_fields)}"
+            )
             raise ValueError(f"unknown key {unknown[0]!r} of an arm {value.get('kind')}; {known}")
         return {"name": value.get("kind"), **value}
 
@@ -211,9 +212,7 @@ class Arm(Section):
         """Refuse, with ValueError, what the experiment's scoring models cannot give."""
         model = getattr(self, "model", None)
         if isinstance(model, str) and model not in known:
-            raise ValueError(
-                f"model {model!r} of arm {self.name} is not one of {list(known)}"
-            )
+            raise ValueError(f"model {model!r} of arm {self.name} is not one of {list(known)}")
 
     def arrange(self, context: ArmContext) -> Ordering:
         """Return the candidates in order, best first."""
@@ -274,5 +273,7 @@ def arm_of(value: Any) -> Arm:  # noqa: ANN401 - whatever the file holds
     known = arms()
     found = known.get(str(value["kind"]))
     if found is None:
-        raise ValueError(f"found kind {value['kind']!r}, expected: one of {', '.join(sorted(known))}")
+        raise ValueError(
+            f"found kind {value['kind']!r}, expected: one of {', '.join(sorted(known))}"
+        )
     return found.model_validate(value)

@@ -6,13 +6,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from selectit_dagster.rating import levels
 from selectit_dagster.selection.arms.arm import register
-from selectit_dagster.selection.arms.stored_scores import Floats, StoredScoreArm
+from selectit_dagster.selection.arms.stored_scores import Floats, TokenScoreArm
 
 
 @register("expected-rating")
-class ExpectedRating(StoredScoreArm):
+class ExpectedRating(TokenScoreArm):
     """E = sum_k k P'_k per prompt, mean over prompts divided by 1 + α std (arXiv 2509.24678).
 
     What a scorer collection publishes under the name SelectIT is this score.
@@ -21,6 +20,6 @@ class ExpectedRating(StoredScoreArm):
     title: ClassVar[str] = "the best by the expected rating"
     score_means: ClassVar[str] = "expected rating over 1 + α times its spread between prompts"
 
-    def token_scores(self, p: Floats, variant: levels.Variant) -> Floats:
+    def token_scores(self, p: Floats) -> Floats:
         """Return sum_k k P'_k."""
         return np.asarray(p @ np.arange(1.0, p.shape[-1] + 1))

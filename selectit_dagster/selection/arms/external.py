@@ -59,9 +59,7 @@ class External(Arm):
                 for batch in context.work.batches(query):
                     stream.write(batch)
             table = context.work.table(target)
-            doubled = context.number(
-                f"SELECT count(*) - count(DISTINCT record_id) FROM {table}"
-            )
+            doubled = context.number(f"SELECT count(*) - count(DISTINCT record_id) FROM {table}")
         except Exception as error:
             raise UserError(
                 f"arm {self.name}: {path} cannot be read as scores: {first_line(error)}",

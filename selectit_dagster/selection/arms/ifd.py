@@ -41,7 +41,9 @@ class InstructionFollowingDifficulty(ResponseArm):
         alone = context.work.table(context.passes.losses_alone())
         c, u = "list_avg(g.losses)", "list_avg(a.losses)"
         score = f"exp({c} - {u})" if self.ratio == "perplexities" else f"{c} / nullif({u}, 0)"
-        query = f"SELECT record_id, {score} AS score FROM {given} g JOIN {alone} a USING (record_id)"
+        query = (
+            f"SELECT record_id, {score} AS score FROM {given} g JOIN {alone} a USING (record_id)"
+        )
         notes = beyond_one(context, query)
         means = "IFD: perplexity given the instruction over perplexity without it"
         if self.ratio == "losses":

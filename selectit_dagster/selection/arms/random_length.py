@@ -45,9 +45,9 @@ class RandomOfEqualLength(Arm):
         limit = "" if context.count is None else f"LIMIT {context.count}"
         wanted = f"SELECT record_id FROM ({like.query} {limit})"
         lengths = (
-            "(SELECT record_id, ntile({bands}) OVER (ORDER BY length(response), record_id) AS "
-            "band FROM {texts} SEMI JOIN {candidates} USING (record_id))"
-        ).format(bands=self.bands, texts=context.texts(), candidates=context.candidates)
+            f"(SELECT record_id, ntile({self.bands}) OVER (ORDER BY length(response), record_id) "
+            f"AS band FROM {context.texts()} SEMI JOIN {context.candidates} USING (record_id))"
+        )
         query = (
             "SELECT record_id, NULL::DOUBLE AS score FROM (SELECT record_id, band, row_number() "
             f"OVER (PARTITION BY band ORDER BY sha256('{int(context.seed or 0)}:' || record_id), "
@@ -56,4 +56,6 @@ class RandomOfEqualLength(Arm):
             "ORDER BY place > coalesce(wanted, 0), "
             f"sha256('{int(context.seed or 0)}:' || record_id), record_id"
         )
-        return Ordering(query, "none: a random draw has no score", like.notes, higher_is_better=None)
+        return Ordering(
+            query, "none: a random draw has no score", like.notes, higher_is_better=None
+        )

@@ -7,13 +7,12 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from selectit_dagster.rating import levels
 from selectit_dagster.selection.arms.arm import register
-from selectit_dagster.selection.arms.stored_scores import Floats, StoredScoreArm
+from selectit_dagster.selection.arms.stored_scores import Floats, TokenScoreArm
 
 
 @register("rating-entropy")
-class RatingEntropy(StoredScoreArm):
+class RatingEntropy(TokenScoreArm):
     """H = -sum_k P'_k log P'_k in nats, mean over the prompts, the lowest first."""
 
     title: ClassVar[str] = "the lowest entropy of the rating distribution"
@@ -21,7 +20,7 @@ class RatingEntropy(StoredScoreArm):
     lowest_first: ClassVar[bool] = True
     alpha: float | None = Field(0.0, ge=0, le=0, description="the mean over the prompts alone")
 
-    def token_scores(self, p: Floats, variant: levels.Variant) -> Floats:
+    def token_scores(self, p: Floats) -> Floats:
         """Return the entropy of each prompt's distribution; 0 log 0 is 0."""
         logs = np.log(p, out=np.zeros_like(p), where=p > 0)
         return np.asarray(-(p * logs).sum(axis=-1))

@@ -1,5 +1,6 @@
 """RDS+: the records nearest to a set of queries, each query in its turn."""
 
+# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 from pathlib import Path
@@ -48,11 +49,11 @@ class RepresentationSimilarity(ResponseArm):
         )
 
     def _queries(self, context: ArmContext) -> Matrix:
+        import pyarrow.parquet as pq
+
         from selectit_dagster.data.ingest import IngestRequest, ingest
         from selectit_dagster.experiment import DatasetSection
         from selectit_dagster.progress import Silent
-
-        import pyarrow.parquet as pq
 
         folder = context.work.folder / "queries"
         ingest(IngestRequest(DatasetSection(path=self.file)), folder, Silent())

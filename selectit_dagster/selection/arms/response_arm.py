@@ -73,7 +73,10 @@ class ResponseArm(Arm):
         target = context.work.folder / f"{self.kind}.parquet"
         with ParquetStream(target, compression="lz4") as stream:
             for ids, rows in token_rows(passes):
-                found = [np.nan if None in row else float(score(*row)) for row in rows]
+                found = [
+                    np.nan if any(part is None for part in row) else float(score(*row))
+                    for row in rows
+                ]
                 scores = pa.array(found, pa.float64(), from_pandas=True)
                 stream.write(pa.record_batch({"record_id": ids, "score": scores}))
         return context.work.table(target)

@@ -3,11 +3,11 @@
 # ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from selectit_dagster.rating import levels
 from selectit_dagster.selection.arms.arm import ArmContext, Ordering, register
 from selectit_dagster.selection.arms.stored_scores import Floats, StoredScoreArm
 
@@ -28,13 +28,9 @@ class SelectIT(StoredScoreArm):
     )
 
     def record_scores(self, p: Floats, request: RankingRequest) -> Floats:
-        """Return S_sent of one model."""
-        return levels.record_score(
-            p,
-            alpha=request.alpha,
-            variant=cast(levels.Variant, request.variant),
-            ablation=self.ablation or cast(levels.Ablation, request.ablation),
-        )
+        """Return S_sent of one model, with this arm's own ablation."""
+        ablation = self.ablation or request.ablation
+        return super().record_scores(p, replace(request, ablation=ablation))
 
     def arrange(self, context: ArmContext) -> Ordering:
         """Return the ranking itself, which is stored in order, unless a parameter differs."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from selectit_dagster.rating import levels
 from selectit_dagster.selection.arms.arm import register
-from selectit_dagster.selection.arms.stored_scores import Floats, OneModelArm
+from selectit_dagster.selection.arms.stored_scores import OneModelArm
 
 
 @register("sentence-level")
@@ -15,7 +14,3 @@ class SentenceLevel(OneModelArm):
 
     title: ClassVar[str] = "the best by one model's sentence-level score"
     score_means: ClassVar[str] = "sentence-level score"
-
-    def token_scores(self, p: Floats, variant: levels.Variant) -> Floats:
-        """Return S_token."""
-        return levels.token_level(p, variant)

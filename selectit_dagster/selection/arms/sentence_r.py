@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from selectit_dagster.rating import levels
 from selectit_dagster.selection.arms.arm import register
 from selectit_dagster.selection.arms.stored_scores import Floats, OneModelArm
+
+if TYPE_CHECKING:
+    from selectit_dagster.selection.ranking import RankingRequest
 
 
 @register("sentence-r")
@@ -16,6 +19,6 @@ class SentenceR(OneModelArm):
     title: ClassVar[str] = "the best by one model's plain ratings and their agreement"
     score_means: ClassVar[str] = "sentence-level score of the plain ratings"
 
-    def token_scores(self, p: Floats, variant: levels.Variant) -> Floats:
-        """Return S_base of each prompt."""
-        return levels.base_rating(p)
+    def record_scores(self, p: Floats, request: RankingRequest) -> Floats:
+        """Return the sentence level on S_base."""
+        return levels.record_score(p, alpha=request.alpha, ablation="sentence-r")

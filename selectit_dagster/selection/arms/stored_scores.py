@@ -38,14 +38,14 @@ class StoredScoreArm(Arm):
         None, description="the paper's formulas, or the authors' scripts"
     )
 
-    def token_scores(self, p: Floats, variant: levels.Variant) -> Floats:
-        """Return (n, K) scores from the rating distributions ``p`` (n, K, R)."""
-        raise NotImplementedError
-
     def record_scores(self, p: Floats, request: RankingRequest) -> Floats:
-        """Return (n,) scores of one model: the sentence level over the prompts (equation 4)."""
-        variant = cast(levels.Variant, request.variant)
-        return levels.sentence_level(self.token_scores(p, variant), request.alpha)
+        """Return (n,) scores of one model from its distributions ``p`` (n, K, R): S_sent."""
+        return levels.record_score(
+            p,
+            alpha=request.alpha,
+            variant=cast(levels.Variant, request.variant),
+            ablation=cast(levels.Ablation, request.ablation),
+        )
 
     def scoring_models(self, known: tuple[str, ...]) -> tuple[str, ...]:
         """Return the names of the models that are fused."""
@@ -99,7 +99,10 @@ class StoredScoreArm(Arm):
     def _model_names(self, context: ArmContext) -> list[str]:
         """Return the models that are fused; one alone where the arm is of a single model."""
         known = context.ranked_with["theta"]
-        name = getattr(context.model, "name", None) if self.one_model else None
+        name = None
+        if self.one_model:
+            asked = None if self.runs_model else getattr(context.model, "name", None)
+            name = getattr(self, "model", None) or asked
         if name is not None and name not in known:
             from selectit_dagster.errors import UserError
 
@@ -120,3 +123,15 @@ class OneModelArm(StoredScoreArm):
 
     one_model: ClassVar[bool] = True
     model: Name | None = Field(None, description="scoring model; default: the one of largest θ")
+
+
+class TokenScoreArm(StoredScoreArm):
+    """Base of the arms with another score per prompt in the place of the token level."""
+
+    def token_scores(self, p: Floats) -> Floats:
+        """Return (n, K) scores from the rating distributions ``p`` (n, K, R)."""
+        raise NotImplementedError
+
+    def record_scores(self, p: Floats, request: RankingRequest) -> Floats:
+        """Return the sentence level over the prompts (equation 4)."""
+        return levels.sentence_level(self.token_scores(p), request.alpha)

@@ -6,9 +6,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from selectit_dagster.rating import levels
 from selectit_dagster.selection.arms.arm import register
-from selectit_dagster.selection.arms.stored_scores import Floats, OneModelArm
+from selectit_dagster.selection.arms.stored_scores import OneModelArm
 
 
 @register("token-level", "token-r")
@@ -21,7 +20,3 @@ class TokenLevel(OneModelArm):
     title: ClassVar[str] = "the best by one model's token-level score under the first rating prompt"
     score_means: ClassVar[str] = "token-level score under the first rating prompt"
     num_prompts: int | None = Field(1, ge=1, le=1, description="one prompt: the first")
-
-    def token_scores(self, p: Floats, variant: levels.Variant) -> Floats:
-        """Return S_token: over a single prompt the sentence level is the token level itself."""
-        return levels.token_level(p, variant)
