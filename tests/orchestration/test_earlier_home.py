@@ -16,7 +16,7 @@ MODELS = ROOT / "selectit_dagster" / "miniature" / "models"
 # what holds hours of work: it must be current, not only readable
 EXPENSIVE = {"raw_dataset", "benchmark_questions", "curated_dataset", "uncertainty_scores/small"}
 EXPENSIVE |= {"uncertainty_scores/large", "ranking", "lora_checkpoints", "benchmark_evaluations"}
-EXPENSIVE |= {"selective_alpaca", "untuned_evaluation"}
+EXPENSIVE |= {"selected_dataset", "untuned_evaluation"}
 
 
 @pytest.fixture(scope="module")
