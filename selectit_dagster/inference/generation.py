@@ -8,21 +8,22 @@ a row (its key and the seed) and not to the batch it happens to be in.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from selectit_dagster.inference.decoding_loops import decode
+from selectit_dagster.inference.execution_modes import EQUAL, PADDED, PREFIX, SINGLE
 from selectit_dagster.inference.prompt_rows import Batch, Row
 
 if TYPE_CHECKING:
     import torch
 
     from selectit_dagster.inference.engine import Engine
-
-# finished rows leave the batch once they are this share of it; leaving copies the cache
-_DROP_SHARE = 0.25
+    from selectit_dagster.inference.runner import ModelRunner
 
 
 @dataclass(frozen=True)
@@ -109,74 +110,67 @@ def generate_batch(
 ) -> list[Generated]:
     """Generate the answers of one batch, in the order of ``batch.indices``.
 
-    The rows' own tokens are padded on the left, after the shared prefix; the padding is
-    masked and takes no position.
+    Raises
+    ------
+    UserError
+        Naming the row that does not fit into memory even alone.
     """
-    import torch
-
     members = [rows[i] for i in batch.indices]
-    state = _Rows(engine, members, decoding, seed)
-    with torch.inference_mode():
-        inputs, mask, positions = _padded(engine, members, batch.prefix)
-        cache = engine.prefix_cache(members[0].ids[: batch.prefix], len(members))
-        cache = _empty_cache(engine) if cache is None else cache
-        arguments = {"past_key_values": cache, "use_cache": True}
-        logits = engine.forward(
-            inputs, keep=1, attention_mask=mask, position_ids=positions, **arguments
-        )[:, -1]
-        alive = list(range(len(members)))
-        positions = positions[:, -1:]
-        while True:
-            tokens = _choose(logits, state, alive)
-            for index, token in zip(alive, tokens, strict=True):
-                state.say(index, token)
-            kept = [place for place, index in enumerate(alive) if not state.finish[index]]
-            if not kept:
-                return state.results()
-            chosen = torch.tensor(tokens, device=engine.device)
-            if len(alive) - len(kept) >= _DROP_SHARE * len(alive):
-                select = torch.tensor(kept, device=engine.device)
-                cache.batch_select_indices(select)
-                mask, positions, chosen = mask[select], positions[select], chosen[select]
-                alive = [alive[place] for place in kept]
-            mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-            positions = positions + 1
-            logits = engine.forward(
-                chosen[:, None], keep=1, attention_mask=mask, position_ids=positions, **arguments
-            )[:, -1]
+    lengths = [len(row.ids) for row in members]
+
+    def work(some: list[int]) -> list[Generated]:
+        state = _Rows(engine, [members[i] for i in some], decoding, seed)
+        answers = [row.ids for row in state.rows]
+        for mode, alike in _grouped(engine.runner, answers, state.limits, batch.prefix):
+            prefix = batch.prefix if mode == PREFIX else 0
+            decode(engine.runner, mode, [answers[i] for i in alike], prefix, _Chooser(state, alike))
+        return state.results()
+
+    names = [f"row {row.key!r}" for row in members]
+    return list(engine.runner.each(names, lengths, work, batch.prefix))
 
 
-def _padded(
-    engine: Engine, rows: Sequence[Row], prefix: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return ids (rows, width), mask (rows, prefix + width) and positions (rows, width)."""
-    import torch
-
-    width = max(len(row.ids) for row in rows) - prefix
-    pad = engine.tokenizer.pad_token_id or 0
-    ids = np.full((len(rows), width), pad, dtype=np.int64)
-    mask = np.ones((len(rows), prefix + width), dtype=np.int64)
-    for index, row in enumerate(rows):
-        blank = width - (len(row.ids) - prefix)
-        ids[index, blank:] = row.ids[prefix:]
-        mask[index, prefix : prefix + blank] = 0
-    positions = np.maximum(mask.cumsum(axis=1)[:, prefix:] - 1, 0)
-    arrays = (ids, mask, positions)
-    tensors = [torch.from_numpy(array).to(engine.device) for array in arrays]
-    return tensors[0], tensors[1], tensors[2]
-
-
-def _empty_cache(engine: Engine) -> Any:  # noqa: ANN401 - a transformers Cache
-    from transformers.cache_utils import DynamicCache
-
-    if engine.plain_cache:
-        from selectit_dagster.inference.growing_cache import growing_cache
-
-        return growing_cache(engine.layers)
-    return DynamicCache(config=engine.config)
+def _grouped(
+    runner: ModelRunner, rows: Sequence[Sequence[int]], limits: Sequence[int], prefix: int
+) -> Iterator[tuple[str, list[int]]]:
+    """Yield the numbers of rows that may be generated together, and how."""
+    by_regime: dict[tuple[int, bool], list[int]] = defaultdict(list)
+    for number, (row, limit) in enumerate(zip(rows, limits, strict=True)):
+        regime = runner.regimes.of_length(len(row))
+        if regime != runner.regimes.of_length(len(row) + limit):
+            # its positions change meaning on the way, so no cache holds
+            yield SINGLE, [number]
+            continue
+        shares = runner.share_prefix and prefix > 0 and regime == runner.regimes.of_length(prefix)
+        by_regime[regime, shares].append(number)
+    for (_, shares), some in by_regime.items():
+        longest = max(len(rows[number]) + limits[number] for number in some)
+        mode = runner.modes.of_generation(longest, shared=shares)
+        if mode in (PREFIX, PADDED):
+            yield mode, some
+            continue
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for number in some:
+            by_length[len(rows[number])].append(number)
+        for same in by_length.values():
+            yield from [(mode, same)] if mode == EQUAL else [(mode, [n]) for n in same]
 
 
-def _choose(logits: torch.Tensor, state: _Rows, alive: list[int]) -> list[int]:
+class _Chooser:
+    """Chooses the next tokens of some rows of a batch, and says which of them are finished."""
+
+    def __init__(self, state: _Rows, rows: Sequence[int]) -> None:
+        self.state, self.rows = state, rows
+
+    def __call__(self, logits: torch.Tensor, alive: Sequence[int]) -> tuple[list[int], list[bool]]:
+        members = [self.rows[index] for index in alive]
+        tokens = _choose(logits, self.state, members)
+        for index, token in zip(members, tokens, strict=True):
+            self.state.say(index, token)
+        return tokens, [bool(self.state.finish[index]) for index in members]
+
+
+def _choose(logits: torch.Tensor, state: _Rows, alive: Sequence[int]) -> list[int]:
     """Return the next token of each living row from its logits (rows, vocabulary)."""
     if state.draws is None:
         return [int(token) for token in logits.argmax(dim=-1).tolist()]

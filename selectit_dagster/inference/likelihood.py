@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -69,39 +69,25 @@ def option_batch(
     engine: Engine, rows: Sequence[Row], batch: Batch, tokens: Sequence[int]
 ) -> np.ndarray:
     """Return log-probabilities (rows, options) of the option tokens after each row."""
-    import torch
+    wanted = list(tokens)
 
-    with torch.inference_mode():
-        logs = torch.log_softmax(last_logits(engine, rows, batch), dim=-1)[:, list(tokens)]
-    return np.asarray(logs.cpu().numpy(), dtype=np.float64)
+    def reduce(_: Row, logs: torch.Tensor) -> list[float]:
+        return list(logs[0, wanted].tolist())
+
+    return np.asarray(_each(engine, rows, batch, reduce), dtype=np.float64)
 
 
 def token_batch(
     engine: Engine, rows: Sequence[Row], batch: Batch, tokens: Sequence[Sequence[int]]
 ) -> list[list[tuple[float, bool]]]:
     """Return, for each row's own candidate tokens, log-probability and whether it is greedy."""
-    import torch
+    own = {rows[index].key: tokens[index] for index in batch.indices}
 
-    with torch.inference_mode():
-        logits = last_logits(engine, rows, batch)
-        best = logits.argmax(dim=-1).tolist()
-        logs = torch.log_softmax(logits, dim=-1)
-        return [
-            [(float(logs[place, token]), token == best[place]) for token in tokens[index]]
-            for place, index in enumerate(batch.indices)
-        ]
+    def reduce(row: Row, logs: torch.Tensor) -> list[tuple[float, bool]]:
+        best = int(logs[0].argmax())
+        return [(float(logs[0, token]), token == best) for token in own[row.key]]
 
-
-def last_logits(engine: Engine, rows: Sequence[Row], batch: Batch) -> torch.Tensor:
-    """Return float32 logits (rows, vocabulary) of the token that follows each row.
-
-    Rows are padded on the right: in a causal model what follows a position does not reach
-    it, so no mask is needed; only the last real positions go through the output layer.
-    """
-    members = [rows[i] for i in batch.indices]
-    places = [[len(row.ids) - batch.prefix - 1] for row in members]
-    inputs = _right_padded(engine, [row.ids[batch.prefix :] for row in members])
-    return _logits_at(engine, members, batch, inputs, places)[:, 0].float()
+    return list(_each(engine, rows, batch, reduce))
 
 
 def continuation_batch(
@@ -110,49 +96,48 @@ def continuation_batch(
     """Return, per row, the log-likelihood of its continuation and whether it is the greedy one."""
     import torch
 
+    def reduce(row: Row, logs: torch.Tensor) -> tuple[float, bool]:
+        logs = logs[: row.continuation]
+        wanted = torch.tensor(row.ids[-row.continuation :], device=logs.device)
+        value = float(logs.gather(1, wanted[:, None]).double().sum())
+        return value, bool((logs.argmax(dim=-1) == wanted).all())
+
+    return list(_each(engine, rows, batch, reduce))
+
+
+def _each(
+    engine: Engine, rows: Sequence[Row], batch: Batch, reduce: Callable[[Row, torch.Tensor], Any]
+) -> list[Any]:
+    """Return ``reduce`` of each row and its log-probabilities (places, vocabulary).
+
+    The places are those after which a continuation's tokens come; of a row without one, the
+    last. A continuation shorter than the longest repeats its last place.
+
+    Raises
+    ------
+    UserError
+        Naming the row that does not fit into memory even alone.
+    """
+    import torch
+
     members = [rows[i] for i in batch.indices]
-    inputs = _right_padded(engine, [row.ids[batch.prefix : -1] for row in members])
-    longest = max(row.continuation for row in members)
-    # a shorter continuation repeats its last place, which is not looked at
+    # a continuation's last token is not read
+    ids = [row.ids[:-1] if row.continuation else row.ids for row in members]
+    longest = max(1, *(row.continuation for row in members))
     places = [
-        [
-            len(row.ids) - batch.prefix - 1 - row.continuation + min(k, row.continuation - 1)
-            for k in range(longest)
-        ]
-        for row in members
-    ]
-    results: list[tuple[float, bool]] = []
-    with torch.inference_mode():
-        logits = _logits_at(engine, members, batch, inputs, places)
-        for row, whole in zip(members, logits, strict=True):
-            own = whole[: row.continuation].float()
-            wanted = torch.tensor(row.ids[-row.continuation :], device=engine.device)
-            picked = torch.log_softmax(own, dim=-1).gather(1, wanted[:, None])
-            greedy = bool((own.argmax(dim=-1) == wanted).all())
-            results.append((float(picked.double().sum()), greedy))
-    return results
+        [len(own) - max(row.continuation, 1) + min(k, max(row.continuation, 1) - 1)
+         for k in range(longest)]
+        for own, row in zip(ids, members, strict=True)
+    ]  # fmt: skip
 
+    def work(some: list[int]) -> list[Any]:
+        def reduced(numbers: list[int], logits: torch.Tensor) -> list[Any]:
+            logs = torch.log_softmax(logits, dim=-1)
+            return [reduce(members[some[n]], one) for n, one in zip(numbers, logs, strict=True)]
 
-def _logits_at(
-    engine: Engine,
-    members: Sequence[Row],
-    batch: Batch,
-    inputs: torch.Tensor,
-    places: Sequence[Sequence[int]],
-) -> torch.Tensor:
-    """Return logits (rows, places, vocabulary) at each row's own places after the prefix."""
-    import torch
+        return engine.runner.logits(
+            [ids[i] for i in some], [places[i] for i in some], batch.prefix, reduced
+        )
 
-    cache = engine.prefix_cache(members[0].ids[: batch.prefix], len(members))
-    at = torch.tensor(places, device=engine.device)
-    return engine.logits_at(inputs, at, past_key_values=cache, use_cache=cache is not None)
-
-
-def _right_padded(engine: Engine, ids: Sequence[Sequence[int]]) -> torch.Tensor:
-    import torch
-
-    width = max(len(row) for row in ids)
-    array = np.full((len(ids), width), engine.tokenizer.pad_token_id or 0, dtype=np.int64)
-    for index, row in enumerate(ids):
-        array[index, : len(row)] = row
-    return torch.from_numpy(array).to(engine.device)
+    names = [f"row {row.key!r}" for row in members]
+    return engine.runner.each(names, [len(own) for own in ids], work, batch.prefix)

@@ -1,6 +1,6 @@
-"""The output layer: only each row's last position meets it, and in float32.
+"""The output layer: only the positions that are asked for meet it, and in float32.
 
-Half-precision logits would round away what the rating distribution is made of. The layer is
+Half-precision logits would round away what a rating distribution is made of. The layer is
 replaced inside the model, so scalings and caps after it stay in force.
 """
 
@@ -8,80 +8,93 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
+
+from selectit_dagster.inference.packed_linear import packed_product
 
 if TYPE_CHECKING:
     import torch
+
+    Product = Callable[[torch.Tensor], torch.Tensor]
 
 # above this an output layer in float32 is made piece by piece instead of being kept
 _HEAD_BYTES = 1 << 29
 
 
-class LastLogits:
-    """Runs a model for the logits after each row's last position; several threads may.
+class OutputLayer:
+    """Runs a model for its logits at some positions of each row; several threads may.
 
     Parameters
     ----------
     model:
         Its output layer is replaced. The layer does as before where the model is called
         directly.
+    packed:
+        Multiply by weights that are packed for oneDNN.
     """
 
-    def __init__(self, model: Any) -> None:  # noqa: ANN401 - one class per architecture
+    def __init__(self, model: Any, *, packed: bool = False) -> None:  # noqa: ANN401
         self.model = model
-        self._local = threading.local()
-        self._replace_head()
+        head = model.get_output_embeddings()
+        self._local = getattr(head, "_asked_places", None) or threading.local()
+        # a model may get a second runner: its layer is replaced once
+        if head is not None and not hasattr(head, "_asked_places"):
+            head._asked_places = self._local
+            _replace(head, self._local, packed)
 
-    def __call__(self, last: torch.Tensor, **inputs: Any) -> torch.Tensor:  # noqa: ANN401
-        """Return (rows, vocabulary) float32 logits after the positions ``last`` (rows,)."""
-        import torch
-
-        with self._only(last):
+    def __call__(self, places: torch.Tensor, **inputs: Any) -> torch.Tensor:  # noqa: ANN401
+        """Return float32 logits (rows, places, vocabulary) at ``places`` (rows, places)."""
+        with self._only(places):
             logits = self.model(**inputs).logits
-        if logits.shape[1] == 1:
-            return logits[:, 0].float()
+            picked = self._local.picked
         # a model that multiplies by its output layer's weight past the layer itself
-        rows = torch.arange(len(last), device=logits.device)
-        return logits[rows, last.to(logits.device)].float()
-
-    def _replace_head(self) -> None:
-        """Let the output layer see only the last positions, and multiply in float32."""
-        import torch
-
-        head = self.model.get_output_embeddings()
-        if head is None:
-            return
-        original = head.forward
-        linear = type(head) is torch.nn.Linear
-        product = _float32_product(head) if linear else original
-
-        def forward(hidden: torch.Tensor) -> torch.Tensor:
-            last = getattr(self._local, "last", None)
-            if last is None:
-                return original(hidden)
-            rows = torch.arange(len(last), device=hidden.device)
-            # a model that is spread over devices ends on another one than it begins
-            return product(hidden[rows, last.to(hidden.device)])[:, None]
-
-        head.forward = forward
+        return logits.float() if picked else _pick(logits, places).float()
 
     @contextlib.contextmanager
-    def _only(self, last: torch.Tensor) -> Iterator[None]:
-        self._local.last = last
+    def _only(self, places: torch.Tensor) -> Iterator[None]:
+        self._local.places, self._local.picked = places, False
         try:
             yield
         finally:
-            self._local.last = None
+            self._local.places = None
 
 
-def _float32_product(head: torch.nn.Linear) -> Any:  # noqa: ANN401 - a function of a tensor
+def _pick(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    # a model that is spread over devices ends on another one than it begins
+    rows = torch.arange(len(places), device=values.device)[:, None]
+    return values[rows, places.to(values.device)]
+
+
+def _replace(head: Any, local: threading.local, packed: bool) -> None:  # noqa: ANN401
+    """Let the output layer see only the asked positions, and multiply in float32."""
+    import torch
+
+    original = head.forward
+    product = _float32_product(head, packed) if type(head) is torch.nn.Linear else original
+
+    def forward(hidden: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:  # noqa: ANN401
+        places = getattr(local, "places", None)
+        # what is not (rows, positions, width) is left to the model
+        if places is None or hidden.dim() != 3 or more or named:
+            return original(hidden, *more, **named)
+        local.picked = True
+        return product(_pick(hidden, places))
+
+    head.forward = forward
+
+
+def _float32_product(head: torch.nn.Linear, packed: bool) -> Product:
     """Return ``hidden -> logits`` with the layer's weights taken as float32."""
     import torch
     from torch.nn.functional import linear
 
     weight, bias = head.weight, head.bias
     size = weight.numel() * 4
+    if packed and weight.dtype == torch.float32:
+        return packed_product(weight, bias)
     if weight.dtype == torch.float32 or size <= _HEAD_BYTES:
         kept = weight.detach().float()
         bias32 = None if bias is None else bias.detach().float()

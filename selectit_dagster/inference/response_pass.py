@@ -1,13 +1,11 @@
 """Forward passes for the arms that run a model: losses of responses, and embeddings.
 
-Rows are sorted by length and padded on the right, where a causal model does not look; the
-number of token positions per pass is bounded, and halved when the device runs out of
-memory. Losses are computed in float32, whatever the model's dtype.
+Rows are sorted by length, and the number of token positions per pass is bounded. Losses are
+computed in float32, whatever the model's dtype.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from selectit_dagster.inference.model_loading import context_length
+from selectit_dagster.inference.runner import ModelRunner
 from selectit_dagster.tuning.templates import encode_prompt, render_prompt
 
 if TYPE_CHECKING:
@@ -62,15 +60,13 @@ class Forward:
     """
 
     def __init__(self, loaded: LoadedModel, positions: int | None = None) -> None:
+        self.runner = ModelRunner(loaded)
         self.tokenizer = loaded.tokenizer
         self.model: Any = loaded.model
-        self.device = loaded.device
         on_cpu = loaded.device == "cpu"
         self.positions = positions or (_CPU_POSITIONS if on_cpu else _GPU_POSITIONS)
-        config = loaded.model.config
-        self.context = context_length(config, self.tokenizer) or 1 << 30
-        self.vocabulary = int(config.get_text_config().vocab_size)
-        self.keeps_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        self.context = self.runner.context or 1 << 30
+        self.vocabulary = int(self.runner.text_config.vocab_size)
         begin = self.tokenizer.bos_token_id
         if begin is None:
             begin = self.tokenizer.eos_token_id
@@ -129,13 +125,11 @@ class Forward:
             if len(row.ids) <= self.context and len(row.ids) > max(1, row.start + skipped)
         ]
         limit = min(self.positions, max(1, _LOGITS // self.vocabulary))
-
-        def run(batch: list[int]) -> None:
-            found = self._batch_statistics([rows[i] for i in batch], skipped, entropies)
+        for batch in _batches([(index, len(rows[index].ids)) for index in usable], limit):
+            members = [rows[index] for index in batch]
+            found = self._each(members, lambda some: self._statistics(some, skipped, entropies))
             for index, statistics in zip(batch, found, strict=True):
                 result[index] = statistics
-
-        self._each([(index, len(rows[index].ids)) for index in usable], limit, run)
         return result
 
     def embeddings(self, rows: Sequence[Row], *, weighted: bool = False) -> npt.NDArray[np.float32]:
@@ -146,93 +140,75 @@ class Forward:
         """
         result: dict[int, npt.NDArray[np.float32]] = {}
         cut = [Row(row.ids[: self.context], row.start) for row in rows]
-
-        def run(batch: list[int]) -> None:
-            found = self._batch_embeddings([cut[i] for i in batch], weighted)
+        lengths = [(index, max(1, len(row.ids))) for index, row in enumerate(cut)]
+        for batch in _batches(lengths, self.positions):
+            members = [cut[index] for index in batch]
+            found = self._each(members, lambda some: self._means(some, weighted))
             result.update(zip(batch, found, strict=True))
-
-        self._each([(i, max(1, len(row.ids))) for i, row in enumerate(cut)], self.positions, run)
         return np.stack([result[index] for index in range(len(rows))])
 
     def _each(
-        self, lengths: list[tuple[int, int]], limit: int, run: Callable[[list[int]], None]
-    ) -> None:
-        """Run batches of like length within ``limit`` positions, smaller ones if need be."""
-        import torch
+        self, rows: Sequence[Row], work: Callable[[Sequence[Row]], Sequence[Any]]
+    ) -> list[Any]:
+        """Return ``work`` of each row, in smaller batches where memory ends."""
+        names = [f"a text beginning with the tokens {row.ids[:8]}" for row in rows]
+        lengths = [len(row.ids) for row in rows]
+        return self.runner.each(names, lengths, lambda some: work([rows[i] for i in some]))
 
-        ordered = sorted(lengths, key=lambda item: (-item[1], item[0]))
-        waiting = [[index for index, _ in batch] for batch in _batches(ordered, limit)]
-        while waiting:
-            batch = waiting.pop(0)
-            try:
-                with torch.inference_mode():
-                    run(batch)
-            except torch.OutOfMemoryError:
-                if len(batch) == 1:
-                    raise
-                torch.cuda.empty_cache()
-                half = len(batch) // 2
-                waiting = [batch[:half], batch[half:], *waiting]
-
-    def _inputs(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (n, T) token ids padded on the right, and the mask of real tokens."""
-        import torch
-
-        width = max(1, *(len(row.ids) for row in rows))
-        ids = torch.zeros((len(rows), width), dtype=torch.long)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
-        for index, row in enumerate(rows):
-            ids[index, : len(row.ids)] = torch.tensor(row.ids, dtype=torch.long)
-            mask[index, : len(row.ids)] = 1
-        return ids.to(self.device), mask.to(self.device)
-
-    def _batch_statistics(
+    def _statistics(
         self, rows: Sequence[Row], skipped: int, entropies: bool
     ) -> list[TokenStatistics]:
+        """Return what the places that predict each row's response say of its tokens."""
         import torch
 
-        ids, mask = self._inputs(rows)
         # the logits at position t predict token t + 1
-        first = max(0, min(row.start for row in rows) - 1 + skipped)
-        options = {}
-        if self.keeps_logits:
-            options["logits_to_keep"] = torch.arange(first, ids.shape[1], device=ids.device)
-        logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
-        logits = (logits if self.keeps_logits else logits[:, first:])[:, :-1].float()
-        losses = torch.nn.functional.cross_entropy(
-            logits.transpose(1, 2), ids[:, first + 1 :], reduction="none"
-        )
-        spread = None
-        if entropies:
-            logs = logits.log_softmax(dim=-1)
-            spread = -(logs.exp() * logs).sum(dim=-1).cpu().numpy()
-        lines = losses.cpu().numpy()
-        found = []
-        for number, row in enumerate(rows):
-            part = slice(max(row.start + skipped, 1) - 1 - first, len(row.ids) - 1 - first)
-            own = None if spread is None else spread[number, part].astype(np.float64)
-            found.append(TokenStatistics(lines[number, part].astype(np.float64), own))
-        return found
+        begins = [max(row.start + skipped, 1) for row in rows]
+        longest = max(len(row.ids) - begin for row, begin in zip(rows, begins, strict=True))
+        places = [
+            [min(begin - 1 + k, len(row.ids) - 2) for k in range(longest)]
+            for row, begin in zip(rows, begins, strict=True)
+        ]
 
-    def _batch_embeddings(
-        self, rows: Sequence[Row], weighted: bool = False
-    ) -> npt.NDArray[np.float32]:
-        ids, mask = self._inputs(rows)
-        base = self.model.base_model
-        hidden = base(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        places = mask.cumsum(dim=1) * mask if weighted else mask
-        weights = places.unsqueeze(-1).float()
-        total = (hidden.float() * weights).sum(dim=1)
-        mean = total / weights.sum(dim=1).clamp(min=1)
-        return np.asarray(mean.cpu().numpy(), dtype=np.float32)
+        def reduce(numbers: list[int], logits: torch.Tensor) -> list[TokenStatistics]:
+            found = []
+            for number, all_places in zip(numbers, logits, strict=True):
+                wanted = torch.tensor(rows[number].ids[begins[number] :], device=logits.device)
+                logs = all_places[: len(wanted)].log_softmax(dim=-1)
+                losses = _float64(-logs.gather(1, wanted[:, None])[:, 0])
+                spread = _float64(-(logs.exp() * logs).sum(dim=-1)) if entropies else None
+                found.append(TokenStatistics(losses, spread))
+            return found
+
+        return self.runner.logits([row.ids for row in rows], places, 0, reduce)
+
+    def _means(self, rows: Sequence[Row], weighted: bool) -> list[npt.NDArray[np.float32]]:
+        """Return the mean of each row's last hidden states."""
+        import torch
+
+        def reduce(numbers: list[int], hidden: torch.Tensor) -> list[npt.NDArray[np.float32]]:
+            found = []
+            for number, states in zip(numbers, hidden.float(), strict=True):
+                own = states[: max(1, len(rows[number].ids))]
+                weights = torch.ones(len(own), device=own.device)
+                weights = weights.cumsum(dim=0) if weighted else weights
+                found.append(((own * weights[:, None]).sum(dim=0) / weights.sum()).cpu().numpy())
+            return found
+
+        return self.runner.hidden([row.ids for row in rows], reduce)
 
 
-def _batches(ordered: list[tuple[int, int]], limit: int) -> list[list[tuple[int, int]]]:
+def _float64(values: torch.Tensor) -> Floats:
+    return np.asarray(values.cpu().numpy(), dtype=np.float64)
+
+
+def _batches(lengths: Sequence[tuple[int, int]], limit: int) -> list[list[int]]:
     """Cut (index, length) pairs, longest first, so that rows times longest is in the limit."""
-    batches: list[list[tuple[int, int]]] = []
-    for item in ordered:
-        if batches and (len(batches[-1]) + 1) * batches[-1][0][1] <= limit:
-            batches[-1].append(item)
+    batches: list[list[int]] = []
+    longest = 0
+    for index, length in sorted(lengths, key=lambda item: (-item[1], item[0])):
+        if batches and (len(batches[-1]) + 1) * longest <= limit:
+            batches[-1].append(index)
         else:
-            batches.append([item])
+            batches.append([index])
+            longest = length
     return batches

@@ -49,13 +49,6 @@ def test_batched_losses_are_those_of_one_row_at_a_time(forward):
     assert forward.losses(rows) == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_model_that_returns_all_logits_gives_the_same_losses(forward, monkeypatch):
-    rows = [forward.conditioned("do", "", response) for response in RESPONSES]
-    expected = forward.losses(rows)
-    monkeypatch.setattr(forward, "keeps_logits", False)
-    assert forward.losses(rows) == pytest.approx(expected, abs=1e-6)
-
-
 def test_without_a_begin_token_the_first_token_counts_in_neither_loss(forward, monkeypatch):
     monkeypatch.setattr(forward, "begin", [])
     row = forward.direct("the quick brown fox")
@@ -74,15 +67,21 @@ def test_what_does_not_fit_or_has_no_token_has_no_loss(forward):
 def test_running_out_of_memory_halves_the_batch(forward, monkeypatch):
     rows = [forward.direct(response) for response in RESPONSES]
     expected = forward.losses(rows)
-    batch_statistics = forward._batch_statistics
+    run_pass = forward.runner.run_pass
 
-    def tight(batch, skipped, entropies):
-        if len(batch) > 1:
-            raise torch.OutOfMemoryError("too much")
-        return batch_statistics(batch, skipped, entropies)
+    def tight(mode, some, *rest):
+        if len(some) > 1:
+            raise torch.OutOfMemoryError
+        return run_pass(mode, some, *rest)
 
-    monkeypatch.setattr(forward, "_batch_statistics", tight)
-    assert forward.losses(rows) == pytest.approx(expected, abs=1e-5)
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(forward.runner, "run_pass", tight)
+    assert forward.losses(rows) == pytest.approx(expected, abs=1e-6)
+    monkeypatch.setattr(forward.runner, "run_pass", full)
+    with pytest.raises(UserError, match="out of memory with"):
+        forward.losses(rows)
 
 
 def test_embeddings_are_means_over_real_tokens(forward):

@@ -77,7 +77,8 @@ class BackendFacts:
     """What is recorded about the model that scored.
 
     ``workers`` is how many batches may be asked for at once, from as many threads;
-    ``batch_tokens`` the token positions per batch that suit the device unmeasured.
+    ``batch_tokens`` the token positions per batch that suit the device unmeasured;
+    ``linear_layers`` whether their weights are packed, or why not.
     """
 
     parameters: int
@@ -87,6 +88,7 @@ class BackendFacts:
     workers: int = 1
     batch_tokens: int = 512
     weights_bytes: int = 0
+    linear_layers: str = ""
 
 
 @dataclass
