@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,6 +24,9 @@ SIMILARITY = 0.9
 _CHUNK = 256
 # below this a determinant is 0 within float64: the kernel's rank is used up
 _NO_GAIN = 1e-10
+_MOST_PAIRS = 20_000
+# what sums of float32 cosines are good for; equal gains go to the first row
+_GAIN_DECIMALS = 5
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 Matrix = npt.NDArray[np.float32]
@@ -119,18 +123,25 @@ def facility_location(embeddings: Matrix, quality: Floats, count: int) -> Indice
             f"facility location compares all pairs of {len(unit):,} records",
             hint=f"set pool to at most {_MOST_PAIRS:,}, or choose k-center or dpp",
         )
-    alike = (unit @ unit.T).astype(np.float64)
-    best = np.zeros(len(unit))
+    alike = unit @ unit.T
+    best = np.zeros(len(unit), np.float32)
+
+    def gain(index: int) -> float:
+        raised = np.maximum(0.0, alike[index] - best).sum(dtype=np.float64)
+        return round(float(raised * quality[index]), _GAIN_DECIMALS)
+
+    # gains only fall, so one that was computed before is a bound on what it is now
+    heap = [(-gain(index), index, 0) for index in range(len(unit))]
+    heapq.heapify(heap)
     taken: list[int] = []
     while len(taken) < min(count, len(unit)):
-        gain = np.array([np.maximum(0.0, row - best).sum() for row in alike]) * quality
-        gain[taken] = -np.inf
-        taken.append(int(gain.argmax()))
-        best = np.maximum(best, alike[taken[-1]])
+        _, index, known = heapq.heappop(heap)
+        if known < len(taken):
+            heapq.heappush(heap, (-gain(index), index, len(taken)))
+            continue
+        taken.append(index)
+        best = np.maximum(best, alike[index])
     return np.array(taken, np.int64)
-
-
-_MOST_PAIRS = 20_000
 
 
 def dpp(embeddings: Matrix, quality: Floats, count: int) -> Indices:
@@ -140,11 +151,13 @@ def dpp(embeddings: Matrix, quality: Floats, count: int) -> Indices:
     arXiv 1709.05135, algorithm 1). No set larger than the width of the embeddings has a
     determinant above 0: then a new round begins among the rows that are left.
     """
-    vectors = normalised(embeddings).astype(np.float64) * quality[:, None]
+    vectors = embeddings.astype(np.float64)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors *= quality[:, None] / np.where(norms > 0, norms, 1)
     free = np.ones(len(vectors), bool)
     taken: list[int] = []
     while len(taken) < min(count, len(vectors)):
-        gain = (vectors**2).sum(axis=1)
+        gain = np.round((vectors**2).sum(axis=1), 12)
         steps: list[Floats] = []
         before = len(taken)
         while len(taken) < min(count, len(vectors)):

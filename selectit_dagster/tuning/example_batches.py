@@ -96,7 +96,10 @@ class Collator:
         self.keep_from_response = keep_from_response
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Return ``input_ids`` and ``labels`` (batch, length), and ``token_count`` ()."""
+        """Return ``input_ids`` and ``labels`` (batch, length), and ``token_count`` ().
+
+        ``weights`` (batch,) where the examples have them.
+        """
         import torch
 
         longest = max(len(example.input_ids) for example in examples)
@@ -117,5 +120,7 @@ class Collator:
             first = max(0, min(example.prompt_length for example in examples) - 1)
             labels = labels[:, first:]
             batch["logits_to_keep"] = longest - first
+        if examples[0].weight is not None:
+            batch["weights"] = torch.tensor([example.weight for example in examples])
         batch["labels"] = torch.from_numpy(np.ascontiguousarray(labels))
         return batch

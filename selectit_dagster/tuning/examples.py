@@ -29,11 +29,15 @@ _CHUNK = 1024
 
 @dataclass(frozen=True)
 class Example:
-    """One record as it is trained: ``input_ids[prompt_length:]`` are the trained tokens."""
+    """One record as it is trained: ``input_ids[prompt_length:]`` are the trained tokens.
+
+    ``weight`` is what its loss counts, None where the dataset has no weights.
+    """
 
     record_id: str
     input_ids: list[int]
     prompt_length: int
+    weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,8 @@ class Template:
     custom: str | None = None
 
 
-def read_records(dataset: Path) -> list[dict[str, str]]:
-    """Read the records of a selected dataset folder, in rank order.
+def read_records(dataset: Path) -> list[dict[str, Any]]:
+    """Read the records of a selected dataset folder, in rank order; weights where it has them.
 
     Raises
     ------
@@ -66,17 +70,21 @@ def read_records(dataset: Path) -> list[dict[str, str]]:
 
     path = dataset / "dataset.parquet"
     try:
-        rows = pq.read_table(path, columns=_COLUMNS).to_pylist()
+        weighted = ["weight"] if "weight" in pq.read_schema(path).names else []
+        rows = pq.read_table(path, columns=[*_COLUMNS, *weighted]).to_pylist()
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ArtefactError(
             f"{path} cannot be read as a selected dataset: {error}",
             hint="materialise the selected dataset again",
         ) from error
-    return [{name: row[name] or "" for name in _COLUMNS} for row in rows]
+    return [
+        {**{name: row[name] or "" for name in _COLUMNS}, **{w: row[w] for w in weighted}}
+        for row in rows
+    ]
 
 
 def build_examples(
-    records: Sequence[dict[str, str]],
+    records: Sequence[dict[str, Any]],
     tokenizer: PreTrainedTokenizerBase,
     template: Template,
     max_length: int,
@@ -140,7 +148,7 @@ def _misfit(example: Example, max_length: int) -> str:
 
 
 def _encoded(
-    records: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase, template: Template
+    records: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, template: Template
 ) -> list[Example]:
     prompts = [
         render_prompt(
@@ -171,7 +179,7 @@ def _encoded(
             whole_ids = without_end(tokenizer, whole_ids)
             response_ids = _response_ids(prompt_ids, whole_ids, response, tokenizer)
         ids = [*prompt_ids, *response_ids, int(tokenizer.eos_token_id or 0)]
-        examples.append(Example(record["record_id"], ids, len(prompt_ids)))
+        examples.append(Example(record["record_id"], ids, len(prompt_ids), record.get("weight")))
     return examples
 
 

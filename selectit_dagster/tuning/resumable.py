@@ -80,7 +80,23 @@ class ResumableTrainer(Trainer):
             _spare_walks(model, self.trained)
         self.token_count += inputs.pop("token_count")
         self.trained_count += inputs["labels"][..., 1:].ne(-100).sum()
+        self.weights = inputs.pop("weights", None)
+        self.compute_loss_func = None if self.weights is None else self._weighted_loss
         return super().training_step(model, inputs, num_items_in_batch)
+
+    def _weighted_loss(
+        self,
+        outputs: Any,  # noqa: ANN401 - the model's
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Return sum_i weight_i sum_t loss_it over the number of trained tokens of the step."""
+        losses = torch.nn.functional.cross_entropy(
+            outputs.logits[:, :-1].float().transpose(1, 2), labels[:, 1:], reduction="none"
+        )
+        total = (losses.sum(dim=1) * self.weights.to(losses)).sum()
+        items = labels[:, 1:].ne(-100).sum() if num_items_in_batch is None else num_items_in_batch
+        return total / items
 
     def _clip_grad_norm(self, model: Any) -> Any:  # noqa: ANN401 - as in Trainer
         return self.accelerator.clip_grad_norm_(self.trained, self.args.max_grad_norm)

@@ -103,6 +103,24 @@ def test_the_first_loss_is_the_mean_over_response_tokens(
     )
 
 
+def test_a_records_weight_is_what_its_loss_counts(settings, tmp_path):
+    def first_loss(name, weights):
+        rows = [dict(r, weight=w) for r, w in zip(sums(8), weights, strict=True)]
+        plain = [{k: v for k, v in row.items() if k != "weight"} for row in rows]
+        data = write_selected(tmp_path / name, rows if any(weights) else plain)
+        section = settings(epochs=1, max_steps=1, batch_size=8, micro_batch_size=4)
+        manifest = tune(TuningRequest(data, section, 1), tmp_path / f"{name}-out")
+        tokens = manifest.counts["trained_tokens"]
+        return read_log(tmp_path / f"{name}-out" / "log.jsonl")[0]["loss"] * tokens
+
+    plain = first_loss("plain", [None] * 8)
+    assert first_loss("ones", [1.0] * 8) == pytest.approx(plain, rel=1e-5)
+    assert first_loss("twos", [2.0] * 8) == pytest.approx(2 * plain, rel=1e-5)
+    # the parts of a sum: what one half counts and what the other counts are all of it
+    halves = [first_loss(f"half-{n}", [float((i < 4) == n) for i in range(8)]) for n in (0, 1)]
+    assert sum(halves) == pytest.approx(plain, rel=1e-5) and min(halves) > 0.1 * plain
+
+
 def test_a_checkpoint_that_is_there_is_not_trained_again(checkpoint, selected, settings):
     out, manifest, _ = checkpoint
     recorder = Recorder()
