@@ -144,9 +144,9 @@ class Workspace(Scoped):
 
 
 def stored_batches(
-    path: Path, columns: list[str], rows: int = BATCH_ROWS
+    path: Path, columns: list[str] | None, rows: int = BATCH_ROWS
 ) -> Iterator[pa.RecordBatch]:
-    """Yield columns of a Parquet file in the order of its rows, holding one batch at a time."""
+    """Yield columns of a Parquet file (None: all) in the order of its rows, a batch at a time."""
     import pyarrow.parquet as pq
 
     # pre_buffer would keep every row group that was read until the last one is

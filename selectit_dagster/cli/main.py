@@ -19,6 +19,7 @@ from selectit_dagster import __version__
 from selectit_dagster.cli.checkpoint_commands import chat_command, merge_command
 from selectit_dagster.cli.doctor_command import doctor_command
 from selectit_dagster.cli.explain_command import explain_command
+from selectit_dagster.cli.export_command import export_command, scores_command
 from selectit_dagster.cli.publish_command import publish_command
 from selectit_dagster.cli.rank_command import rank_command
 from selectit_dagster.cli.report_command import report_command
@@ -50,6 +51,8 @@ for _command in (
     doctor_command,
     chat_command,
     merge_command,
+    export_command,
+    scores_command,
     publish_command,
     storage_group,
 ):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from selectit_dagster.artefacts.duckdb_tables import ParquetStream, Workspace, move_into
 from selectit_dagster.artefacts.files import sha256_json, write_text
 from selectit_dagster.artefacts.manifest import Manifest, read_manifest, require_manifest
@@ -64,11 +66,11 @@ def assemble(request: SelectionRequest, count: int, out: Path, progress: Progres
         }
         details = _details(request, ordering, written, counts, choice, context)
         names = [*written.names, CARD_FILE]
-        if request.kind == "selectit":
-            _write_candidates(context)
+        if choice.cut["last_selected"] is not None:
+            _write_candidates(ordering, work)
             names.append(CANDIDATES_FILE)
-            if old is not None and (out / CANDIDATES_FILE).exists():
-                details["change"] = compare_selections(out, work.folder, work=work).summary()
+        if request.kind == "selectit" and old is not None and (out / CANDIDATES_FILE).exists():
+            details["change"] = compare_selections(out, work.folder, work=work).summary()
         facts = CardFacts(
             request,
             card_provenance(request),
@@ -156,12 +158,15 @@ def _model_identity(request: SelectionRequest) -> dict[str, str]:
     return {**model_identity(request.model), "dtype": request.model.dtype}
 
 
-def _write_candidates(context: ArmContext) -> None:
-    """Keep each candidate's rank and score, so that the next selection can say what changed."""
-    columns = f"SELECT record_id, rank, score FROM {context.candidates}"
-    with ParquetStream(context.work.folder / CANDIDATES_FILE) as stream:
-        for batch in context.work.batches(columns, as_stored=True):
-            stream.write(batch)
+def _write_candidates(ordering: Ordering, work: Workspace) -> None:
+    """Keep each candidate's place and score: for what changes next, and for the scores of all."""
+    import pyarrow as pa
+
+    with ParquetStream(work.folder / CANDIDATES_FILE) as stream:
+        for batch in work.batches(ordering.query, as_stored=ordering.as_stored):
+            ranks = np.arange(stream.rows + 1, stream.rows + batch.num_rows + 1, dtype=np.int32)
+            columns = [batch.column("record_id"), pa.array(ranks), batch.column("score")]
+            stream.write(pa.record_batch(columns, names=["record_id", "rank", "score"]))
 
 
 def _details(
@@ -179,7 +184,7 @@ def _details(
         "arm": request.arm,
         "kind": request.kind,
         "describe": request.rule.describes,
-        "parameters": request.rule.settings(),
+        "parameters": _public(request.rule.settings()),
         "seed": request.seed,
         "size": {request.size_rule: request.size},
         "share_of_curated": counts["selected"] / counts["curated"],
@@ -192,9 +197,15 @@ def _details(
         "content_sha256": written.content,
         "data_file": written.names[0],
         "notes": [*ordering.notes, *choice.notes],
+        **({"lacking": ordering.lacking} if ordering.lacking else {}),
         **({"quota": choice.quota} if choice.quota else {}),
         **({"tokens": choice.tokens} if choice.tokens is not None else {}),
     }
+
+
+def _public(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return an arm's settings with files by their names: a manifest may be published."""
+    return {k: Path(v).name if k == "file" else v for k, v in settings.items()}
 
 
 def _number(work: Workspace, query: str) -> int:

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from selectit_dagster.artefacts.manifest import MANIFEST, verify
+from selectit_dagster.artefacts.manifest import (
+    MANIFEST,
+    Manifest,
+    read_manifest,
+    verify,
+    write_manifest,
+)
 from selectit_dagster.errors import TransientError, UserError, first_line
 from selectit_dagster.selection.change import CANDIDATES_FILE
+from selectit_dagster.selection.score_table import SCORES_FILE
 
+# of a selection's details, those that say nothing about records that were not chosen
+_PUBLIC = {
+    *("arm", "kind", "describe", "parameters", "seed", "size", "share_of_curated", "score_means"),
+    *("response_characters", "content_sha256", "data_file", "notes", "quota", "tokens"),
+}
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
@@ -18,17 +32,20 @@ def publish(
     name: str,
     *,
     private: bool = True,
+    scores: Path | None = None,
     api: Any = None,  # noqa: ANN401 - an HfApi, or a stand-in
 ) -> str:
     """Upload a selected dataset and return the address of the commit.
 
-    Only the files that the manifest lists go out, after a check of their hashes; the scores
-    of records that were not chosen stay here.
+    What goes out is :func:`public_copy`, after a check of the hashes: nothing about records
+    that were not chosen, unless ``scores`` is given.
 
     Parameters
     ----------
     folder:
         The selected dataset.
+    scores:
+        A table of the scores of all records that goes with it.
     name:
         ``owner/name`` on the hub.
     private:
@@ -43,7 +60,7 @@ def publish(
     TransientError
         When the hub cannot be reached.
     """
-    manifest = verify(folder)
+    verify(folder)
     if name.count("/") != 1:
         raise UserError(f"{name!r} is no name on the hub", hint="give owner/name")
     from huggingface_hub import errors
@@ -51,13 +68,15 @@ def publish(
     client = api or _client()
     try:
         client.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
-        commit = client.upload_folder(
-            repo_id=name,
-            repo_type="dataset",
-            folder_path=str(folder),
-            allow_patterns=[n for n in manifest.files if n != CANDIDATES_FILE] + [MANIFEST],
-            commit_message=f"{manifest.counts['selected']:,} records, {manifest.digest[:12]}",
-        )
+        with tempfile.TemporaryDirectory() as stage:
+            manifest = public_copy(folder, Path(stage), scores)
+            commit = client.upload_folder(
+                repo_id=name,
+                repo_type="dataset",
+                folder_path=stage,
+                allow_patterns=[*manifest.files, MANIFEST],
+                commit_message=f"{manifest.counts['selected']:,} records, {manifest.digest[:12]}",
+            )
     except errors.OfflineModeIsEnabled as error:
         raise UserError(
             "the hub is switched off (HF_HUB_OFFLINE)",
@@ -80,6 +99,37 @@ def publish(
     except OSError as error:
         raise TransientError(f"the hub cannot be reached: {error}") from error
     return str(getattr(commit, "commit_url", commit))
+
+
+def public_copy(folder: Path, out: Path, scores: Path | None = None) -> Manifest:
+    """Copy what others may see of a selected dataset, with a manifest that fits the copy.
+
+    Left out are the candidates' scores, what entered and left since the selection before, the
+    score of the first record that was not chosen, and ids that notes name.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"{folder} is no selected dataset", hint="name a folder under selected/")
+    names = [name for name in manifest.files if name != CANDIDATES_FILE]
+    for name in names:
+        shutil.copyfile(folder / name, out / name)
+    if scores is not None:
+        shutil.copyfile(scores, out / SCORES_FILE)
+        names.append(SCORES_FILE)
+    details = {key: value for key, value in manifest.details.items() if key in _PUBLIC}
+    details["cut"] = {"last_selected": manifest.details["cut"]["last_selected"]}
+    write_manifest(
+        out,
+        kind=manifest.kind,
+        fingerprint=manifest.fingerprint,
+        files=names,
+        counts=manifest.counts,
+        details=details,
+        versions=manifest.versions,
+        seconds=manifest.seconds,
+        digest=manifest.digest,
+    )
+    return verify(out)
 
 
 def _client() -> Any:  # noqa: ANN401 - the hub's client

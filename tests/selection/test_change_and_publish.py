@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from selectit_dagster.artefacts.manifest import verify
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.selection.change import compare_selections
 from selectit_dagster.selection.publish import publish
 from selectit_dagster.selection.ranking import rank
+from selectit_dagster.selection.score_table import write_score_table
 from selectit_dagster.selection.subset import select
 
 from .stored import selection, world
@@ -64,14 +69,17 @@ def test_only_selections_by_selectit_are_compared(tmp_path):
 class Hub:
     """Stands in for the hub's client and remembers what it was asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, copy: Path | None = None) -> None:
         self.calls: list[tuple[str, dict]] = []
+        self.copy = copy
 
     def create_repo(self, name, **options):
         self.calls.append((name, options))
 
     def upload_folder(self, **options):
         self.calls.append(("upload", options))
+        if self.copy is not None:
+            shutil.copytree(options["folder_path"], self.copy)
         return SimpleNamespace(commit_url="https://hub/commit/1")
 
 
@@ -82,6 +90,40 @@ def test_publishing_sends_the_selection_and_nothing_else(tmp_path):
     assert hub.calls[0][1]["private"] is True
     sent = hub.calls[1][1]["allow_patterns"]
     assert sorted(sent) == ["README.md", "data.jsonl", "dataset.parquet", "manifest.json"]
+
+
+def test_what_is_published_passes_its_own_check_and_names_no_other_record(tmp_path):
+    chosen(tmp_path, "old", {"aaaa": 0.9, "bbbb": 0.8, "cccc": 0.7}, 1)
+    folder = chosen(tmp_path, "old", {"aaaa": 0.1, "bbbb": 0.8, "cccc": 0.7}, 1)
+    assert "aaaa" in (folder / "manifest.json").read_text()
+    publish(folder, "me/data", api=Hub(tmp_path / "sent"))
+    sent = tmp_path / "sent"
+    assert verify(sent).counts["selected"] == 1
+    scores = [row["score"] for row in pq.read_table(folder / "candidates.parquet").to_pylist()]
+    for path in sent.iterdir():
+        for secret in ("aaaa", "cccc", *map(str, scores[1:])):
+            assert secret.encode() not in path.read_bytes(), (path, secret)
+
+
+def test_the_scores_of_all_records_are_published_when_asked_for(tmp_path):
+    folder = chosen(tmp_path, "old", {"a": 0.9, "b": 0.8, "c": 0.7}, 1)
+    ranking = next(tmp_path.rglob("ranking.parquet")).parent
+    table = tmp_path / "all.parquet"
+    assert write_score_table(ranking, {"selectit": folder}, table) == 3
+    rows = pq.read_table(table).to_pylist()
+    ranked = pq.read_table(ranking / "ranking.parquet").to_pylist()
+    for row, known in zip(rows, ranked, strict=True):
+        assert row == {
+            "record_id": known["record_id"],
+            "status": "ok",
+            "rank": known["rank"],
+            "score": known["score"],
+            **{f"sentence_score/{m}": s for m, s in known["sentence_score"]},
+            "selectit/selected": known["rank"] == 1,
+            "selectit/score": known["score"],
+        }
+    publish(folder, "me/data", scores=table, api=Hub(tmp_path / "sent"))
+    assert "scores.parquet" in verify(tmp_path / "sent").files
 
 
 def test_publishing_needs_a_token_a_name_and_unaltered_files(tmp_path, monkeypatch):

@@ -99,6 +99,8 @@ class Ordering:
         What ``score`` is, for the card.
     notes:
         What a user should know of this very run.
+    lacking:
+        Ids of some candidates that cannot be chosen; never published.
     as_stored:
         Whether the query has no ORDER BY because the file it reads is in order.
     higher_is_better:
@@ -108,6 +110,7 @@ class Ordering:
     query: str
     score_means: str
     notes: list[str] = field(default_factory=list)
+    lacking: list[str] = field(default_factory=list)
     as_stored: bool = False
     higher_is_better: bool | None = True
 

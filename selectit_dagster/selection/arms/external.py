@@ -93,10 +93,11 @@ class External(Arm):
                 hint="give a score for each record, or correct the arm's id and column",
             )
         direction = "DESC" if self.order == "descending" else "ASC"
-        notes = [f"{total - found:,} records have no score in the file: {names}, ..."]
+        notes = [f"{total - found:,} records have no score in the file"]
         return Ordering(
             f"SELECT record_id, s.score FROM {usable} ORDER BY s.score {direction}, record_id",
             f"{self.column} of {Path(self.file).name}",
             notes if found < total else [],
+            lacking=names.split(", ") if names else [],
             higher_is_better=self.order == "descending",
         )
