@@ -61,6 +61,9 @@ class RatingSection(Section):
     audit_share: float = Field(
         0.05, gt=0, le=1, description="share scored in full to audit adaptive"
     )
+    max_failed_share: float = Field(
+        0.01, ge=0, le=1, description="largest share of records that may fail before scoring stops"
+    )
     max_batch_tokens: int | None = Field(
         None, ge=1, description="token positions per batch; default: calibrated on the device"
     )

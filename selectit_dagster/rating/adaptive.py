@@ -19,7 +19,7 @@ from selectit_dagster.errors import UserError
 from selectit_dagster.inference.length_batches import PlannedBatch
 from selectit_dagster.rating import levels
 from selectit_dagster.rating.prompts import rated_instruction
-from selectit_dagster.rating.score_store import FAILED, OK, PENDING, read_scores
+from selectit_dagster.rating.score_store import FAILED, NOT_ASKED, OK, PENDING, read_scores
 from selectit_dagster.rating.shards import COLUMNS, ChunkWork, text_key
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from selectit_dagster.rating.scoring import ScoringRequest
 
 FOLDER = ".audit"
-NOT_ASKED = "not asked"
 _SMALLEST_SAMPLE = 20
 Floats = levels.Array
 
@@ -68,7 +67,7 @@ class StoppingRule:
         Between two rounds the batches must have been rated.
         """
         for prompt in range(len(self.slack) + 1):
-            alive = [_pending(batch, work) for batch in work.batches if batch.prompt == prompt]
+            alive = [work.left_of(batch) for batch in work.batches if batch.prompt == prompt]
             yield [batch for batch in alive if batch is not None]
             if prompt < len(self.slack):
                 self._stop(work, prompt + 1)
@@ -178,11 +177,3 @@ def _token(request: ScoringRequest, p: Any) -> Floats:  # noqa: ANN401 - array-l
 def _sentence(request: ScoringRequest, token: Floats) -> Floats:
     rating = request.rating
     return levels.sentence_level(token, 0.0 if rating.ablation == "model-r" else rating.alpha)
-
-
-def _pending(batch: PlannedBatch, work: ChunkWork) -> PlannedBatch | None:
-    """Return the batch without the rows that are no longer asked."""
-    kept = [n for n, at in enumerate(batch.targets) if work.ratings.status[at] == PENDING]
-    if not kept:
-        return None
-    return PlannedBatch(tuple(batch.targets[n] for n in kept), batch.tokens.take(kept))

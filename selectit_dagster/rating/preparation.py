@@ -73,6 +73,8 @@ def open_run(
     chunk = int(np.clip(budget // 8, *_CHUNK_RECORDS))
     plan = {"device": backend.facts.device, "batch_tokens": budget, "chunk_records": chunk}
     plan = folder.open(plan, on_mismatch)
+    if rating.max_batch_tokens is not None:  # also where a run that was interrupted goes on
+        plan["batch_tokens"] = budget
     return Setup(request, rows, rating_ids, backend, records, plan, warnings)
 
 

@@ -22,6 +22,7 @@ from selectit_dagster.artefacts.files import read_json, sha256_json, write_json
 from selectit_dagster.artefacts.manifest import MANIFEST, Fingerprint, differences, read_manifest
 from selectit_dagster.artefacts.unfinished_work import UnfinishedWork
 from selectit_dagster.errors import ArtefactError
+from selectit_dagster.inference.failures import is_device_failure
 from selectit_dagster.rating.score_journal import read_journal
 from selectit_dagster.rating.score_store import OK, Ratings, read_index, read_part
 
@@ -91,10 +92,11 @@ class ScoreFolder:
             and state["fingerprint"] == self.fingerprint
             and state["plan"]["device"] == plan["device"]
         ):
+            _reuse(self.path, [path for path in _row_files(self.path) if _failed_by_device(path)])
             return dict(state["plan"])
         if stored is not None and engine_digest(stored) != self.engine:
             self._supersede(stored, on_mismatch)
-        self._retire()
+        retire_rows(self.path)
         write_json(self.path / STATE, {"fingerprint": self.fingerprint, "plan": plan})
         return plan
 
@@ -138,10 +140,6 @@ class ScoreFolder:
     def _aside(self, digest: str) -> Path:
         return self.path.with_name(f"{self.path.name}.superseded-{digest[:8]}")
 
-    def _retire(self) -> None:
-        """Turn parts and journals of another request into a source of reusable rows."""
-        retire_rows(self.path)
-
     def discard(self) -> None:
         """Remove the rows of the request in progress, and its plan."""
         for path in _row_files(self.path):
@@ -176,11 +174,29 @@ class ScoreFolder:
         return not (self.path / STATE).exists()
 
 
+def _failed_by_device(path: Path) -> bool:
+    """Tell whether a part holds rows that failed by their device: those are asked again."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if path.suffix != ".parquet":  # a journal's rows are looked at one by one
+        return False
+    try:
+        reasons = pq.read_table(path, columns=["reason"]).column("reason").drop_null()
+    except (OSError, KeyError, ValueError, pa.ArrowException):
+        return False
+    return any(is_device_failure(reason) for reason in reasons.unique().to_pylist())
+
+
 def retire_rows(folder: Path) -> None:
     """Move every part and journal where later requests look for rows to take over."""
     (folder / MANIFEST).unlink(missing_ok=True)
     (folder / STATE).unlink(missing_ok=True)
-    for path in _row_files(folder):
+    _reuse(folder, _row_files(folder))
+
+
+def _reuse(folder: Path, paths: Sequence[Path]) -> None:
+    for path in paths:
         target = folder / REUSE / f"{path.stem}-{_unique(path)}{path.suffix}"
         target.parent.mkdir(exist_ok=True)
         path.rename(target)

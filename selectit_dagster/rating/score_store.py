@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 STATUSES = ("ok", "too_long", "failed")
 OK, TOO_LONG, FAILED = range(3)
 PENDING = 255
+# how the reason begins of a row that adaptive rating leaves out
+NOT_ASKED = "not asked"
 _ENGINE, _PROMPTS = b"selectit.engine", b"selectit.prompts"
 _RECORDS, _RATINGS = b"selectit.records", b"selectit.ratings"
 _KEY = re.compile(r"[0-9a-f]{16,128}")

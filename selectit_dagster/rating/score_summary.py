@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from selectit_dagster.errors import UserError
+from selectit_dagster.inference.failures import is_device_failure
 from selectit_dagster.rating.score_folder import short_keys
 from selectit_dagster.rating.score_store import FAILED, OK, STATUSES, TOO_LONG, Ratings, read_part
 
@@ -31,6 +32,8 @@ class Summary:
         Up to ten records that were not rated: id, status, reason.
     keys:
         The rated texts' short digests.
+    failed_by_device:
+        Rows that failed by their device and not by themselves.
     """
 
     files: list[str]
@@ -38,6 +41,7 @@ class Summary:
     rating_mass: dict[str, float]
     examples: list[dict[str, str]] = field(default_factory=list)
     keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    failed_by_device: int = 0
 
     @classmethod
     def of(cls, folder: Path) -> Summary:
@@ -70,6 +74,8 @@ class Summary:
             self.counts[STATUSES[code]] += int((worst == code).sum())
         cut = {i for i, k in part.reasons if worst[i] == OK and part.status[i, k] == OK}
         self.counts["truncated"] += len(cut)
+        failed = np.argwhere(part.status == FAILED).tolist()
+        self.failed_by_device += sum(is_device_failure(part.reasons.get((i, k))) for i, k in failed)
         for i in np.flatnonzero(worst != OK).tolist()[: _EXAMPLES - len(self.examples)]:
             k = int(part.status[i].argmax())
             self.examples.append(
@@ -93,6 +99,11 @@ class Summary:
             count = self.counts[status]
             if count:
                 found.append(f"{count:,} of {self.counts['records']:,} records are {status}")
+        if self.failed_by_device:
+            found.append(
+                f"{self.failed_by_device:,} rows failed by the device and not by themselves: they "
+                "are asked again when the scores are made again"
+            )
         if self.counts["truncated"]:
             found.append(f"the responses of {self.counts['truncated']:,} records were cut")
         return found

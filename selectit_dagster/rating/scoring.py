@@ -172,15 +172,22 @@ def score(
     """
     fingerprint = scoring_fingerprint(request)
     folder = ScoreFolder(out, fingerprint)
-    if is_current(out, fingerprint) and folder.is_tidy:
+    if _is_final(out, fingerprint) and folder.is_tidy:
         return require_manifest(out, made_by="the uncertainty scores")
     with folder_lock(out, f"scoring with {request.model.name}"):
-        if is_current(out, fingerprint):
+        if _is_final(out, fingerprint):
             if not folder.is_tidy:  # killed when all was rated
                 _tidy(request, folder, Summary.of(out))
             return require_manifest(out, made_by="the uncertainty scores")
         with _engine(request):
             return _score(request, folder, progress or Silent(), backend, on_mismatch)
+
+
+def _is_final(out: Path, fingerprint: Fingerprint) -> bool:
+    """Tell whether all is rated; rows that failed by their device are to be asked again."""
+    if not is_current(out, fingerprint):
+        return False
+    return not require_manifest(out, made_by="the scores").details.get("failed_by_device", 0)
 
 
 def _engine(request: ScoringRequest) -> contextlib.AbstractContextManager[object]:
@@ -224,6 +231,7 @@ def _score(
         **audit,
         "rating_mass": summary.rating_mass,
         "examples": summary.examples,
+        "failed_by_device": summary.failed_by_device,
     }
     details["warnings"] = [*folder.notes, *details["warnings"], *summary.warnings()]
     summary.require_some_ok(request.model.name)

@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from selectit_dagster.errors import UserError
 from selectit_dagster.inference.length_batches import PlannedBatch
 from selectit_dagster.progress import Progress
 from selectit_dagster.rating.preparation import Setup, chunk_maker
@@ -55,6 +56,7 @@ class Run:
     positions: int = 0
     busy_seconds: float = 0.0
     done: int = 0
+    failed: dict[int, int] = field(default_factory=dict)
     started: float = 0.0
 
     def __post_init__(self) -> None:
@@ -90,6 +92,7 @@ class Run:
             self.counts["reused"] += work.reused
             self.counts["resumed"] += work.resumed
             self._advance(work.ratings.status.size - work.pending)
+            self.watch_failures(work)
             rounds = [work.batches] if self.rule is None else self.rule.rounds(work)
             for batches in rounds:
                 for batch in batches:
@@ -112,13 +115,37 @@ class Run:
         for future in finished:
             work, batch = flying.pop(future)
             self._journal(work)
-            work.take(batch, future.result())
+            rated = future.result()
+            work.take(batch, rated)
+            if rated.reasons:
+                self.watch_failures(work)
             self.counts["scored"] += len(batch.targets)
             self.tokens += batch.tokens.tokens
             self.positions += batch.tokens.positions
             self._advance(len(batch.targets))
             if self.rule is None and not work.pending:
                 self._save(work)
+
+    def watch_failures(self, work: ChunkWork) -> None:
+        """Count a shard's failed records; stop above the share that is allowed.
+
+        Raises
+        ------
+        UserError
+            Naming a reason. What was rated is kept.
+        """
+        failed = work.failed_records()
+        self.failed[work.index] = len(failed)
+        count, limit = sum(self.failed.values()), self.setup.request.rating.max_failed_share
+        if failed and count > limit * self.setup.records:
+            record, reason = next(iter(failed.items()))
+            raise UserError(
+                f"{count:,} of {self.setup.records:,} records failed so far, more than the "
+                f"{limit:.1%} that rating.max_failed_share allows; "
+                f"{work.ratings.record_ids[record]}: {reason}",
+                hint="what was rated is kept: mend the cause, lower rating.max_batch_tokens where "
+                "memory ended, or raise rating.max_failed_share, and run again",
+            )
 
     def _journal(self, work: ChunkWork) -> None:
         if work.journal is None:

@@ -16,12 +16,13 @@ import numpy as np
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.inference.backends.protocol import Tokens
+from selectit_dagster.inference.failures import is_device_failure
 from selectit_dagster.inference.length_batches import PlannedBatch, plan_by_prompt
 from selectit_dagster.rating.prompts import rated_instruction
 from selectit_dagster.rating.rated_batch import RatedBatch
 from selectit_dagster.rating.score_folder import RowSource
 from selectit_dagster.rating.score_journal import Journal, JournalRow, read_journal
-from selectit_dagster.rating.score_store import FAILED, OK, PENDING, Ratings
+from selectit_dagster.rating.score_store import FAILED, NOT_ASKED, OK, PENDING, Ratings
 from selectit_dagster.rating.token_rows import RowMaker, TokenRow
 
 COLUMNS = ("record_id", "instruction", "input", "response")
@@ -157,13 +158,24 @@ class ChunkWork:
         for row in content.rows:
             known = row.record < len(self.ratings.keys)
             known = known and row.prompt < self.ratings.status.shape[1]
-            if known and self.ratings.keys[row.record] == row.key:
+            again = row.probabilities is None and is_device_failure(row.reason)
+            if known and not again and self.ratings.keys[row.record] == row.key:
                 self.enter(row)
                 self.resumed += 1
-        status = self.ratings.status
-        self.batches = [
-            batch for batch in self.batches if any(status[at] == PENDING for at in batch.targets)
-        ]
+        self.batches = [left for batch in self.batches if (left := self.left_of(batch))]
+
+    def left_of(self, batch: PlannedBatch) -> PlannedBatch | None:
+        """Return the rows of a batch that are still to be rated; None when there are none."""
+        kept = [n for n, at in enumerate(batch.targets) if self.ratings.status[at] == PENDING]
+        if not kept:
+            return None
+        return PlannedBatch(tuple(batch.targets[n] for n in kept), batch.tokens.take(kept))
+
+    def failed_records(self) -> dict[int, str]:
+        """Return why a prompt failed, by record; not being asked is no failure."""
+        failed = np.argwhere(self.ratings.status == FAILED).tolist()
+        reasons = {i: self.ratings.reasons[i, k] for i, k in failed}
+        return {i: reason for i, reason in reasons.items() if not reason.startswith(NOT_ASKED)}
 
     def take(self, planned: PlannedBatch, rated: RatedBatch) -> None:
         """Enter the ratings of a batch and append them to the journal."""

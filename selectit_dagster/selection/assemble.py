@@ -196,7 +196,7 @@ def _details(
         },
         "content_sha256": written.content,
         "data_file": written.names[0],
-        "notes": [*ordering.notes, *choice.notes],
+        "notes": [*ordering.notes, *choice.notes, *_without_score(request, counts)],
         **({"lacking": ordering.lacking} if ordering.lacking else {}),
         **({"quota": choice.quota} if choice.quota else {}),
         **({"tokens": choice.tokens} if choice.tokens is not None else {}),
@@ -206,6 +206,20 @@ def _details(
 def _public(settings: dict[str, Any]) -> dict[str, Any]:
     """Return an arm's settings with files by their names: a manifest may be published."""
     return {k: Path(v).name if k == "file" else v for k, v in settings.items()}
+
+
+def _without_score(request: SelectionRequest, counts: dict[str, int]) -> list[str]:
+    """Return a note on the records that no score could be had of, and what the size counts."""
+    missing = counts["curated"] - counts["candidates"]
+    if not missing:
+        return []
+    note = f"{missing:,} of {counts['curated']:,} curated records have no score and were not to "
+    note += "be chosen"
+    if request.size_rule == "share":
+        note += f"; the share {request.size:g} is of all {counts['curated']:,}"
+        if counts["selected"] < int(request.size * counts["curated"]):
+            note += f", so all {counts['selected']:,} that have one were taken"
+    return [note]
 
 
 def _number(work: Workspace, query: str) -> int:

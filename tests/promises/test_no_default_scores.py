@@ -41,7 +41,7 @@ def request_for(tmp_path, tiny_model_folder):
     table = pa.table({n: list(c) for n, c in zip(names, zip(*rows, strict=True), strict=True)})
     pq.write_table(table, tmp_path / "records.parquet")
     model = ScoringModel(name="m", path=str(tiny_model_folder))
-    rating = RatingSection(num_prompts=2, max_batch_tokens=256)
+    rating = RatingSection(num_prompts=2, max_batch_tokens=256, max_failed_share=1)
     return ScoringRequest(tmp_path / "records.parquet", model, rating)
 
 

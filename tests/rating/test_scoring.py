@@ -187,7 +187,7 @@ def test_what_is_not_a_number_fails_with_a_reason(
     records: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     broken = HashedBackend(broken=range(12))
-    request = request_for(records, tiny_model_folder, num_prompts=2)
+    request = request_for(records, tiny_model_folder, num_prompts=2, max_failed_share=1)
     manifest = score(request, tmp_path / "scores", backend=broken)
     clean = HashedBackend()
     score(request, tmp_path / "clean", backend=clean)

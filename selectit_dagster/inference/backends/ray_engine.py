@@ -186,6 +186,7 @@ class RayRun(Run):
             )
         )
         self._advance(len(refused))
+        self.watch_failures(work)
 
     def _take(self, work: ChunkWork, targets: list[tuple[int, int]], row: dict[str, Any]) -> None:
         for at, note in json.loads(row["notes"]).items():
@@ -195,6 +196,7 @@ class RayRun(Run):
         rated = unpack_ratings(row["ratings"], json.loads(row["reasons"]), number)
         self._journal(work)
         work.take(PlannedBatch(tuple(targets), _NOTHING), rated)
+        self.watch_failures(work)
         self.counts["scored"] += len(targets)
         self.tokens += row["tokens"]
         self.positions += row["positions"]
