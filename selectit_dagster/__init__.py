@@ -8,21 +8,25 @@ MLflow. ``platform`` assembles them into Dagster definitions, MLflow tracking an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from selectit_dagster.api import Scored, rank, score, select
     from selectit_dagster.orchestration.component import SelectItComponent
 
-__all__ = ["SelectItComponent", "__version__"]
+__all__ = ["Scored", "SelectItComponent", "__version__", "rank", "score", "select"]
 __version__ = "0.1.0"
+_LAZY = {
+    "SelectItComponent": "selectit_dagster.orchestration.component",
+    **dict.fromkeys(("Scored", "rank", "score", "select"), "selectit_dagster.api"),
+}
 
 
-def __getattr__(name: str) -> type[SelectItComponent]:
-    """Import the Dagster component when it is asked for: the engines do not need Dagster."""
-    if name == "SelectItComponent":
-        from selectit_dagster.orchestration.component import SelectItComponent
-
-        return SelectItComponent
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - what is asked for
+    """Import what is asked for when it is asked for: the engines do not need Dagster."""
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

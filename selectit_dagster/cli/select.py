@@ -25,7 +25,7 @@ from selectit_dagster.progress import Reporter
 
 # those who come from the authors' scripts get their records back as they were: what
 # curation would take out is flagged, not dropped
-_KEEP_ALL = {
+KEEP_ALL = {
     "exact_duplicates": False,
     "decontamination": False,
     "empty_responses": "flag",
@@ -111,7 +111,7 @@ def select_experiment(
     value = {
         "name": "select",
         "dataset": dataset,
-        "curation": _KEEP_ALL,
+        "curation": KEEP_ALL,
         "scoring_models": [{"name": name, **model} for model, name in named],
         "rating": rating,
         "selection": {**selection, "arms": [{"kind": "selectit"}]},
