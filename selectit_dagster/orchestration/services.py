@@ -1,8 +1,4 @@
-"""Servers that belong together: started in order, health-checked, ended together.
-
-Each service is the leader of its own process group, so that ending it reaches whatever it
-started itself. Nothing here knows which servers they are.
-"""
+"""Servers that belong together: started, waited for, ended together; and free ports for them."""
 
 from __future__ import annotations
 
@@ -20,172 +16,112 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
 from selectit_dagster.errors import UserError
 
 LOOPBACK = "127.0.0.1"
 _TAIL = 20
+_GRACE = 30.0  # between asking a server to end and killing it: Dagster's own asks its children
 
 
-class ServiceDiedError(Exception):
-    """A service ended by itself; ``tail`` holds the last lines of its log."""
+class ServiceFailedError(Exception):
+    """A server ended by itself or never answered; ``tail`` holds the last lines of its log."""
 
-    def __init__(self, name: str, code: int, log: Path) -> None:
-        self.name, self.code, self.log = name, code, log
-        self.tail = tail(log)
-        super().__init__(f"{name} ended with exit code {code}")
-
-
-class ServiceSlowError(Exception):
-    """A service did not answer in time."""
-
-    def __init__(self, name: str, seconds: float, log: Path) -> None:
-        self.name, self.log = name, log
-        self.tail = tail(log)
-        super().__init__(f"{name} did not answer within {seconds:.0f} s")
+    def __init__(self, service: Service, what: str) -> None:
+        self.log, self.tail = service.log, tail(service.log)
+        super().__init__(f"{service.name} {what}")
 
 
 @dataclass(frozen=True)
 class Service:
-    """One server.
+    """One server: its name for people, its command, its log (the one before is kept as ``.1``).
 
-    Attributes
-    ----------
-    name:
-        As a person knows it, in messages.
-    argv:
-        Command and arguments; no shell is involved.
-    log:
-        File that takes its output; the one before is kept beside it as ``.1``.
-    ready:
-        Tells whether the service is up; None when being alive is enough.
-    environment:
-        Variables on top of this process's own.
+    ``address`` answers with 200 once it is up; ``environment`` comes on top of this process's own.
     """
 
     name: str
     argv: list[str]
     log: Path
-    ready: Callable[[], bool] | None = None
+    address: str
     environment: dict[str, str] = field(default_factory=dict)
 
 
-class Services:
-    """The services that this process started and must end.
+@contextlib.contextmanager
+def running(services: list[Service], grace: float = _GRACE) -> Iterator[Callable[[], None]]:
+    """Run servers while the block lasts, each the leader of its own process group.
 
-    Parameters
-    ----------
-    stopping:
-        Returns True once the user wants to stop; waiting ends then.
-    grace:
-        Seconds between asking a service to end and killing it.
+    Yields
+    ------
+    A function that raises ServiceFailedError when one of them has ended.
+
+    Raises
+    ------
+    UserError
+        When a command is not installed.
     """
+    started: dict[str, subprocess.Popen[bytes]] = {}
 
-    def __init__(self, stopping: Callable[[], bool] = lambda: False, grace: float = 20.0) -> None:
-        self.stopping = stopping
-        self.grace = grace
-        self._running: list[tuple[Service, subprocess.Popen[bytes]]] = []
-        self._seen: dict[int, psutil.Process] = {}
+    def check() -> None:
+        for service in services:
+            if (code := started[service.name].poll()) is not None:
+                raise ServiceFailedError(service, f"ended with exit code {code}")
 
-    def start(self, service: Service) -> int:
-        """Start a service in a process group of its own and return its process id.
-
-        Raises
-        ------
-        UserError
-            When its command is not installed.
-        """
-        service.log.parent.mkdir(parents=True, exist_ok=True)
-        if service.log.exists():
-            service.log.replace(service.log.with_name(service.log.name + ".1"))
-        with service.log.open("wb") as log:
-            try:
-                process = subprocess.Popen(
-                    service.argv,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, **service.environment},
-                    start_new_session=True,
-                    preexec_fn=_end_with(os.getpid()),
-                )
-            except OSError as error:
-                raise UserError(
-                    f"{service.name} cannot be started: {error}",
-                    hint="install the project's requirements again",
-                ) from error
-        self._running.append((service, process))
-        return process.pid
-
-    def check(self) -> None:
-        """Raise ServiceDiedError for the first service that ended; note what the others started."""
-        for service, process in self._running:
-            if (code := process.poll()) is not None:
-                raise ServiceDiedError(service.name, code, service.log)
-        self._note_descendants()
-
-    def wait_healthy(self, service: Service, timeout: float) -> bool:
-        """Wait until a service answers; False when the user wanted to stop meanwhile.
-
-        Raises
-        ------
-        ServiceDiedError, ServiceSlowError
-            When any service ended, or this one did not answer within ``timeout`` seconds.
-        """
-        deadline = time.monotonic() + timeout
-        while not self.stopping():
-            self.check()
-            if service.ready is None or service.ready():
-                return True
-            if time.monotonic() > deadline:
-                raise ServiceSlowError(service.name, timeout, service.log)
-            time.sleep(0.3)
-        return False
-
-    def watch(self, interval: float = 1.0) -> None:
-        """Return when the user wants to stop; raise ServiceDiedError when a service ends."""
-        while not self.stopping():
-            self.check()
-            time.sleep(interval)
-
-    def stop(self) -> None:
-        """End every service and everything that they started, the last one started first."""
-        self._note_descendants()
-        for _, process in reversed(self._running):
+    try:
+        for service in services:
+            started[service.name] = _start(service)
+        yield check
+    finally:
+        for process in started.values():
             _signal_group(process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + self.grace
-        while time.monotonic() < deadline and self._alive():
+        deadline = time.monotonic() + grace
+        # the runs that a server started are in its group, and may take longer than it
+        while time.monotonic() < deadline and any(map(_is_left, started.values())):
             time.sleep(0.1)
-        for _, process in self._running:
+        for process in started.values():
             _signal_group(process.pid, signal.SIGKILL)
-        for left in self._alive():
-            # it had left its group: only the note of what was started finds it
-            with contextlib.suppress(psutil.Error):
-                left.kill()
-        for _, process in self._running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=5)
-        self._running.clear()
+            process.wait()
 
-    def _note_descendants(self) -> None:
-        """Remember the processes below each service, also those that leave its group later."""
-        for _, process in self._running:
-            with contextlib.suppress(psutil.Error):
-                leader = psutil.Process(process.pid)
-                for found in (leader, *leader.children(recursive=True)):
-                    self._seen[found.pid] = found
 
-    def _alive(self) -> list[psutil.Process]:
-        """Return the noted processes that still run (a process id used anew does not count)."""
-        for _, process in self._running:
-            process.poll()
-        alive = []
-        for process in self._seen.values():
-            with contextlib.suppress(psutil.Error):
-                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                    alive.append(process)
-        return alive
+def wait_healthy(
+    service: Service, check: Callable[[], None], stopping: Callable[[], bool], timeout: float
+) -> bool:
+    """Wait until a server answers; False when the user wanted to stop meanwhile.
+
+    Raises
+    ------
+    ServiceFailedError
+        When one of the servers ended, or this one did not answer within ``timeout`` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while not stopping():
+        check()
+        if answers(service.address):
+            return True
+        if time.monotonic() > deadline:
+            raise ServiceFailedError(service, f"did not answer within {timeout:.0f} s")
+        time.sleep(0.3)
+    return False
+
+
+def _start(service: Service) -> subprocess.Popen[bytes]:
+    service.log.parent.mkdir(parents=True, exist_ok=True)
+    if service.log.exists():
+        service.log.replace(service.log.with_name(service.log.name + ".1"))
+    with service.log.open("wb") as log:
+        try:
+            return subprocess.Popen(
+                service.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **service.environment},
+                start_new_session=True,
+                preexec_fn=_end_with(os.getpid()),
+            )
+        except OSError as error:
+            raise UserError(
+                f"{service.name} cannot be started: {error}",
+                hint="install the project's requirements again",
+            ) from error
 
 
 def _end_with(parent: int) -> Callable[[], None] | None:
@@ -211,9 +147,18 @@ def _end_with(parent: int) -> Callable[[], None] | None:
     return ask_the_kernel
 
 
-def _signal_group(group: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+def _signal_group(group: int, number: int) -> bool:
+    """Send a signal to a process group; False when nobody is in it."""
+    try:
         os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def _is_left(process: subprocess.Popen[bytes]) -> bool:
+    process.poll()  # a leader that ended counts until it is waited for
+    return _signal_group(process.pid, 0)
 
 
 def answers(address: str) -> bool:
