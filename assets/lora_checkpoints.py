@@ -3,7 +3,6 @@
 import json
 
 import dagster as dg
-from pydantic import Field
 
 from selectit_dagster.artefacts.manifest import Manifest
 from selectit_dagster.experiment import ModelReference
@@ -28,15 +27,14 @@ from selectit_dagster.orchestration.tracking import TrackedRun, numbers
 _STEPS_SHOWN = 500
 
 
-class TuningConfig(dg.Config):
-    """Settings that stand in for the experiment file's in this run."""
-
-    seed: int | None = Field(
-        None,
-        ge=0,
-        le=2**31 - 1,
-        description="another training seed than the partition's; its checkpoint is replaced",
+_CONFIG = {
+    "seed": dg.Field(
+        int,
+        is_required=False,
+        description="another training seed than the partition's, 0 to 2147483647; its "
+        "checkpoint is replaced",
     )
+}
 
 
 def partitions(pipeline: Pipeline) -> dg.StaticPartitionsDefinition:
@@ -78,23 +76,21 @@ def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
         kinds={"pytorch", "huggingface"},
         pool=asset_keys.MODEL_POOL,
         metadata={"base_model": base.path},
+        config_schema=_CONFIG,
     )
-    def lora_checkpoints(
-        context: dg.AssetExecutionContext, config: TuningConfig
-    ) -> dg.MaterializeResult:
+    def lora_checkpoints(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         """Tune the base model on one arm's subset with one training seed.
 
         The loss counts the response only; five records' trained text is shown below. An
         interrupted run resumes from its last resume point. Materialise a single partition
         to repeat one arm and seed.
         """
+        seed = context.op_execution_context.op_config.get("seed")
         return run_asset(
             context,
             access,
             page,
-            lambda now: now.checkpoint(
-                now.units[context.partition_key], Overrides(seed=config.seed)
-            ),
+            lambda now: now.checkpoint(now.units[context.partition_key], Overrides(seed=seed)),
         )
 
     return lora_checkpoints

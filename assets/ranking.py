@@ -1,14 +1,13 @@
 """Fused ranking: the models' scores become one order of the records."""
 
-from enum import Enum
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import dagster as dg
-from pydantic import Field, field_validator
 
 from selectit_dagster.artefacts.accounting import Account, RecordsLostError
 from selectit_dagster.artefacts.manifest import Manifest, require_manifest
-from selectit_dagster.errors import ArtefactError
+from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.experiment import Experiment
 from selectit_dagster.orchestration import asset_keys
 from selectit_dagster.orchestration.asset_checks import Check, Inspection, inspection, query
@@ -18,70 +17,75 @@ from selectit_dagster.orchestration.asset_runner import Page, run_asset, stage_a
 from selectit_dagster.orchestration.stages.overrides import Overrides
 from selectit_dagster.orchestration.stages.stage import Stage
 
-# the launchpad offers the members and refuses anything else before the run starts
-Variant = Enum("Variant", {"paper": "paper", "released-code": "released-code"})
-Ablation = Enum("Ablation", {"none": "none", "sentence-r": "sentence-r", "model-r": "model-r"})
+
+def config_schema(experiment: Experiment, access: Access) -> dict[str, dg.Field]:
+    """Return what a launchpad run may change, each with its present value; no model is needed.
+
+    The launchpad shows the values of an enumeration and refuses any other before a run starts.
+    """
+    rating, models = experiment.rating, experiment.scoring_models
+
+    def one_of(name: str, values: Iterable[str]) -> dg.Enum:
+        return dg.Enum(access.name(name), [dg.EnumValue(value) for value in values])
+
+    weights = {
+        model.name: dg.Field(float, is_required=False, description="above 0")
+        if model.theta is None
+        else dg.Field(float, default_value=model.theta, description="above 0")
+        for model in models
+    }
+    return {
+        "alpha": dg.Field(
+            float,
+            default_value=rating.alpha,
+            description="α, the weight of the disagreement between prompts: 0 to 100",
+        ),
+        "num_prompts": dg.Field(
+            one_of("num_prompts", [str(k) for k in range(1, rating.num_prompts + 1)]),
+            default_value=str(rating.num_prompts),
+            description="K: the first K of the prompts that were scored",
+        ),
+        "variant": dg.Field(
+            one_of("variant", ("paper", "released-code")),
+            default_value=rating.variant,
+            description="the paper's formulas or the authors'",
+        ),
+        "ablation": dg.Field(
+            one_of("ablation", ("none", "sentence-r", "model-r")),
+            default_value=rating.ablation,
+            description="what goes into the next level",
+        ),
+        "models": dg.Field(
+            [one_of("model", [model.name for model in models])],
+            default_value=[model.name for model in models],
+            description="the models that are fused",
+        ),
+        "thetas": dg.Field(weights, description="fusion weights; default: parameter counts"),
+    }
 
 
-def config_type(experiment: Experiment) -> type[dg.Config]:
-    """Return what a launchpad run may change; nothing of it needs a model."""
-    known = experiment.rating.num_prompts
-    names = [model.name for model in experiment.scoring_models]
-
-    class RankingConfig(dg.Config):
-        """Settings that stand in for the experiment file's in this run."""
-
-        alpha: float | None = Field(
-            None,
-            ge=0,
-            le=100,
-            description="α, the weight of the disagreement between prompts: 0 to 100; "
-            f"the file says {experiment.rating.alpha}",
-        )
-        num_prompts: int | None = Field(
-            None,
-            ge=1,
-            le=known,
-            description=f"K: use the first K of the {known} prompts that were scored",
-        )
-        variant: Variant | None = Field(
-            None, description="the paper's formulas (`paper`) or the authors' (`released-code`)"
-        )
-        ablation: Ablation | None = Field(
-            None, description="what goes into the next level: `none`, `sentence-r`, `model-r`"
-        )
-        models: list[str] | None = Field(
-            None, min_length=1, description=f"fuse only these models; of {', '.join(names)}"
-        )
-        thetas: dict[str, float] | None = Field(
-            None, description=f"fusion weights, above 0, by model: of {', '.join(names)}"
-        )
-
-        @field_validator("models", "thetas")
-        @classmethod
-        def _known(cls, value: Any) -> Any:  # noqa: ANN401 - names, alone or with their weights
-            if unknown := sorted(set(value or ()) - set(names)):
-                raise ValueError(f"no scoring model {', '.join(unknown)}; there are {names}")
-            return value
-
-    return RankingConfig
-
-
-def overrides(config: Any) -> Overrides:  # noqa: ANN401 - the class is made per experiment
-    """Return the values that were given in the launchpad."""
-    return Overrides(
-        alpha=config.alpha,
-        num_prompts=config.num_prompts,
-        variant=config.variant and config.variant.value,
-        ablation=config.ablation and config.ablation.value,
-        models=tuple(config.models) if config.models is not None else None,
-        thetas=tuple(config.thetas.items()) if config.thetas else None,
-    )
+def overrides(config: Mapping[str, Any], experiment: Experiment) -> Overrides:
+    """Return the values of the launchpad that differ from the experiment's."""
+    rating, names = experiment.rating, [model.name for model in experiment.scoring_models]
+    if not config["models"]:
+        raise UserError("no model is left to fuse", hint=f"name one of {', '.join(names)}")
+    present = {"num_prompts": str(rating.num_prompts), "models": names}
+    values: dict[str, Any] = {
+        name: config[name]
+        for name in ("alpha", "num_prompts", "variant", "ablation", "models")
+        if config[name] != present.get(name, getattr(rating, name, None))
+    }
+    if "num_prompts" in values:
+        values["num_prompts"] = int(values["num_prompts"])
+    if "models" in values:
+        values["models"] = tuple(values["models"])
+    known = {model.name: model.theta for model in experiment.scoring_models}
+    thetas = {n: weight for n, weight in config["thetas"].items() if weight != known[n]}
+    return Overrides(**values, thetas=tuple(thetas.items()) or None)
 
 
 def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
     """Return the asset that fuses the stored scores."""
-    RankingConfig = config_type(experiment)  # noqa: N806 - a class
     page = page_of(access)
 
     @stage_asset(
@@ -94,11 +98,9 @@ def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
         ],
         group=asset_keys.RATING,
         kinds={"parquet", "python"},
+        config_schema=config_schema(experiment, access),
     )
-    def ranking(
-        context: dg.AssetExecutionContext,
-        config: RankingConfig,  # type: ignore[valid-type]
-    ) -> dg.MaterializeResult:
+    def ranking(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         """Fuse the models' stored distributions into one score and one order.
 
         Token level, sentence level (the disagreement between prompts, weighted by α) and
@@ -106,8 +108,9 @@ def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
         try another α, number of prompts, variant, weights or set of models from the launchpad
         in seconds.
         """
+        given = context.op_execution_context.op_config
         return run_asset(
-            context, access, page, lambda pipeline: pipeline.ranking(overrides(config))
+            context, access, page, lambda now: now.ranking(overrides(given, experiment))
         )
 
     return ranking

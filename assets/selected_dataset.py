@@ -1,11 +1,14 @@
 """Selected dataset: the chosen subset of each arm, SelectIT's and those it competes with."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
-from pydantic import Field, model_validator
 
 from selectit_dagster.artefacts.manifest import Manifest
+from selectit_dagster.errors import UserError
+from selectit_dagster.experiment import Experiment
 from selectit_dagster.orchestration import asset_keys
 from selectit_dagster.orchestration.asset_checks import Check, Inspection, inspection, query
 from selectit_dagster.orchestration.asset_keys import Access
@@ -13,7 +16,7 @@ from selectit_dagster.orchestration.asset_metadata import Metadata, add_table, d
 from selectit_dagster.orchestration.asset_runner import Page, run_asset, stage_asset
 from selectit_dagster.orchestration.mlflow_logging import as_columns, log_dataset
 from selectit_dagster.orchestration.pipeline import Pipeline
-from selectit_dagster.orchestration.stages.overrides import Overrides
+from selectit_dagster.orchestration.stages.overrides import SIZES, Overrides
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.orchestration.tracking import TrackedRun
 from selectit_dagster.selection.previous_selection import last_change, moved
@@ -21,38 +24,51 @@ from selectit_dagster.selection.previous_selection import last_change, moved
 _COLUMNS = ("record_id", "instruction", "input", "response")
 
 
-class SelectionConfig(dg.Config):
-    """Settings that stand in for the experiment file's in this run."""
+def config_schema(experiment: Experiment, access: Access) -> dict[str, dg.Field]:
+    """Return what a launchpad run may change; the size that is asked for stands in it."""
+    rule, size = experiment.selection.size
+    models = [dg.EnumValue(model.name) for model in experiment.scoring_models]
+    kinds: dict[str, tuple[type, str]] = {
+        "share": (float, "share of the curated records: above 0, at most 1"),
+        "count": (int, "number of records: 1 or more"),
+        "tokens": (int, "token budget, as the base model counts: 1 or more"),
+        "threshold": (float, "lowest score"),
+    }
+    sizes = {
+        name: dg.Field(kind, default_value=kind(size), description=text)
+        if name == rule
+        else dg.Field(kind, is_required=False, description=f"{text}; instead of the {rule}")
+        for name, (kind, text) in kinds.items()
+    }
+    return {
+        **sizes,
+        "seed": dg.Field(
+            int, is_required=False, description="another draw, 0 to 2147483647; of a drawn arm"
+        ),
+        "model": dg.Field(
+            dg.Enum(access.name("arm_model"), models),
+            is_required=False,
+            description="scoring model of this arm, where it takes a single one",
+        ),
+    }
 
-    share: float | None = Field(
-        None, gt=0, le=1, description="share of the curated records: above 0, at most 1"
-    )
-    count: int | None = Field(None, ge=1, description="number of records instead of a share")
-    threshold: float | None = Field(None, description="lowest score instead of a share")
-    seed: int | None = Field(
-        None, ge=0, le=2**31 - 1, description="another draw; only for a random arm"
-    )
-    model: str | None = Field(
-        None,
-        description="scoring model of this arm; only for arms that take a single one",
-    )
 
-    @model_validator(mode="after")
-    def _one_size(self) -> "SelectionConfig":
-        sizes = (self.share, self.count, self.threshold)
-        if sum(size is not None for size in sizes) > 1:
-            raise ValueError("give one of share, count and threshold, not several")
-        return self
+def overrides(config: Mapping[str, Any], experiment: Experiment) -> Overrides:
+    """Return the values of the launchpad that differ from the experiment's.
 
-    def overrides(self) -> Overrides:
-        """Return the values that were given in the launchpad."""
-        return Overrides(
-            share=self.share,
-            count=self.count,
-            threshold=self.threshold,
-            seed=self.seed,
-            model=self.model,
+    Raises
+    ------
+    UserError
+        When several sizes are given.
+    """
+    rule, size = experiment.selection.size
+    given = {n: v for n, v in config.items() if v is not None and (n, v) != (rule, size)}
+    if len(sizes := [name for name in SIZES if name in given]) > 1:
+        raise UserError(
+            f"{' and '.join(sizes)} are given, and a subset has one size",
+            hint=f"give one of {', '.join(SIZES)}",
         )
+    return Overrides(**given)
 
 
 def partitions(pipeline: Pipeline) -> dg.StaticPartitionsDefinition:
@@ -67,7 +83,7 @@ def runs_a_model(pipeline: Pipeline) -> bool:
 
 def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
     """Return the asset that writes each arm's subset."""
-    page = page_of(pipeline, access)
+    page, experiment = page_of(pipeline, access), pipeline.experiment
 
     @stage_asset(
         access,
@@ -77,22 +93,19 @@ def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
         partitions_def=partitions(pipeline),
         group=asset_keys.SELECTION,
         kinds={"huggingface", "parquet"},
+        config_schema=config_schema(experiment, access),
         pool=asset_keys.MODEL_POOL if runs_a_model(pipeline) else None,
     )
-    def selected_dataset(
-        context: dg.AssetExecutionContext, config: SelectionConfig
-    ) -> dg.MaterializeResult:
+    def selected_dataset(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         """Write the dataset that an arm chose, best first, in the format it came in.
 
         Partition `selectit` is SelectIT's own choice. The others are what it has to beat:
         random draws, the longest responses, everything. Each folder holds the data as they
         were read, `dataset.parquet`, a dataset card and a manifest; `load_dataset` reads it.
         """
+        given, arm = context.op_execution_context.op_config, context.partition_key
         return run_asset(
-            context,
-            access,
-            page,
-            lambda pipeline: pipeline.selected(context.partition_key, config.overrides()),
+            context, access, page, lambda now: now.selected(arm, overrides(given, experiment))
         )
 
     return selected_dataset

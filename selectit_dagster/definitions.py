@@ -108,23 +108,26 @@ def build_location(files: list[Path], home: Path | str | None = None) -> dg.Defi
         When there is one alone and it is wrong, or two have one name.
     """
     root = home_root(home)
-    parts = [dg.Definitions(executor=watched_executor(root))]
+    parts: list[dg.Definitions] = []
     names: dict[tuple[str, ...], Path] = {}
+    folders: dict[str, Path] = {}
     for file in files:
         try:
-            prefix = Access.of(load_experiment(file)).prefix
+            experiment = load_experiment(file)
+            access = Access.of(experiment)
+            folders[access.experiment] = Home(root, experiment.name).folder
             parts.append(build_defs(experiment_file=file, home=root))
         except UserError as error:
             if len(files) == 1:
                 raise
             parts.append(dg.Definitions(assets=[_broken(file, error)]))
             continue
-        if (other := names.setdefault(prefix, file)) != file:
+        if (other := names.setdefault(access.prefix, file)) != file:
             raise UserError(
-                f"{other} and {file} would have the same assets, {'/'.join(prefix)}/...",
+                f"{other} and {file} would have the same assets, {access.experiment}/...",
                 hint="give one of the experiments another name",
             )
-    return dg.Definitions.merge(*parts)
+    return dg.Definitions.merge(*parts, dg.Definitions(executor=watched_executor(root, folders)))
 
 
 def _broken(file: Path, error: UserError) -> dg.AssetSpec:

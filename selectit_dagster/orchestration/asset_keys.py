@@ -41,6 +41,16 @@ EXPERIMENT_TAG = "selectit/experiment"
 LOCATION = "selectit"
 
 
+def experiments_of(run: dg.DagsterRun) -> list[str]:
+    """Return the experiments that a run works on: those of its tag and of its assets' keys."""
+    tag = run.tags.get(EXPERIMENT_TAG)
+    found = [tag] if tag else []
+    for key in sorted(run.asset_selection or ()):
+        prefix = key.path[:-2] if key.path[-2:-1] == [SCORES] else key.path[:-1]
+        found.append("/".join(prefix))
+    return [name for name in dict.fromkeys(found) if name]
+
+
 def scores_name(model: str) -> str:
     """Return the asset of one scoring model's ratings."""
     return f"{SCORES}/{model}"

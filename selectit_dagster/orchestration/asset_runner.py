@@ -112,12 +112,13 @@ def run_asset(
 ) -> dg.MaterializeResult:
     """Run the stage that ``asked`` builds from the pipeline as the experiment file stands now."""
     pipeline, tracker = access.open(context)
-    return run_stage(context, lambda: asked(pipeline), tracker, page)
+    return run_stage(context, pipeline, asked, tracker, page)
 
 
 def run_stage(
     context: dg.AssetExecutionContext,
-    asked: Callable[[], Stage],
+    pipeline: Pipeline,
+    asked: Callable[[Pipeline], Stage],
     tracking: Tracker,
     page: Page,
 ) -> dg.MaterializeResult:
@@ -133,7 +134,7 @@ def run_stage(
         For a transient one.
     """
     with _permanent():
-        stage = asked()
+        stage = asked(pipeline)
     parent = _parent(context, tracking)
     # the partition first: MLflow's tables cut long names off at the end
     name = f"{stage.partition} · {stage.asset}" if stage.partition else stage.asset
@@ -151,7 +152,7 @@ def run_stage(
                 {f"progress.{k}": v for k, v in figures.items()}, step
             ),
         )
-        manifest = _guarded(stage, reporter)
+        manifest = _guarded(lambda: _make(context.run.run_id, pipeline, stage, reporter))
         drawn = _pictures(stage, manifest, page)
         _track(run, stage, manifest, page, drawn)
         checks = [_check(context, c, stage, manifest) for c in page.checks]
@@ -210,10 +211,19 @@ def _permanent() -> Iterator[None]:
         ) from error
 
 
-def _guarded(stage: Stage, reporter: Reporter) -> Manifest:
+def _make(run_id: str, pipeline: Pipeline, stage: Stage, reporter: Reporter) -> Manifest:
+    """Make the artefact: here, or in a process of its own where it would load a model."""
+    if stage.loads_model and run_monitoring.isolates(run_id) and not stage.is_current():
+        from selectit_dagster.orchestration.isolated import run_isolated
+
+        return run_isolated(stage, pipeline, run_id, reporter)
+    return stage.run(reporter)
+
+
+def _guarded(make: Callable[[], Manifest]) -> Manifest:
     try:
         with _permanent(), run_monitoring.ended_with_parent():
-            return stage.run(reporter)
+            return make()
     except _TRANSIENT as error:
         raise dg.RetryRequested(max_retries=_RETRIES, seconds_to_wait=_RETRY_SECONDS) from error
 

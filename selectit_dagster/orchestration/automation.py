@@ -31,6 +31,9 @@ _FOLLOWING = (asset_keys.DATA, asset_keys.RATING, asset_keys.SELECTION)
 _OPENING = (asset_keys.RAW, asset_keys.QUESTIONS, asset_keys.SENSITIVITY)
 # a file younger than this may still be written; seconds
 _SETTLE = 5.0
+# which change of the source a run is for, and how many runs are tried for one
+SOURCE_TAG = "selectit/source"
+_ATTEMPTS = 3
 _DATA_VERSION = "dagster/data_version"
 _INPUT_VERSION = "dagster/input_data_version/"
 
@@ -239,7 +242,11 @@ def automation_sensor(
 
 
 def source_sensor(pipeline: Pipeline, access: Access, job: Any) -> dg.SensorDefinition:  # noqa: ANN401
-    """Return the sensor that re-selects when the dataset's file or hub revision changed."""
+    """Return the sensor that re-selects when the dataset's file or hub revision changed.
+
+    Its cursor is what was last selected from, so it moves when a run has succeeded and not when
+    one is asked for. A run that failed is asked for again, a few times.
+    """
     section = pipeline.experiment.dataset
     on_hub = not Path(section.path).exists() and is_hub_name(section.path)
     what = f"the hub's commit of {section.path}" if on_hub else Path(section.path).name
@@ -255,23 +262,39 @@ def source_sensor(pipeline: Pipeline, access: Access, job: Any) -> dg.SensorDefi
             state, age = _source_state(section, on_hub)
         except (OSError, TransientError, UserError) as error:
             return _skip(f"{what} cannot be read: {error}")
-        if context.cursor == state:
+        count, _, done = (context.cursor or "0:").partition(":")
+        if done == state:
             return _skip("unchanged")
         if age < _SETTLE:
             return _skip("changed a moment ago; waiting for its end")
+        # a file may come back as it once was: the number of changes so far tells them apart
+        change = f"{int(count) + 1}:{state}"
+        filters = dg.RunsFilter(job_name=job.name, tags={SOURCE_TAG: change})
+        runs = context.instance.get_runs(filters)
+        if any(not run.is_finished for run in runs):
+            return _skip("a run is re-selecting from it")
+        if any(run.is_success for run in runs):
+            return _skip("re-selected from it", change)
+        if len(runs) >= _ATTEMPTS:
+            return _skip(f"{len(runs)} runs over it failed; the newest says why, and what to do")
         try:
             _bring_last_reading(pipeline)
         except (TransientError, UserError) as error:
             return _skip(str(error))
-        if (reason := _nothing_new(pipeline)) is not None:
-            return _skip(reason, state)
-        # a file may come back as it once was: only since the last reading is a key unique
-        read_at = (pipeline.home.raw / MANIFEST).stat().st_mtime_ns
-        key = f"{access.name('dataset')}-{state}-{read_at}"
-        request = dg.RunRequest(run_key=key, partition_key=pipeline.production_arm)
-        return dg.SensorResult(cursor=state, run_requests=[request])
+        if not runs and (reason := _nothing_new(pipeline)) is not None:
+            return _skip(reason, f"{count}:{state}")
+        request = dg.RunRequest(
+            run_key=f"{access.name('dataset')}-{change}-{len(runs)}-{_read_at(pipeline)}",
+            partition_key=pipeline.production_arm,
+            tags={SOURCE_TAG: change},
+        )
+        return dg.SensorResult(run_requests=[request])
 
     return dataset_changed
+
+
+def _read_at(pipeline: Pipeline) -> int:
+    return (pipeline.home.raw / MANIFEST).stat().st_mtime_ns
 
 
 def _skip(reason: str, cursor: str | None = None) -> dg.SensorResult:

@@ -25,10 +25,7 @@ from selectit_dagster.orchestration.stages.stage import Stage
 
 # our own message says what failed; Dagster's log of it is for those who look for the fault
 _LEVEL = "ERROR" if os.environ.get("SELECTIT_DEBUG") else "CRITICAL"
-_CONFIG = {
-    "loggers": {"console": {"config": {"log_level": _LEVEL}}},
-    "execution": {"config": {"in_process": {}}},
-}
+_CONFIG = {"loggers": {"console": {"config": {"log_level": _LEVEL}}}}
 _REPOSITORY = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(LOCATION), "__repository__")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selectit_dagster.artefacts.files import write_text
+from selectit_dagster.artefacts.files import sha256_file, write_text
 from selectit_dagster.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,8 +19,18 @@ if TYPE_CHECKING:
 
 _LOCKED = "database is locked"
 _LOCKED_SECONDS = 60.0
-# One model in memory at a time: the default limit of a pool is 1. One run at a time: two over
-# the same home would replace each other's inputs between their steps. Run monitoring frees what
+# SHA-256 of the settings that earlier versions wrote
+_FORMER = {
+    "4df3ae1a03d84cb3",
+    "5de26b62be7070c8",
+    "faea0720eeb06108",
+    "d2e46aa5b13c3c30",
+    "e6b1a44edc70b7ea",
+    "fe7cab895fde0eec",
+    "5f147b5104cd333e",
+}
+# One model in memory at a time: the default limit of a pool is 1. One run of an experiment at a
+# time: two of them would replace each other's inputs between their steps. Run monitoring frees what
 # a killed worker held; the launcher is Dagster's own, which here also notices that a worker is
 # gone. Steps are not retried by the run: assets say themselves what is transient.
 DAGSTER_YAML = """\
@@ -34,7 +44,17 @@ concurrency:
     default_limit: 1
     granularity: op
   runs:
-    max_concurrent_runs: 1
+    max_concurrent_runs: 10
+    tag_concurrency_limits:
+      - key: selectit/experiment
+        value:
+          applyLimitPerUniqueValue: true
+        limit: 1
+run_coordinator:
+  module: selectit_dagster.orchestration.run_coordinator
+  class: ExperimentRunCoordinator
+  config:
+    dequeue_interval_seconds: 1
 run_launcher:
   module: selectit_dagster.orchestration.run_launcher
   class: WatchedRunLauncher
@@ -53,6 +73,15 @@ scheduler:
   class: DagsterDaemonScheduler
   config:
     max_tick_retries: 10
+retention:
+  schedule:
+    purge_after_days: 90
+  sensor:
+    purge_after_days:
+      skipped: 7
+      started: 30
+      failure: 30
+      success: 30
 python_logs:
   python_log_level: INFO
   managed_python_loggers:
@@ -64,7 +93,8 @@ def prepare_dagster_home(folder: Path) -> Path:
     """Make the instance's folder with its settings, once, and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "dagster.yaml"
-    if not settings.exists():
+    # what earlier versions wrote, and nobody edited, is brought up to date
+    if not settings.exists() or sha256_file(settings)[:16] in _FORMER:
         write_text(settings, DAGSTER_YAML)
     return folder
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-
-import dagster as dg
 
 from selectit_dagster.artefacts.home import Home, home_root
 from selectit_dagster.errors import redacted
@@ -15,19 +14,23 @@ from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.tracking import Tracker
 
 
-class PipelineResource(dg.ConfigurableResource):
-    """The experiment file and the home that all assets work in."""
+@dataclass(frozen=True)
+class PipelineResource:
+    """The experiment file and the home that all assets work in; no launchpad offers them."""
 
     experiment_file: str
     home: str
 
     def pipeline(self) -> Pipeline:
         """Return the pipeline of the experiment as the file stands now."""
-        experiment = load_experiment(Path(self.experiment_file))
-        return Pipeline(experiment, Home(home_root(self.home), experiment.name))
+        path = Path(self.experiment_file)
+        experiment = load_experiment(path)
+        place = Home(home_root(self.home), experiment.name)
+        return Pipeline(experiment, place, experiment_file=path)
 
 
-class TrackingResource(dg.ConfigurableResource):
+@dataclass(frozen=True)
+class TrackingResource:
     """MLflow: where it is written to, and where a browser finds it.
 
     An empty ``uri`` means the experiment's own, else ``$MLFLOW_TRACKING_URI``, else a

@@ -217,9 +217,12 @@ class _Session:
     @cached_property
     def definitions(self) -> dg.Definitions:
         """The definitions of the experiment, as the code location has them."""
+        import dagster as dg
+
         from selectit_dagster.definitions import build_defs
 
-        return build_defs(experiment_file=self.experiment_file, home=self.pipeline.home.root)
+        found = build_defs(experiment_file=self.experiment_file, home=self.pipeline.home.root)
+        return dg.Definitions.merge(found, dg.Definitions(executor=dg.in_process_executor))
 
     @property
     def instance(self) -> dg.DagsterInstance:

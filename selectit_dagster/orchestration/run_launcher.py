@@ -1,4 +1,4 @@
-"""Dagster's default launcher and executor, with a watch over the processes of a run.
+"""Dagster's launcher and executor of this machine, with a watch over the processes of a run.
 
 For a deployment in which the code server is a container of its own; ``dagster.yaml`` names the
 launcher. Runs are processes below the code server, which has the models, the GPU and the home.
@@ -7,7 +7,9 @@ marks the run as failed, and Dagster's run retries start it again from the steps
 succeeded; each engine goes on from its journal.
 """
 
-from collections.abc import Iterator, Mapping
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,12 @@ from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 from dagster._serdes import ConfigurableClassData
 
+from selectit_dagster.artefacts.files import folder_lock
+from selectit_dagster.errors import UserError
 from selectit_dagster.orchestration import run_monitoring
+from selectit_dagster.orchestration.asset_keys import experiments_of
+
+_WAIT_SECONDS = 2.0
 
 
 class WatchedRunLauncher(DefaultRunLauncher):
@@ -69,11 +76,14 @@ class WatchedRunLauncher(DefaultRunLauncher):
 
 
 class WatchedExecutor(dg.Executor):
-    """An executor whose process is known as a worker of its run."""
+    """Dagster's in-process executor, whose process is known as the worker of its run.
 
-    def __init__(self, inner: dg.Executor, home: Path) -> None:
-        self.inner = inner
-        self.home = home
+    Stages that load a model still have processes of their own; see ``isolated``. Runs of the
+    same experiment wait for one another, and for ``selectit run``.
+    """
+
+    def __init__(self, inner: dg.Executor, home: Path, folders: Mapping[str, Path]) -> None:
+        self.inner, self.home, self.folders = inner, home, folders
 
     @property
     def retries(self) -> Any:  # noqa: ANN401 - Dagster's own type is not public
@@ -87,21 +97,49 @@ class WatchedExecutor(dg.Executor):
 
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[Any]:  # noqa: ANN401
         """Execute the plan and yield its events."""
-        run_id = plan_context.run_id
+        run = plan_context.dagster_run
         run_monitoring.forget_old(self.home)
-        with run_monitoring.working(self.home, run_id):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(run_monitoring.working(self.home, run.run_id))
+            stack.enter_context(run_monitoring.isolating(run.run_id))
+            for name in experiments_of(run):
+                if (folder := self.folders.get(name)) is not None:
+                    told = _teller(plan_context.instance, run)
+                    stack.enter_context(_held(folder, f"Dagster run {run.run_id[:8]}", told))
             yield from self.inner.execute(plan_context, execution_plan)
-        run_monitoring.forget(self.home, run_id)
+        run_monitoring.forget(self.home, run.run_id)
 
 
-def watched_executor(home: Path) -> dg.ExecutorDefinition:
-    """Return Dagster's default executor (steps in processes of their own), watched."""
-    default = dg.multi_or_in_process_executor
+def _teller(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Callable[[str], None]:
+    return lambda text: instance.report_engine_event(text, run) and None
+
+
+@contextlib.contextmanager
+def _held(folder: Path, purpose: str, tell: Callable[[str], None]) -> Iterator[None]:
+    """Hold an experiment's folder; wait for whoever holds it, and say who that is."""
+    told = ""
+    while True:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(folder_lock(folder, purpose))
+            except UserError as error:
+                if error.message != told:
+                    tell(f"Waiting: {error.message}")
+                told = error.message
+            else:
+                yield
+                return
+        time.sleep(_WAIT_SECONDS)
+
+
+def watched_executor(home: Path, folders: Mapping[str, Path]) -> dg.ExecutorDefinition:
+    """Return the executor of the code location; ``folders`` are the experiments' by their names."""
+    default = dg.in_process_executor
 
     def create(context: dg.InitExecutorContext) -> WatchedExecutor:
         build = default.executor_creation_fn
         assert build is not None  # noqa: S101 - Dagster's own definition has one
-        return WatchedExecutor(build(context), home)
+        return WatchedExecutor(build(context), home, folders)
 
     return dg.ExecutorDefinition(
         name="watched_executor",

@@ -27,6 +27,8 @@ _KEPT_SECONDS = 3600.0
 # between "started" in the database and the lock lies the building of the execution plan
 START_SECONDS = 120.0
 _FOLDER = Path("dagster") / "workers"
+# runs of this process whose stages that load a model have a process of their own
+_ISOLATING: set[str] = set()
 
 
 @contextlib.contextmanager
@@ -45,6 +47,21 @@ def working(home: Path, run_id: str) -> Iterator[None]:
     with path.open("a", encoding="utf-8") as handle:
         fcntl.flock(handle, fcntl.LOCK_SH)
         yield
+
+
+@contextlib.contextmanager
+def isolating(run_id: str) -> Iterator[None]:
+    """Have the stages of a run that load a model made in processes of their own."""
+    _ISOLATING.add(run_id)
+    try:
+        yield
+    finally:
+        _ISOLATING.discard(run_id)
+
+
+def isolates(run_id: str) -> bool:
+    """Tell whether the stages of a run that load a model have processes of their own."""
+    return run_id in _ISOLATING
 
 
 @contextlib.contextmanager
@@ -131,7 +148,7 @@ def ended_with_parent(interval: float = 1.0) -> Iterator[None]:
         yield
         return
     over = threading.Event()
-    watch = threading.Thread(target=_watch_parent, args=(os.getppid(), over, interval), daemon=True)
+    watch = threading.Thread(target=_watch_parent, args=(over, interval), daemon=True)
     watch.start()
     try:
         yield
@@ -139,9 +156,10 @@ def ended_with_parent(interval: float = 1.0) -> Iterator[None]:
         over.set()
 
 
-def _watch_parent(parent: int, over: threading.Event, interval: float) -> None:
+def _watch_parent(over: threading.Event, interval: float) -> None:
+    parent = multiprocessing.parent_process()
     while not over.wait(interval):
-        if os.getppid() != parent:
+        if parent is not None and not parent.is_alive():
             os.kill(os.getpid(), signal.SIGTERM)
             over.wait(10)
             os.kill(os.getpid(), signal.SIGKILL)

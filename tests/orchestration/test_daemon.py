@@ -229,7 +229,7 @@ def test_another_alpha_from_the_launchpad_ranks_again_and_scores_nothing(served)
     line = served.line
     scored = [read_manifest(line.home.scores(name)).created_at for name in ("small", "large")]
     before = read_manifest(line.home.ranking)
-    run = served.launch("ranking", alpha=2.5, num_prompts=1, models=["large"], variant="paper")
+    run = served.launch("ranking", alpha=2.5, num_prompts="1", models=["large"], variant="paper")
     assert served.finished(run) == "SUCCESS"
     after = read_manifest(line.home.ranking)
     assert after.digest != before.digest
@@ -243,12 +243,16 @@ def test_another_alpha_from_the_launchpad_ranks_again_and_scores_nothing(served)
     assert "/#/compare-runs?runs=" in link
 
 
-def test_a_value_out_of_bounds_fails_once_and_says_why(served):
-    too_high = served.launch("ranking", num_prompts=9)
-    foreign = served.launch("selected_dataset", "random-1", model="nobody")
-    assert served.finished(too_high) == served.finished(foreign) == "FAILURE"
-    told = served.until(lambda: served.run(too_high)["tags"].get(REMEDY_TAG))
-    assert "less than or equal to 2" in told
+def test_a_value_out_of_bounds_is_refused_in_the_form_and_others_say_why(served):
+    for config, said in (
+        ({"num_prompts": "9"}, "not in enum type"),
+        ({"models": ["huge"]}, "not in enum type"),
+        ({"alpha": 101.0}, "alpha 101.0 is out of its range"),
+    ):
+        with pytest.raises(AssertionError, match=said):
+            served.launch("ranking", **config)
+    foreign = served.launch("selected_dataset", "random-1", model="large")
+    assert served.finished(foreign) == "FAILURE"
     told = served.until(lambda: served.run(foreign)["tags"].get(REMEDY_TAG))
     assert "which takes none" in told
 

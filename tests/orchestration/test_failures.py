@@ -48,7 +48,9 @@ class World:
 
         @dg.asset(name="stage")
         def asset(context) -> dg.MaterializeResult:
-            return asset_runner.run_stage(context, lambda: stage, self.tracker, asset_runner.Page())
+            return asset_runner.run_stage(
+                context, self.line, lambda _: stage, self.tracker, asset_runner.Page()
+            )
 
         job = dg.Definitions(assets=[asset]).resolve_implicit_global_asset_job_def()
         return job.execute_in_process(instance=self.instance, raise_on_error=False)

@@ -134,9 +134,46 @@ def test_only_new_content_of_the_file_asks_for_a_run(world):
     changed = world.sensor()
     assert _runs(changed) == 1
     assert changed.run_requests[0].tags["dagster/partition"] == "selectit"
-    assert _runs(world.sensor()) == 0  # the same change is not asked for twice
+    again = world.sensor()  # asked for under the same key, of which Dagster starts one run
+    assert [r.run_key for r in again.run_requests] == [r.run_key for r in changed.run_requests]
     world.data.unlink()
     assert "cannot be read" in world.sensor().skip_message
+
+
+def _ended(world, request: dg.RunRequest, status: dg.DagsterRunStatus) -> None:
+    """Have a requested run end so, as the daemon would find it."""
+    job = world.definitions.resolve_job_def("changing_reselect")
+    world.instance.create_run_for_job(job, status=status, tags=dict(request.tags))
+
+
+def test_a_run_that_dies_is_asked_for_again_and_success_moves_the_cursor(world):
+    world.line.raw().run(Silent())
+    world.write(range(22))
+    keys = []
+    for _ in range(2):
+        (request,) = world.sensor().run_requests
+        keys.append(request.run_key)
+        _ended(world, request, dg.DagsterRunStatus.STARTED)
+        assert "is re-selecting" in world.sensor().skip_message
+        (run,) = world.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+        world.instance.report_run_failed(run)
+    world.line.raw().run(Silent())  # the run had read it when it died
+    (request,) = world.sensor().run_requests
+    assert len({*keys, request.run_key}) == 3
+    _ended(world, request, dg.DagsterRunStatus.SUCCESS)
+    assert "re-selected from it" in world.sensor().skip_message
+    assert "unchanged" in world.sensor().skip_message
+
+
+def test_a_change_whose_runs_all_fail_is_given_up_until_the_next_change(world):
+    world.line.raw().run(Silent())
+    world.write(range(22))
+    for _ in range(3):
+        (request,) = world.sensor().run_requests
+        _ended(world, request, dg.DagsterRunStatus.FAILURE)
+    assert "3 runs over it failed" in world.sensor().skip_message
+    world.write(range(23))
+    assert _runs(world.sensor()) == 1
 
 
 def test_a_file_that_goes_back_to_its_former_content_is_read_again(world):
@@ -145,7 +182,10 @@ def test_a_file_that_goes_back_to_its_former_content_is_read_again(world):
     for count, then in ((22, 2e9), (20, 1e9), (22, 2e9)):
         world.write(range(count))
         os.utime(world.data, (then - 1e9, then - 1e9))
-        keys += [request.run_key for request in world.sensor().run_requests or []]
+        (request,) = world.sensor().run_requests
+        keys.append(request.run_key)
+        _ended(world, request, dg.DagsterRunStatus.SUCCESS)
+        world.sensor()
         world.line.raw().run(Silent())
     assert len(set(keys)) == 3
 
@@ -186,7 +226,6 @@ def test_a_new_commit_on_the_hub_asks_for_a_run(tmp_path, monkeypatch):
     assert _runs(tick()) == 0
     commits.append("b" * 40)
     assert _runs(tick()) == 1
-    assert _runs(tick()) == 0
     commits.clear()
     assert "does not answer" in tick().skip_message
 

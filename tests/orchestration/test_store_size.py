@@ -62,7 +62,9 @@ def test_a_run_that_scores_for_three_weeks_leaves_less_than_five_megabytes(
         @dg.asset(name=name)
         def made(context) -> dg.MaterializeResult:
             clock[0] = 0.0
-            return asset_runner.run_stage(context, lambda: stage, tracker, asset_runner.Page())
+            return asset_runner.run_stage(
+                context, pipeline, lambda _: stage, tracker, asset_runner.Page()
+            )
 
         return made
 

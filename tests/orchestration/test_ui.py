@@ -24,12 +24,12 @@ from selectit_dagster.orchestration.page_addresses import ports
 from selectit_dagster.orchestration.resources import make_tracker
 from selectit_dagster.orchestration.services import (
     Service,
-    ServiceDiedError,
-    Services,
-    ServiceSlowError,
+    ServiceFailedError,
     answers,
     free_port,
+    running,
     stop_signals,
+    wait_healthy,
 )
 from selectit_dagster.orchestration.web_pages import serve
 
@@ -38,22 +38,20 @@ _SERVER = "import http.server, sys; print('up', flush=True); " + (
     "http.server.test(http.server.SimpleHTTPRequestHandler, port=int(sys.argv[1]), "
     "bind='127.0.0.1')"
 )
-# starts a child that leaves the process group, as some servers do with their workers
-_RUNAWAY = (
+_PARENT = (
     "import subprocess, sys, time; "
-    "c = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], "
-    "start_new_session=True); print(c.pid, flush=True); time.sleep(600)"
+    "c = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
+    "print(c.pid, flush=True); time.sleep(600)"
 )
 _STUBBORN = (
-    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-    "print('up', flush=True); time.sleep(600)"
+    "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    "print(os.getpid(), flush=True); time.sleep(600)"
 )
 
 
-def _service(name: str, code: str, folder: Path, *arguments: str, health: str | None = None):
+def _service(name: str, code: str, folder: Path, *arguments: str, port: int = 1):
     argv = [sys.executable, "-c", code, *arguments]
-    ready = None if health is None else lambda: answers(health)
-    return Service(name, argv, folder / f"{name}.log", ready)
+    return Service(name, argv, folder / f"{name}.log", f"http://127.0.0.1:{port}/")
 
 
 def _until(condition, seconds=20.0):
@@ -63,30 +61,24 @@ def _until(condition, seconds=20.0):
         time.sleep(0.05)
 
 
-@pytest.fixture
-def services():
-    group = Services(grace=1.0)
-    yield group
-    group.stop()
-
-
-def test_a_service_is_waited_for_until_it_answers(services, tmp_path):
+def test_a_service_is_waited_for_until_it_answers(tmp_path):
     port = free_port(0)
-    address = f"http://127.0.0.1:{port}/"
-    service = _service("server", _SERVER, tmp_path, str(port), health=address)
-    assert not answers(address)
-    services.start(service)
-    assert services.wait_healthy(service, 30)
-    assert answers(address)
+    service = _service("server", _SERVER, tmp_path, str(port), port=port)
+    assert not answers(service.address)
+    with running([service]) as check:
+        assert wait_healthy(service, check, lambda: False, 30)
+        assert answers(service.address)
+        assert not wait_healthy(service, check, lambda: True, 30)  # the user wants to stop
+    assert not answers(service.address)
 
 
-def test_stopping_ends_children_that_left_their_group_and_those_that_ignore_it(services, tmp_path):
-    runaway = _service("runaway", _RUNAWAY, tmp_path)
+def test_stopping_ends_what_a_service_started_and_what_ignores_it(tmp_path):
+    parent = _service("parent", _PARENT, tmp_path)
     stubborn = _service("stubborn", _STUBBORN, tmp_path)
-    processes = [psutil.Process(services.start(s)) for s in (runaway, stubborn)]
-    _until(lambda: stubborn.log.read_text() and runaway.log.read_text())
-    processes.append(psutil.Process(int(runaway.log.read_text())))
-    services.stop()
+    with running([parent, stubborn], grace=1.0):
+        _until(lambda: stubborn.log.read_text() and parent.log.read_text())
+        processes = [psutil.Process(int(s.log.read_text())) for s in (parent, stubborn)]
+        assert all(p.is_running() for p in processes)
     _until(lambda: not any(p.is_running() for p in processes), 5)
 
 
@@ -94,53 +86,56 @@ def test_stopping_ends_children_that_left_their_group_and_those_that_ignore_it(s
 def test_services_end_with_a_parent_that_is_killed(tmp_path):
     code = (
         "import signal, sys, time; from pathlib import Path; "
-        "from selectit_dagster.orchestration.services import Service, Services; "
+        "from selectit_dagster.orchestration.services import Service, running; "
         # as under a shell or a program that has switched it off
         "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
         "argv = [sys.executable, '-c', 'import time; time.sleep(600)']; "
-        "print(Services().start(Service('child', argv, Path(sys.argv[1]))), flush=True); "
-        "time.sleep(600)"
+        "argv[2] = 'import os, time; print(os.getpid(), flush=True); time.sleep(600)'; "
+        "context = running([Service('child', argv, Path(sys.argv[1]), 'http://127.0.0.1:1/')]); "
+        "context.__enter__(); time.sleep(600)"
     )
     argv = [sys.executable, "-c", code, str(tmp_path / "child.log")]
     parent = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    child = psutil.Process(int(parent.stdout.readline()))
+    log = tmp_path / "child.log"
+    _until(lambda: log.exists() and log.read_text())
+    child = psutil.Process(int(log.read_text()))
     assert child.is_running()
     parent.kill()
     parent.wait()
     _until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
-def test_a_service_that_dies_is_named_with_its_last_lines(services, tmp_path):
-    good = _service("good", "import time; time.sleep(600)", tmp_path)
+def test_a_service_that_dies_is_named_with_its_last_lines_and_the_others_end(tmp_path):
+    good = _service("good", _STUBBORN, tmp_path)
     bad = _service("bad", "import sys; print('no such table: runs'); sys.exit(3)", tmp_path)
-    alive = psutil.Process(services.start(good))
-    services.start(bad)
-    with pytest.raises(ServiceDiedError, match="bad ended with exit code 3") as caught:
-        services.watch(interval=0.05)
+    with (
+        pytest.raises(ServiceFailedError, match="bad ended with exit code 3") as caught,
+        running([good, bad], grace=0.5) as check,
+    ):
+        wait_healthy(bad, check, lambda: False, 30)
     assert caught.value.tail == ["no such table: runs"]
-    services.stop()
-    _until(lambda: not alive.is_running(), 5)
+    assert not psutil.pid_exists(int(good.log.read_text() or 0) or 10**8)
 
 
-def test_a_service_that_never_answers_is_given_up(services, tmp_path):
-    address = f"http://127.0.0.1:{free_port(0)}/"
-    silent = _service("silent", "import time; time.sleep(600)", tmp_path, health=address)
-    services.start(silent)
-    with pytest.raises(ServiceSlowError, match="silent did not answer within 1 s"):
-        services.wait_healthy(silent, 1)
+def test_a_service_that_never_answers_is_given_up(tmp_path):
+    silent = _service("silent", "import time; time.sleep(600)", tmp_path)
+    with (
+        pytest.raises(ServiceFailedError, match="silent did not answer within 1 s"),
+        running([silent]) as check,
+    ):
+        wait_healthy(silent, check, lambda: False, 1)
 
 
-def test_a_service_that_is_not_installed_is_a_clear_message(services, tmp_path):
-    absent = Service("Absent", ["/nowhere/absent"], tmp_path / "absent.log")
-    with pytest.raises(UserError, match="Absent cannot be started"):
-        services.start(absent)
+def test_a_service_that_is_not_installed_is_a_clear_message(tmp_path):
+    absent = Service("Absent", ["/nowhere/absent"], tmp_path / "absent.log", "http://127.0.0.1:1/")
+    with pytest.raises(UserError, match="Absent cannot be started"), running([absent]):
+        pass
 
 
-def test_the_log_before_is_kept(services, tmp_path):
+def test_the_log_before_is_kept(tmp_path):
     for text in ("first", "second"):
-        services.start(_service("short", f"print('{text}')", tmp_path))
-        _until(lambda text=text: (tmp_path / "short.log").read_text().strip() == text)
+        with running([_service("short", f"print('{text}')", tmp_path)]):
+            _until(lambda text=text: (tmp_path / "short.log").read_text().strip() == text)
     assert (tmp_path / "short.log.1").read_text().strip() == "first"
 
 

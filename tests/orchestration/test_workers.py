@@ -12,7 +12,11 @@ import dagster as dg
 import pytest
 from dagster._core.launcher.base import WorkerStatus
 
+from selectit_dagster.artefacts.files import folder_lock
+from selectit_dagster.errors import UserError
 from selectit_dagster.orchestration import run_monitoring
+from selectit_dagster.orchestration.asset_keys import experiments_of
+from selectit_dagster.orchestration.run_coordinator import check_values
 from selectit_dagster.orchestration.run_launcher import WatchedExecutor, WatchedRunLauncher
 
 RUN = "0b0e6c3e-run"
@@ -113,13 +117,14 @@ def test_the_process_of_a_run_is_known_while_it_lasts_and_forgotten_after(tmp_pa
         retries = step_dependency_config = None
 
         def execute(self, plan_context, execution_plan):
-            seen.append(run_monitoring.has_workers(tmp_path, plan_context.run_id))
+            seen.append(run_monitoring.has_workers(tmp_path, RUN))
             yield "event"
 
     class Plan:
-        run_id = RUN
+        instance = None
+        dagster_run = dg.DagsterRun("job", RUN)
 
-    events = WatchedExecutor(Inner(), tmp_path).execute(Plan(), None)
+    events = WatchedExecutor(Inner(), tmp_path, {}).execute(Plan(), None)
     assert list(events) == ["event"]
     assert seen == [True]
     assert run_monitoring.has_workers(tmp_path, RUN) is None
@@ -144,3 +149,62 @@ def test_the_code_location_of_the_project_watches_its_runs(tmp_path, monkeypatch
 
     job = defs().resolve_job_def("miniature_reselect")
     assert job.executor_def.name == "watched_executor"
+
+
+class _Told:
+    """An instance that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def report_engine_event(self, text, run) -> None:
+        self.events.append(text)
+
+
+def test_a_run_waits_for_the_command_on_the_same_experiment_and_says_so(tmp_path, monkeypatch):
+    folder, instance = tmp_path / "experiments" / "weekly", _Told()
+    held = folder_lock(folder, "selectit run")
+    held.__enter__()
+
+    def give_way(seconds):
+        held.__exit__(None, None, None)
+
+    monkeypatch.setattr("selectit_dagster.orchestration.run_launcher.time.sleep", give_way)
+
+    class Inner:
+        def execute(self, plan_context, execution_plan):
+            with pytest.raises(UserError, match=r"in use by Dagster run 0b0e6c3e"):
+                folder_lock(folder, "selectit run").__enter__()
+            yield "event"
+
+    class Plan:
+        dagster_run = dg.DagsterRun("job", RUN, tags={"selectit/experiment": "weekly"})
+
+    Plan.instance = instance
+    executor = WatchedExecutor(Inner(), tmp_path, {"weekly": folder, "monthly": tmp_path})
+    assert list(executor.execute(Plan(), None)) == ["event"]
+    assert [text.partition(" (")[0] for text in instance.events] == [
+        f"Waiting: {folder} is in use by selectit run"
+    ]
+
+
+def test_the_queue_knows_the_experiment_of_what_a_page_materialises():
+    keys = {
+        dg.AssetKey(["weekly", "uncertainty_scores", "one"]),
+        dg.AssetKey(["weekly", "ranking"]),
+    }
+    assert experiments_of(dg.DagsterRun("__ASSET_JOB", RUN, asset_selection=keys)) == ["weekly"]
+    two = {*keys, dg.AssetKey(["team", "a", "report"])}
+    found = experiments_of(dg.DagsterRun("__ASSET_JOB", RUN, asset_selection=two))
+    assert found == ["team/a", "weekly"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("alpha", 101), ("share", 0), ("count", 0), ("seed", -1)]
+)
+def test_numbers_out_of_their_range_are_refused_when_a_run_is_asked_for(name, value):
+    config = {"ops": {"weekly__ranking": {"config": {name: value, "variant": "paper"}}}}
+    with pytest.raises(UserError, match=f"weekly/ranking: {name} {value} is out of its range"):
+        check_values(config)
+    check_values({"ops": {"weekly__ranking": {"config": {name: 1}}, "other": None}})
+    check_values({})

@@ -129,6 +129,8 @@ class ChoiceStages(StageFactory):
                 "seed": seed,
             },
             partition=arm,
+            overrides=overrides,
+            loads_model=spec.runs_model,
             inputs=[self.home.curated, fused, *self._score_places()],
             make_room=(lambda: keep_previous(out)) if arm == "selectit" else None,
         )
@@ -140,6 +142,7 @@ class ChoiceStages(StageFactory):
             chosen,
             asset="production_dataset",
             partition=None,
+            loads_model=False,
             run=lambda progress: require_manifest(chosen.folder, made_by=chosen.title),
         )
 

@@ -91,6 +91,7 @@ class DataStages(StageFactory):
                 "model": model.model_dump(mode="json"),
                 "rating": experiment.rating.model_dump(mode="json"),
             },
+            loads_model=True,
             inputs=[self.home.curated],
             work=SCORE_ROWS,
             reuses=lambda old, new: engine_digest(old) == engine_digest(new),

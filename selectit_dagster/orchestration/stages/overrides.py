@@ -9,12 +9,23 @@ from typing import Any
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import Experiment, check_experiment
 
+# the rules of a subset's size; one stands in for whichever the file has
+SIZES = ("share", "count", "tokens", "threshold")
+# what a number may be, from and to; a share and a weight must also be above 0
+BOUNDS = {
+    "alpha": (0.0, 100.0),
+    "share": (1e-9, 1.0),
+    "count": (1.0, 1e12),
+    "tokens": (1.0, 1e15),
+    "seed": (0.0, 2.0**31 - 1),
+}
+
 
 @dataclass(frozen=True)
 class Overrides:
     """What a launchpad run may change without touching the experiment file.
 
-    ``thetas`` are (model name, fusion weight); of ``share``, ``count`` and ``threshold`` one.
+    ``thetas`` are (model name, fusion weight); of the sizes (``SIZES``) one.
     """
 
     alpha: float | None = None
@@ -25,6 +36,7 @@ class Overrides:
     thetas: tuple[tuple[str, float], ...] | None = None
     share: float | None = None
     count: int | None = None
+    tokens: int | None = None
     threshold: float | None = None
     seed: int | None = None
     model: str | None = None
@@ -58,7 +70,7 @@ def apply_overrides(experiment: Experiment, overrides: Overrides | None) -> Expe
         )
     for model in value["scoring_models"]:
         model["theta"] = thetas.get(model["name"], model["theta"])
-    sizes = {name: given.pop(name, None) for name in ("share", "count", "threshold")}
+    sizes = {name: given.pop(name, None) for name in SIZES}
     if any(size is not None for size in sizes.values()):
         value["selection"].update(sizes)
     value["rating"].update(given)

@@ -38,6 +38,8 @@ class TrainingStages(StageFactory):
             unit="steps",
             settings={"tuning": tuning.model_dump(mode="json"), "arm": unit.arm, "seed": seed},
             partition=unit.key,
+            overrides=overrides,
+            loads_model=True,
             inputs=[subset],
             work=engine.RESUME_POINTS,
         )
@@ -70,6 +72,7 @@ class TrainingStages(StageFactory):
                 ),
             },
             partition=unit.key if unit else None,
+            loads_model=True,
             inputs=[checkpoint] if checkpoint else [],
             work=engine.ANSWERS,
             reuses=engine.shares_answers,

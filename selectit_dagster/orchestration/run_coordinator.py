@@ -1,0 +1,61 @@
+"""Dagster's queue of runs, which keeps the runs of one experiment apart and refuses bad values.
+
+``dagster.yaml`` names it. Of the runs that carry one experiment's tag the queue lets one through
+at a time; jobs have the tag, and what is materialised from a page is given it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import dagster as dg
+from dagster._core.run_coordinator.base import SubmitRunContext
+from dagster._core.run_coordinator.queued_run_coordinator import QueuedRunCoordinator
+
+from selectit_dagster.errors import UserError
+from selectit_dagster.orchestration.asset_keys import EXPERIMENT_TAG, experiments_of
+from selectit_dagster.orchestration.stages.overrides import BOUNDS
+
+
+class ExperimentRunCoordinator(QueuedRunCoordinator):
+    """Dagster's own queue, with a tag for the experiment and a look at the launchpad's values."""
+
+    def submit_run(self, context: SubmitRunContext) -> dg.DagsterRun:
+        """Put a run into the queue.
+
+        Raises
+        ------
+        UserError
+            When a value is out of its range: the launchpad shows it, and nothing starts.
+        """
+        run = context.dagster_run
+        check_values(run.run_config)
+        if EXPERIMENT_TAG not in run.tags and (names := experiments_of(run)):
+            self._instance.add_run_tags(run.run_id, {EXPERIMENT_TAG: names[0]})
+        return super().submit_run(context)
+
+
+def check_values(run_config: Any) -> None:  # noqa: ANN401 - plain data
+    """Refuse numbers of the assets' config that are out of their range.
+
+    Raises
+    ------
+    UserError
+        Naming the asset, the field, the value and the range.
+    """
+    for asset, name, value in _numbers(run_config.get("ops") or {}):
+        low, high = BOUNDS[name]
+        if not low <= value <= high:
+            raise UserError(
+                f"{asset.replace('__', '/')}: {name} {value} is out of its range",
+                hint=f"give {low:g} to {high:g}",
+            )
+
+
+def _numbers(ops: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
+    for asset, entry in ops.items():
+        config: Iterable[tuple[str, Any]] = ((entry or {}).get("config") or {}).items()
+        for name, value in config:
+            if name in BOUNDS and isinstance(value, int | float):
+                yield asset, name, value
