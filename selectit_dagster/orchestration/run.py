@@ -239,10 +239,12 @@ class _Session:
 
     def _end_abandoned(self) -> None:
         """Close what a killed process left open; there may be no daemon to do it."""
+        from selectit_dagster.orchestration.asset_keys import Access
         from selectit_dagster.orchestration.resources import make_tracker
         from selectit_dagster.orchestration.run_cleanup import fail_abandoned
 
-        for run_id in fail_abandoned(self._instance, make_tracker(self.pipeline)):
+        name = Access.of(self.pipeline.experiment).experiment
+        for run_id in fail_abandoned(self._instance, make_tracker(self.pipeline), name):
             say(f"  run {run_id[:8]} had been killed; it is closed now and goes on here")
 
     def close(self) -> None:

@@ -68,7 +68,8 @@ def _closer(
     )
     def close(context: dg.RunStatusSensorContext) -> None:
         tracker = tracking.tracker(pipeline.pipeline())
-        closed = close_run(context.instance, context.dagster_run, tracker, ours)
+        run = context.dagster_run
+        closed = close_run(context.instance, run, tracker, ours, access.experiment)
         context.log.info("%d MLflow runs ended", closed)
 
     return close
@@ -79,11 +80,15 @@ def close_run(
     run: dg.DagsterRun,
     tracker: Tracker,
     ours: frozenset[dg.AssetKey] = frozenset(),
+    experiment: str | None = None,
 ) -> int:
     """End the MLflow runs of a finished Dagster run and return how many were still going on.
 
-    A run of other assets in the same project is left alone: ``ours`` are the keys of this one's.
+    A run of another experiment, or of other assets in the same project, is left alone: ``ours``
+    are the keys of this one's.
     """
+    if _is_of_another(run, experiment):
+        return 0
     if not (_is_known(run, tracker) or _makes(instance, run, ours)):
         return 0
     closed = tracker.close_run(run.run_id, _MLFLOW_STATUS[run.status])
@@ -93,6 +98,11 @@ def close_run(
         instance.add_run_tags(run.run_id, {REMEDY_TAG: text[:1000]})
         tracker.remember_remedy(run.run_id, f"**What to do next.** {text}")
     return closed
+
+
+def _is_of_another(run: dg.DagsterRun, experiment: str | None) -> bool:
+    tag = run.tags.get(EXPERIMENT_TAG)
+    return None not in (tag, experiment) and tag != experiment
 
 
 def _is_known(run: dg.DagsterRun, tracker: Tracker) -> bool:
@@ -142,19 +152,23 @@ def _failures(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Iterator[str]
             yield f"{name} failed: {error.message.strip()[:1000]}"
 
 
-def fail_abandoned(instance: dg.DagsterInstance, tracker: Tracker) -> list[str]:
-    """Mark the runs whose process is gone as failed, close them, and return their ids.
+def fail_abandoned(
+    instance: dg.DagsterInstance, tracker: Tracker, experiment: str | None = None
+) -> list[str]:
+    """Mark an experiment's runs whose process is gone as failed, close them, return their ids.
 
     The daemon does the same for its own runs; without one, nobody else would.
     """
     found = []
     for run in instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED)):
         record = instance.get_run_record_by_id(run.run_id)
+        if _is_of_another(run, experiment):
+            continue
         if not is_alive(tracker.home, run.run_id, record.start_time if record else None):
             instance.report_run_failed(run, "The process of this run is gone.")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             failed = instance.get_run_by_id(run.run_id)
-            close_run(instance, failed or run, tracker)
+            close_run(instance, failed or run, tracker, experiment=experiment)
             found.append(run.run_id)
     # a process may also be killed after its Dagster run ended and before its MLflow runs did
     for run_id in tracker.unclosed():
@@ -162,5 +176,5 @@ def fail_abandoned(instance: dg.DagsterInstance, tracker: Tracker) -> list[str]:
         if ended is None:
             tracker.close_run(run_id, "KILLED")
         elif ended.is_finished:
-            close_run(instance, ended, tracker)
+            close_run(instance, ended, tracker, experiment=experiment)
     return found

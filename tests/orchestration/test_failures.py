@@ -193,6 +193,13 @@ def test_a_run_whose_process_is_gone_is_closed_by_the_next_start(world):
     assert world.mlflow(alive.run_id) == {"parent": "RUNNING"}
 
 
+def test_a_dead_run_of_another_experiment_is_left_to_that_one(world):
+    dead = _abandon(world)
+    world.instance.add_run_tags(dead.run_id, {"selectit/experiment": "another"})
+    assert run_cleanup.fail_abandoned(world.instance, world.tracker, "small") == []
+    assert run_cleanup.fail_abandoned(world.instance, world.tracker, "another") == [dead.run_id]
+
+
 def test_run_monitoring_asks_the_launcher_which_knows(world):
     launcher = world.instance.run_launcher
     assert launcher.supports_check_run_worker_health
