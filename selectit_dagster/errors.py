@@ -14,7 +14,7 @@ from selectit_dagster.display import visible
 
 # what stands between the scheme and the host of an address: a name, or a name and a password
 _USER_PART = re.compile(r"(?<=://)[^/\s@]*@")
-_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|CREDENTIAL", re.I)
+SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|CREDENTIAL", re.I)
 _SHORTEST_SECRET = 8
 
 
@@ -25,7 +25,7 @@ def redacted(text: str) -> str:
     name says so.
     """
     for name, value in os.environ.items():
-        if len(value) >= _SHORTEST_SECRET and value in text and _SECRET_NAME.search(name):
+        if len(value) >= _SHORTEST_SECRET and value in text and SECRET_NAME.search(name):
             text = text.replace(value, "***")
     return _USER_PART.sub("***@", text) if "@" in text else text
 

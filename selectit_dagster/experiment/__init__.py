@@ -24,9 +24,11 @@ from selectit_dagster.experiment.rating_section import (
     RatingSection,
     RaySection,
     ScoringModel,
+    ServedModel,
 )
 from selectit_dagster.experiment.schema import Experiment
 from selectit_dagster.experiment.selection_section import SelectionSection
+from selectit_dagster.experiment.server_section import ServerSection
 from selectit_dagster.experiment.tuning_section import Benchmark, ComparisonSection, TuningSection
 
 __all__ = [
@@ -43,6 +45,8 @@ __all__ = [
     "RaySection",
     "ScoringModel",
     "SelectionSection",
+    "ServedModel",
+    "ServerSection",
     "TuningSection",
     "check_experiment",
     "is_hub_name",

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from selectit_dagster.experiment.section import Line, Name, Section
+from selectit_dagster.experiment.server_section import ServerSection
 
 
 class ModelReference(Section):
@@ -24,7 +25,15 @@ class ModelReference(Section):
     )
 
 
-class ScoringModel(ModelReference):
+class ServedModel(ModelReference):
+    """A model here, or behind a server: ``path`` then gives tokenizer and identity alone."""
+
+    server: ServerSection | None = Field(
+        None, description="vLLM or SGLang server that runs the model; default: this process"
+    )
+
+
+class ScoringModel(ServedModel):
     """A model that rates records."""
 
     name: Name = Field(description="short name: folder and asset key")

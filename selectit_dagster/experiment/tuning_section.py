@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from selectit_dagster.experiment.rating_section import ModelReference
+from selectit_dagster.experiment.rating_section import ModelReference, ServedModel
 from selectit_dagster.experiment.section import Line, Name, Section
 
 
@@ -82,7 +82,9 @@ class Benchmark(Section):
     batch_tokens: int = Field(8192, ge=64, description="token positions per batch")
     seed: int = Field(1, description="seed of sampling")
     lm_eval_task: Line | None = Field(None, description="task: lm-eval; the harness's task name")
-    judge: ModelReference | None = Field(None, description="task: alpaca-eval; a local judge model")
+    judge: ServedModel | None = Field(
+        None, description="task: alpaca-eval; a judge model, here or behind a server"
+    )
     allow_unsandboxed_code: bool = Field(
         False, description="task: humaneval; run generated programs without a sandbox"
     )

@@ -35,8 +35,8 @@ _CLEAR_GAIN = 1.05
 def batch_tokens(request: ScoringRequest, rows: RowMaker, backend: Backend, records: int) -> int:
     """Return the token positions per batch: as asked, remembered, measured, or usual."""
     asked, usual = request.rating.max_batch_tokens, backend.facts.batch_tokens
-    if asked is not None:
-        return asked
+    if asked is not None or request.engine == "server":  # a server batches by itself
+        return asked or usual
     entry = _entry(request, backend)
     with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
         return int(read_json(entry)["batch_tokens"])

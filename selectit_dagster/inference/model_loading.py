@@ -139,6 +139,18 @@ def load_config(reference: ModelReference) -> Any:  # noqa: ANN401 - one class p
         )
 
 
+def parameters_unloaded(reference: ModelReference) -> int:
+    """Return a model's parameter count (tied weights once) from its configuration alone."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"), quiet():
+        empty = AutoModelForCausalLM.from_config(
+            load_config(reference), trust_remote_code=reference.trust_remote_code
+        )
+    return sum(weight.numel() for weight in empty.parameters())
+
+
 def context_length(config: Any, tokenizer: Any = None) -> int | None:  # noqa: ANN401
     """Return the longest sequence in tokens that a model was made for; None where nothing says.
 

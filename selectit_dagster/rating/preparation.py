@@ -86,6 +86,11 @@ def row_maker(request: ScoringRequest) -> tuple[RowMaker, list[str]]:
     encoder = Encoder(load_tokenizer(request.model), chat_template=rating.chat_template)
     config = load_config(request.model)
     limit, warnings = max_length(rating.max_length, config, encoder)
+    if request.model.server is not None:
+        from selectit_dagster.inference.backends.server import longest_prompt
+
+        there = longest_prompt(request.model)
+        limit = min(filter(None, (limit, there)), default=None)
     truncate = rating.too_long == "truncate-response"
     vocabulary = vocabulary_size(config)
     prompts = request.prompts()
@@ -107,8 +112,12 @@ def chunk_maker(
 
 
 def backend_of(request: ScoringRequest, rating_ids: tuple[int, ...]) -> Backend:
-    """Return what runs the request's model: this process, or a cluster."""
-    if request.rating.engine == "ray":
+    """Return what runs the request's model: this process, a server, or a cluster."""
+    if request.engine == "server":
+        from selectit_dagster.inference.backends.server import ServerBackend
+
+        return ServerBackend(request.model, rating_ids)
+    if request.engine == "ray":
         from selectit_dagster.inference.backends.ray import RayBackend
 
         return RayBackend.of(request, rating_ids)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from selectit_dagster.rating.score_summary import Summary
 # what the stored files mean; a change makes stored scores out of date
 _FORMAT = 1
 KIND = "scores"
+SERVER_LOG = "server.log"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class ScoringRequest:
         """The Parquet file with the records."""
         return self.records / "records.parquet" if self.records.is_dir() else self.records
 
+    @property
+    def engine(self) -> str:
+        """What runs the model: ``local``, ``ray`` or ``server``."""
+        return self.rating.engine if self.model.server is None else "server"
+
     def prompts(self) -> tuple[RatingPrompt, ...]:
         """Return the K rating prompts."""
         return load_prompts(self.rating.prompts, self.rating.num_prompts, self.rating.variant)
@@ -98,14 +105,26 @@ def scoring_fingerprint(request: ScoringRequest) -> Fingerprint:
         "chat_template": rating.chat_template,
         "max_length": rating.max_length,
         "too_long": rating.too_long,
+        **_server(request),
     }
+
+
+def _server(request: ScoringRequest) -> dict[str, Any]:
+    """Return what is asked of a server; nothing for a model that runs here."""
+    if request.engine != "server":
+        return {}
+    from selectit_dagster.inference.backends.server import server_identity
+
+    return server_identity(request.model)
 
 
 def _dtype(request: ScoringRequest) -> str:
     """Return the dtype in which the model rates, wherever it runs."""
     from selectit_dagster.inference.devices import resolve_device, resolve_dtype
 
-    if request.rating.engine == "ray":
+    if request.engine == "server":
+        return request.model.dtype
+    if request.engine == "ray":
         from selectit_dagster.inference.backends.ray import model_on_ray
 
         return str(model_on_ray(request).dtype)
@@ -179,7 +198,8 @@ def score(
             if not folder.is_tidy:  # killed when all was rated
                 _tidy(request, folder, Summary.of(out))
             return require_manifest(out, made_by="the uncertainty scores")
-        with _engine(request):
+        with _engine(request, out, backend) as request:
+            folder = ScoreFolder(out, scoring_fingerprint(request))
             return _score(request, folder, progress or Silent(), backend, on_mismatch)
 
 
@@ -190,13 +210,26 @@ def _is_final(out: Path, fingerprint: Fingerprint) -> bool:
     return not require_manifest(out, made_by="the scores").details.get("failed_by_device", 0)
 
 
-def _engine(request: ScoringRequest) -> contextlib.AbstractContextManager[object]:
-    """Hold what the engine needs for the whole stage: a connection to its cluster, or nothing."""
-    if request.rating.engine == "ray":
+@contextlib.contextmanager
+def _engine(
+    request: ScoringRequest, out: Path, backend: Backend | None
+) -> Iterator[ScoringRequest]:
+    """Hold what the engine needs for the whole stage: its cluster, its server, or nothing.
+
+    Yields the request, with the address of a server that was started for it.
+    """
+    if request.engine == "ray":
         from selectit_dagster.inference.ray_cluster import connected
 
-        return connected(request.ray)
-    return contextlib.nullcontext()
+        with connected(request.ray):
+            yield request
+    elif request.engine == "server" and backend is None:
+        from selectit_dagster.inference.backends.server import reachable
+
+        with reachable(request.model, out / SERVER_LOG) as model:
+            yield replace(request, model=model)
+    else:
+        yield request
 
 
 def _score(

@@ -33,7 +33,7 @@ _CHUNKS_AHEAD = 1
 
 def run_of(setup: Setup, folder: ScoreFolder, progress: Progress, rule: StoppingRule | None) -> Run:
     """Return the run that the request's engine makes."""
-    if setup.request.rating.engine == "ray":
+    if setup.request.engine == "ray":
         from selectit_dagster.inference.backends.ray_engine import RayRun
 
         return RayRun(setup, folder, progress, rule)

@@ -143,23 +143,16 @@ class Probe:
 
 def facts_unloaded(reference: ScoringModel) -> BackendFacts:
     """Return the facts that the configuration tells; no weights are read."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
     from selectit_dagster.inference.backends.transformers import usual_batch_tokens
-    from selectit_dagster.inference.model_identity import hub_commit, is_local
-    from selectit_dagster.inference.model_loading import load_config
+    from selectit_dagster.inference.model_identity import commit_of
+    from selectit_dagster.inference.model_loading import load_config, parameters_unloaded
 
     config = load_config(reference)
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(
-            config, trust_remote_code=reference.trust_remote_code
-        )
     device = "cpu" if reference.device == "cpu" else "cuda:0"
     return BackendFacts(
-        parameters=sum(weight.numel() for weight in empty.parameters()),
+        parameters=parameters_unloaded(reference),
         dtype=reference.dtype,
         device=device,
-        revision=None if is_local(reference) else hub_commit(reference.path, reference.revision),
+        revision=commit_of(reference),
         batch_tokens=usual_batch_tokens(config, device),
     )

@@ -1,0 +1,165 @@
+"""What a kind of inference server is asked and how it answers, and the registry of the kinds."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from selectit_dagster.errors import UserError, first_line
+from selectit_dagster.inference.backends.protocol import LogProbabilities, TokenBatch
+
+ENTRY_POINTS = "selectit_dagster.servers"
+_BUILT_IN = ("server_vllm", "server_sglang")
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What a server says of itself; all of it is part of the scores' fingerprint.
+
+    ``longest`` is the longest prompt in tokens, None where the server does not say. ``setup``
+    is the server's own mark of its whole configuration, where it gives one.
+    """
+
+    engine: str
+    version: str
+    model: str
+    longest: int | None = None
+    dtype: str = UNKNOWN
+    quantization: str = UNKNOWN
+    batch_invariant: str = UNKNOWN
+    setup: str = UNKNOWN
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the facts as plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        said = {k: v for k, v in asdict(self).items() if k not in ("engine", "version")}
+        return f"{self.engine} {self.version} ({', '.join(f'{k} {v}' for k, v in said.items())})"
+
+
+class Asking(Protocol):
+    """Asks one address, or whichever of several is free, for JSON."""
+
+    def __call__(self, path: str, body: dict[str, Any] | None = None) -> Any:  # noqa: ANN401
+        """Return the answer; with ``body`` it is a POST."""
+        ...  # pragma: no cover - protocol
+
+
+class WrongServerError(UserError):
+    """The server answers, but cannot do what is asked of it."""
+
+
+class ServerKind:
+    """One kind of server. A subclass enters itself with :func:`register_server`.
+
+    Attributes
+    ----------
+    health:
+        The path that answers once a launched server is ready.
+    """
+
+    health: ClassVar[str] = "/health"
+
+    def facts(self, ask: Asking, model: str | None) -> EngineFacts:
+        """Return what the server says of itself, after a probe that it gives what is needed.
+
+        Raises
+        ------
+        UserError
+            When it serves no such model, or cannot return the asked log-probabilities.
+        """
+        raise NotImplementedError
+
+    def score(
+        self, ask: Asking, model: str, batch: TokenBatch, ids: tuple[int, ...]
+    ) -> LogProbabilities:
+        """Return the (rows, R) log-probabilities of the tokens ``ids`` after each row."""
+        raise NotImplementedError
+
+
+_KINDS: dict[str, type[ServerKind]] = {}
+
+
+def register_server(name: str) -> Callable[[type[ServerKind]], type[ServerKind]]:
+    """Enter a kind of server under its name."""
+
+    def enter(kind: type[ServerKind]) -> type[ServerKind]:
+        _KINDS[name] = kind
+        return kind
+
+    return enter
+
+
+@cache
+def _load_all() -> None:
+    for name in _BUILT_IN:
+        importlib.import_module(f"selectit_dagster.inference.backends.{name}")
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            entry.load()
+        except Exception as error:
+            raise UserError(
+                f"the server kind {entry.name!r} of another package cannot be loaded: "
+                f"{first_line(error)}",
+                hint=f"mend or take out the package that brings {entry.value}",
+            ) from error
+
+
+def server_kinds() -> dict[str, type[ServerKind]]:
+    """Return every kind of server that there is."""
+    _load_all()
+    return dict(_KINDS)
+
+
+def chosen_model(listed: Any, wanted: str | None) -> dict[str, Any]:  # noqa: ANN401 - an answer
+    """Return the entry of ``/v1/models`` for a model, or of the only one.
+
+    Raises
+    ------
+    UserError
+        When it is not there, or several are and none is named.
+    """
+    entries = listed.get("data") if isinstance(listed, dict) else None
+    models = [m for m in entries or [] if isinstance(m, dict) and isinstance(m.get("id"), str)]
+    names = [m["id"] for m in models]
+    found = [m for m in models if wanted is None or m["id"] == wanted]
+    if len(found) == 1:
+        return found[0]
+    if wanted is None:
+        raise UserError(
+            f"the server serves {len(names)} models: {', '.join(names) or 'none'}",
+            hint="name one with server.model",
+        )
+    raise UserError(
+        f"the server has no model {wanted!r}, it serves {', '.join(names) or 'none'}",
+        hint="set server.model to one of those, or start the server with this one",
+    )
+
+
+def require_numbers(values: Any, rows: int, ratings: int) -> LogProbabilities:  # noqa: ANN401
+    """Return (rows, R) float32 of nested lists; null is NaN, which fails its row alone.
+
+    Raises
+    ------
+    WrongServerError
+        When the shape is another one.
+    """
+    try:
+        found = np.array(values, dtype=np.float32)
+    except (TypeError, ValueError):
+        found = np.empty(0, dtype=np.float32)
+    if found.shape != (rows, ratings):
+        raise WrongServerError(
+            f"the server answered with numbers of shape {found.shape} for {rows} prompts and "
+            f"{ratings} rating tokens",
+            hint="this version of the server is not understood: upgrade it, or use another kind",
+        )
+    return found
