@@ -246,7 +246,9 @@ def test_one_bad_prompt_costs_its_record_alone(
     rows = some_records(COUNT)
     rows[3]["response"] += " ±"
     folder = write_records(tmp_path / "records", rows)
-    request = through(fake, records=folder, folder=tiny_model_folder, patience_seconds=30)
+    request = through(
+        fake, records=folder, folder=tiny_model_folder, rating={"max_failed_share": 0.2}
+    )
     setattr(fake, switch, token_of(tiny_model_folder, "±"))
     score(request, tmp_path / "s")
     stored = read_scores(tmp_path / "s", 2)
