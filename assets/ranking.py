@@ -1,5 +1,6 @@
 """Fused ranking: the models' scores become one order of the records."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,8 +15,10 @@ from selectit_dagster.orchestration.asset_checks import Check, Inspection, inspe
 from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.asset_metadata import Metadata, details, lineage
 from selectit_dagster.orchestration.asset_runner import Page, run_asset, stage_asset
+from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.stages.overrides import Overrides
 from selectit_dagster.orchestration.stages.stage import Stage
+from selectit_dagster.progress import Progress
 
 
 def config_schema(experiment: Experiment, access: Access) -> dict[str, dg.Field]:
@@ -110,10 +113,25 @@ def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
         """
         given = context.op_execution_context.op_config
         return run_asset(
-            context, access, page, lambda now: now.ranking(overrides(given, experiment))
+            context, access, page, lambda now: _asked(now, overrides(given, experiment))
         )
 
     return ranking
+
+
+def _asked(pipeline: Pipeline, changed: Overrides) -> Stage:
+    """Return the ranking's stage, or one that tries other settings and leaves it as it is."""
+    own = pipeline.ranking()
+    if not changed.given():
+        return own
+    tried = pipeline.what_if(pipeline.production_arm, changed)
+
+    def run(progress: Progress) -> Manifest:
+        tried.run(progress)
+        return require_manifest(own.folder, made_by=own.title)
+
+    settings = {**pipeline.ranking(changed).settings, "what_if": tried.settings["what_if"]}
+    return dataclasses.replace(own, run=run, remark=tried.remark, settings=settings)
 
 
 def page_of(access: Access) -> Page:

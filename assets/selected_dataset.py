@@ -19,7 +19,8 @@ from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.stages.overrides import SIZES, Overrides
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.orchestration.tracking import TrackedRun
-from selectit_dagster.selection.previous_selection import last_change, moved
+from selectit_dagster.selection.difference import moved_rows
+from selectit_dagster.selection.history import History
 
 _COLUMNS = ("record_id", "instruction", "input", "response")
 
@@ -105,10 +106,15 @@ def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
         """
         given, arm = context.op_execution_context.op_config, context.partition_key
         return run_asset(
-            context, access, page, lambda now: now.selected(arm, overrides(given, experiment))
+            context, access, page, lambda now: _asked(now, arm, overrides(given, experiment))
         )
 
     return selected_dataset
+
+
+def _asked(pipeline: Pipeline, arm: str, overrides: Overrides) -> Stage:
+    """Return the arm's own stage, or a what-if beside it where settings were changed."""
+    return pipeline.what_if(arm, overrides) if overrides.given() else pipeline.selected(arm)
 
 
 def page_of(pipeline: Pipeline, access: Access) -> Page:
@@ -125,11 +131,15 @@ def page_of(pipeline: Pipeline, access: Access) -> Page:
         # of the production arm alone: they read every record
         pictures=lambda stage, _: _pictures(stage) if stage.partition in (None, arm) else {},
         describe=lambda stage, manifest: {
-            **_describe(stage, manifest),
+            **_describe(_history(pipeline, stage), stage, manifest),
             "dagster/column_lineage": columns,
         },
-        track=_track,
+        track=lambda run, stage, manifest: _track(_history(pipeline, stage), run, stage),
     )
+
+
+def _history(pipeline: Pipeline, stage: Stage) -> History:
+    return pipeline.history(stage.partition or pipeline.production_arm)
 
 
 def _size(stage: Stage, manifest: Manifest) -> Inspection:
@@ -167,13 +177,15 @@ def _pictures(stage: Stage) -> dict[str, bytes]:
     }
 
 
-def _describe(stage: Stage, manifest: Manifest) -> Metadata:
-    """Show the change since the last selection, the dataset card, and the facts."""
-    shown: Metadata = {}
-    if (change := last_change(stage.folder)) is not None:
-        shown["change"] = dg.MetadataValue.text(change["text"])
-        add_table(shown, "entered_and_left", moved(change))
-        shown["change_since_last_selection"] = dg.MetadataValue.json(change)
+def _describe(history: History, stage: Stage, manifest: Manifest) -> Metadata:
+    """Show the versions, what the newest changed, the dataset card, and the facts."""
+    shown: Metadata = {"version": dg.MetadataValue.text(history.said())}
+    add_table(shown, "versions", history.rows())
+    version = history.current
+    if version is not None and version.change is not None:
+        shown["change"] = dg.MetadataValue.text(version.change["text"])
+        add_table(shown, "entered_and_left", moved_rows(version.change))
+        shown["change_from_the_version_before"] = dg.MetadataValue.json(version.change)
     if (card := _card(stage.folder / "README.md")) is not None:
         shown["dataset_card"] = dg.MetadataValue.md(card)
     shown["selection"] = details(manifest)
@@ -187,11 +199,19 @@ def _card(path: Path) -> str | None:
     return (text.split("---\n", 2)[-1] if text.startswith("---") else text)[:8000]
 
 
-def _track(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
-    """Log the dataset and what changed since the last selection."""
+def _track(history: History, run: TrackedRun, stage: Stage) -> None:
+    """Log the dataset, the figures of every version, and what the newest changed."""
     log_dataset(run, stage, "selected")
-    if (change := last_change(stage.folder)) is not None:
-        run.metrics({f"change.{name}": change[name] for name in ("kept", "entered", "left")})
-        run.tags({"change": change["text"]})
-        rows = moved(change)
-        run.tables({"entered_and_left.json": as_columns(rows)} if rows else {})
+    rows = [
+        {"version.number": v.number, "version.records": v.selected}
+        | {f"version.{name}": v.change[name] for name in ("kept", "entered", "left") if v.change}
+        for v in history.state.versions
+    ]
+    run.series(rows, "version.number")
+    version = history.current
+    if version is not None:
+        run.tags({"version": version.name})
+    if version is not None and version.change is not None:
+        run.tags({"change": version.change["text"]})
+        moved = moved_rows(version.change)
+        run.tables({"entered_and_left.json": as_columns(moved)} if moved else {})

@@ -69,6 +69,15 @@ class Home:
         """The dataset that one arm chose."""
         return self.folder / "selected" / arm
 
+    def history(self, arm: str) -> Path:
+        """The versions of one arm's selection."""
+        return self.folder / "history" / arm
+
+    @property
+    def what_ifs(self) -> Path:
+        """Rankings and selections with other settings, made to be looked at."""
+        return self.folder / "what-if"
+
     def checkpoint(self, arm: str, seed: int) -> Path:
         """The checkpoint tuned on one arm with one training seed."""
         return self.folder / "checkpoints" / arm / f"seed-{seed}"
@@ -84,7 +93,7 @@ class Home:
 
     @property
     def report(self) -> Path:
-        """The report: ``report.html``, ``report.md``."""
+        """The report: ``report.html``."""
         return self.folder / "report"
 
 

@@ -8,11 +8,9 @@ from typing import Any
 
 import click
 
-from selectit_dagster.artefacts.files import sha256_json
 from selectit_dagster.artefacts.manifest import require_manifest
 from selectit_dagster.cli.options import EXPERIMENT, HOME, open_experiment
 from selectit_dagster.errors import UserError
-from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.stages.overrides import Overrides, apply_overrides
 from selectit_dagster.progress import Reporter
 
@@ -38,7 +36,10 @@ def rank_command(
     thetas: tuple[str, ...],
     **given: Any,  # noqa: ANN401 - the settings to change, one per click option
 ) -> None:
-    """Rank again from the stored scores; no model is loaded and the home's ranking stays.
+    """Rank again from the stored scores, beside the home's own ranking: a what-if.
+
+    No model is loaded; the result is compared with the current selection, which stays.
+    ``selectit promote`` puts it into use.
 
     \b
     Examples:
@@ -53,21 +54,18 @@ def rank_command(
         )
     overrides = Overrides(**given, thetas=_weights(thetas))
     rating = apply_overrides(pipeline.experiment, overrides).rating
-    name = sha256_json(overrides.given())[:12]
-    again = Pipeline(pipeline.experiment, pipeline.home, at_home=True)
-    ranking = again.ranking(
-        overrides, folder=pipeline.home.folder / "rerankings" / name / "ranking"
-    )
-    ranked = ranking.run(Reporter("ranking", "records"))
-    chosen = again.selected(
-        "selectit", overrides, ranking=ranking.folder, folder=ranking.folder.parent / "selected"
-    )
-    selected = chosen.run(Reporter("selection", "records"))
+    arm = pipeline.production_arm
+    tried = pipeline.what_if(arm, overrides)
+    tried.run(Reporter("selection", "records"))
+    name = tried.settings["what_if"]
+    ranking = pipeline.home.what_ifs / name / "ranking"
+    chosen = pipeline.home.what_ifs / name / "selected" / arm
+    ranked = require_manifest(ranking, made_by="ranking")
+    selected = require_manifest(chosen, made_by="selection")
     if output is not None:
         from selectit_dagster.cli.select import copy_selected
 
-        copy_selected(chosen.folder, selected, output)
-    change = _change(pipeline, chosen.folder)
+        copy_selected(chosen, selected, output)
     facts = {
         "alpha": rating.alpha,
         "num_prompts": rating.num_prompts,
@@ -76,8 +74,9 @@ def rank_command(
         "theta": ranked.details["theta"],
         "ranked": ranked.counts["ranked"],
         "selected": selected.counts["selected"],
-        "change": change,
-        "folder": str(chosen.folder),
+        "change": next(w for w in pipeline.what_ifs() if w["name"] == name)["change"]["text"],
+        "what_if": name,
+        "folder": str(chosen),
         "output": str(output) if output else None,
     }
     if as_json:
@@ -103,13 +102,3 @@ def _weights(given: tuple[str, ...]) -> tuple[tuple[str, float], ...] | None:
                 hint="write MODEL=WEIGHT, for instance --theta small=7e9",
             )
     return tuple(found.items()) or None
-
-
-def _change(pipeline: Pipeline, new: Path) -> str | None:
-    """Return what the new subset differs in from the home's own, where there is one."""
-    from selectit_dagster.selection.change import compare_selections
-
-    old = pipeline.home.selected("selectit")
-    if not (old / "manifest.json").exists():
-        return None
-    return compare_selections(old, new).text()

@@ -37,6 +37,9 @@ class SelectionSection(Section):
     quota: dict[str, Any] | None = Field(None, description="quota of the arms without their own")
     diversity: dict[str, Any] | None = Field(None, description="diversity of the arms likewise")
     weights: dict[str, Any] | None = Field(None, description="weights of the arms likewise")
+    keep: int = Field(
+        20, ge=1, description="versions of each selection to keep, those in use apart"
+    )
     arms: tuple[ArmEntry, ...] = Field(
         default_factory=lambda: tuple(_arm({"kind": kind}) for kind in _DEFAULT_ARMS),
         min_length=1,

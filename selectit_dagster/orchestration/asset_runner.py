@@ -7,7 +7,7 @@ ones are retried by Dagster and resume from what the engine stored.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,15 @@ from selectit_dagster.progress import Reporter
 _TRANSIENT = (TransientError, PassingError, ConnectionError, TimeoutError)
 # every line stays in two databases: a step of a week leaves about 300, one of an hour 130
 _STRETCH = 0.03
+# a run's tag and what it says of who asked
+_ASKING = {
+    "dagster/schedule_name": "schedule",
+    "dagster/sensor_name": "sensor",
+    "dagster/from_automation_condition": "automation",
+    "dagster/auto_materialize": "automation",
+    "dagster/backfill": "backfill",
+    "selectit/launch": "command",
+}
 _RETRIES = 3
 _RETRY_SECONDS = 10
 
@@ -153,12 +162,19 @@ def run_stage(
             ),
         )
         manifest = _guarded(lambda: _make(context.run.run_id, pipeline, stage, reporter))
+        stage.note(
+            asked_by=asked_by(context.run.tags),
+            dagster_run=context.run.run_id,
+            mlflow_run=run.run_id or "",
+        )
         drawn = _pictures(stage, manifest, page)
         _track(run, stage, manifest, page, drawn)
         checks = [_check(context, c, stage, manifest) for c in page.checks]
         run.tags({f"check.{c.check_name}": "passed" if c.passed else "FAILED" for c in checks})
         _save_comparison(context, stage, tracking, run)
     metadata: Metadata = {}
+    if remark := stage.remark():
+        metadata["what_if"] = dg.MetadataValue.text(remark)
     if run.url is not None:  # first: it stands above the tables and plots
         metadata["mlflow_run"] = dg.MetadataValue.url(run.url)
         metadata.update({name: dg.MetadataValue.url(link) for name, link in run.links.items()})
@@ -290,6 +306,14 @@ def _parent(context: dg.AssetExecutionContext, tracking: Tracker) -> str | None:
         found = {"mlflow/run_id": parent, **({"mlflow/url": link} if link else {})}
         context.instance.add_run_tags(run.run_id, found)
     return parent
+
+
+def asked_by(tags: Mapping[str, str]) -> str:
+    """Return who or what asked for a run, as a person names it."""
+    for tag, what in _ASKING.items():
+        if tag in tags:
+            return f"{what} {tags[tag]}" if what in ("schedule", "sensor") else what
+    return f"page ({tags['user']})" if "user" in tags else "page"
 
 
 def _launched(run: dg.DagsterRun) -> str:

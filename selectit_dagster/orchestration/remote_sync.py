@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,12 +48,16 @@ class StoragePolicy:
         makes the second one.
     make_room:
         Called before another artefact is put into the folder, to keep what must be kept.
+    beside:
+        Returns further folders that belong to the artefact: the first is brought with the
+        inputs, all are published with it.
     """
 
     inputs: tuple[Path, ...] = ()
     work: UnfinishedWork = NO_WORK
     reuses: Callable[[Fingerprint, Fingerprint], bool] | None = None
     make_room: Callable[[], None] | None = None
+    beside: Callable[[], Sequence[Path]] = tuple
 
 
 def stored(
@@ -100,7 +104,7 @@ class _Around:
     def fingerprint(self) -> Fingerprint:
         """Bring the inputs, once, and ask the stage."""
         if not self._ready:
-            for folder in self.habits.inputs:
+            for folder in (*self.habits.inputs, *self.habits.beside()[:1]):
                 bring(self.store, folder, _transfers(f"fetching {folder.name}", None))
             self._ready = True
         return self.stage.fingerprint()
@@ -113,7 +117,8 @@ class _Around:
             self._prepare(fingerprint, progress)
         with self._sending(fingerprint):
             self.stage.run(progress)
-        self.store.publish(folder, _transfers(f"publishing {self.stage.title}", progress))
+        for place in (*self.habits.beside(), folder):
+            self.store.publish(place, _transfers(f"publishing {self.stage.title}", progress))
         return require_manifest(folder, made_by=self.stage.asset)
 
     def _sending(self, fingerprint: Fingerprint) -> contextlib.AbstractContextManager[None]:

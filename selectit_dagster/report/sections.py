@@ -153,9 +153,8 @@ def selection(pipeline: Pipeline, overlaps: dict[str, int]) -> Section:
                 details.get("describe", ""),
             ]
         )
-        change = details.get("change") or {}
-        if change.get("text"):
-            blocks.append(Text(f"Since the last selection ({arm}): {change['text']}"))
+        if len((history := pipeline.history(arm)).state.versions) > 1:
+            blocks.append(Text(f"{arm}: {history.said()}"))
     if not rows:
         return absent(title, pipeline, pipeline.selected_asset)
     columns = ["arm", "records", "of curated", "characters per response", "also SelectIT's", "rule"]

@@ -16,10 +16,10 @@ from selectit_dagster.artefacts.manifest import Manifest, read_manifest, require
 from selectit_dagster.errors import ArtefactError
 from selectit_dagster.progress import Progress
 from selectit_dagster.selection.arms.arm import ArmContext, Ordering
-from selectit_dagster.selection.change import CANDIDATES_FILE, compare_selections
 from selectit_dagster.selection.choose import CHOSEN_FILE, Choice, Size, choose
 from selectit_dagster.selection.dataset_card import CardFacts, dataset_card
 from selectit_dagster.selection.dataset_writer import Written, write_selected
+from selectit_dagster.selection.difference import CANDIDATES_FILE
 from selectit_dagster.selection.ranking import RANKING_FILE
 from selectit_dagster.selection.response_passes import ResponsePasses
 
@@ -69,8 +69,6 @@ def assemble(request: SelectionRequest, count: int, out: Path, progress: Progres
         if choice.cut["last_selected"] is not None:
             _write_candidates(ordering, work)
             names.append(CANDIDATES_FILE)
-        if request.kind == "selectit" and old is not None and (out / CANDIDATES_FILE).exists():
-            details["change"] = compare_selections(out, work.folder, work=work).summary()
         facts = CardFacts(
             request,
             card_provenance(request),
@@ -185,6 +183,8 @@ def _details(
         "kind": request.kind,
         "describe": request.rule.describes,
         "parameters": _public(request.rule.settings()),
+        "settings": _public(_settings(request, context)),
+        "higher_is_better": ordering.higher_is_better,
         "seed": request.seed,
         "size": {request.size_rule: request.size},
         "share_of_curated": counts["selected"] / counts["curated"],
@@ -220,6 +220,17 @@ def _without_score(request: SelectionRequest, counts: dict[str, int]) -> list[st
         if counts["selected"] < int(request.size * counts["curated"]):
             note += f", so all {counts['selected']:,} that have one were taken"
     return [note]
+
+
+def _settings(request: SelectionRequest, context: ArmContext) -> dict[str, Any]:
+    """Return what decides the choice, one entry a setting, so that versions can be compared."""
+    stated = dict(request.rule.settings())
+    if request.by_scores:
+        stated |= context.ranked_with.get("parameters", {})
+        thetas = context.ranked_with.get("theta", {})
+        stated |= {"models": ", ".join(sorted(thetas))}
+        stated |= {f"theta of {name}": theta for name, theta in thetas.items()}
+    return stated
 
 
 def _number(work: Workspace, query: str) -> int:

@@ -16,7 +16,7 @@ from selectit_dagster.artefacts.manifest import (
     write_manifest,
 )
 from selectit_dagster.errors import TransientError, UserError, first_line
-from selectit_dagster.selection.change import CANDIDATES_FILE
+from selectit_dagster.selection.difference import CANDIDATES_FILE
 from selectit_dagster.selection.score_table import SCORES_FILE
 
 # of a selection's details, those that say nothing about records that were not chosen

@@ -11,8 +11,8 @@ from pathlib import Path
 from selectit_dagster.artefacts.duckdb_tables import ParquetStream, Workspace
 from selectit_dagster.artefacts.manifest import require_manifest
 from selectit_dagster.errors import UserError
-from selectit_dagster.selection.change import CANDIDATES_FILE
 from selectit_dagster.selection.dataset_writer import DATASET_FILE
+from selectit_dagster.selection.difference import CANDIDATES_FILE
 from selectit_dagster.selection.ranking import RANKING_FILE
 
 SCORES_FILE = "scores.parquet"

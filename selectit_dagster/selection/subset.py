@@ -330,10 +330,10 @@ def select(request: SelectionRequest, out: Path, progress: Progress | None = Non
     """Write the subset that one arm chooses into ``out`` and return the manifest.
 
     ``data.*`` holds the records byte for byte in the format of the source, best first;
-    ``dataset.parquet`` the columns for training; ``README.md`` the dataset card. Where the
-    folder held another selection before, ``details["change"]`` says what entered, what left
-    and why. The manifest's digest is that of the chosen texts in order, so that a change of
-    scores alone leaves what was trained on them fresh.
+    ``dataset.parquet`` the columns for training; ``README.md`` the dataset card;
+    ``candidates.parquet`` rank and score of every candidate. The manifest's digest is that of
+    the chosen texts in order, so that a change of scores alone leaves what was trained on them
+    fresh.
 
     Raises
     ------

@@ -29,7 +29,6 @@ from selectit_dagster.orchestration.instance import open_instance
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.resources import make_tracker
 from selectit_dagster.orchestration.run_cleanup import REMEDY_TAG
-from selectit_dagster.selection.previous_selection import last_change
 
 pytestmark = pytest.mark.slow
 
@@ -210,7 +209,7 @@ def test_a_changing_file_is_re_selected_once_per_change_and_nothing_else_is(serv
 
 
 def _says_what_moved(served: Served) -> None:
-    change = last_change(served.line.home.selected("selectit"))
+    change = served.line.history("selectit").current.change
     assert change["kept"] + change["entered"] == 12
     assert change["kept"] + change["left"] == 12
     with open_instance(served.line.home.dagster) as instance:

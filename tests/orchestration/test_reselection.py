@@ -19,7 +19,6 @@ from selectit_dagster.experiment import load_experiment
 from selectit_dagster.orchestration.instance import open_instance
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.progress import Silent
-from selectit_dagster.selection.previous_selection import last_change
 
 
 class World:
@@ -238,7 +237,9 @@ def test_a_real_change_re_selects_once_and_says_what_moved(world):
     assert world.follow() == set()
     world.reselect()  # the schedule comes round, and the data are the same
     assert world.follow() == set()
-    assert last_change(world.line.home.selected("selectit")) is None
+    history = world.line.history("selectit")
+    assert [v.asked_by for v in history.state.versions] == ["page"]
+    assert "nothing changed, still v1" in history.said()
 
     world.write(range(4, 28))
     assert _runs(world.sensor()) == 1
@@ -246,10 +247,11 @@ def test_a_real_change_re_selects_once_and_says_what_moved(world):
     # the job has brought SelectIT's own set up to date already
     assert world.follow() == {"changing/selected_dataset [random-1]"}
     assert world.follow() == set()
-    change = last_change(world.line.home.selected("selectit"))
+    assert [v.name for v in history.state.versions] == ["v1", "v2"]
+    change = history.current.change
     assert change["kept"] + change["entered"] == 6
     assert set(change["entered_by_reason"]) <= {"new record", "score rose", "cut moved"}
-    assert set(change["left_by_reason"]) <= {"removed record", "score fell", "cut moved"}
+    assert set(change["left_by_reason"]) <= {"record gone", "score fell", "cut moved"}
 
 
 def test_a_change_is_followed_step_by_step_where_only_the_raw_dataset_was_read(world):

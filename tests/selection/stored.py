@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from selectit_dagster.artefacts.manifest import write_manifest
-from selectit_dagster.selection.ranking import RankingRequest
-from selectit_dagster.selection.subset import SelectionRequest
+from selectit_dagster.selection.ranking import RankingRequest, rank
+from selectit_dagster.selection.subset import SelectionRequest, select
 
 SIZES = {"small": 7.0, "large": 13.0, "huge": 70.0}
 
@@ -189,3 +189,30 @@ def selection(ranking: RankingRequest, folder: Path | None, **changes: object) -
 def ranked_rows(folder: Path) -> list[dict]:
     """Return the rows of a stored ranking."""
     return pq.read_table(folder / "ranking.parquet").to_pylist()
+
+
+def certain(ratings: list[float]) -> np.ndarray:
+    """Return distributions whose scores are ordered as ``ratings`` (0 to 1)."""
+    p = np.zeros((1, len(ratings), 5, 5), dtype=np.float32)
+    p[..., 4] = np.array(ratings)[None, :, None]
+    p[..., 0] = 1 - p[..., 4]
+    return p
+
+
+def chosen(
+    folder: Path,
+    ratings: dict[str, float],
+    count: int,
+    *,
+    out: Path | None = None,
+    alpha: float | None = None,
+    **changes: object,
+) -> Path:
+    """Select the best ``count`` of records with these ratings."""
+    request = world(folder, list(ratings), certain(list(ratings.values())), models=("small",))
+    if alpha is not None:
+        request = replace(request, alpha=alpha)
+    rank(request, folder / "ranking")
+    asked = selection(request, folder / "ranking", size_rule="count", size=count, **changes)
+    select(asked, out or folder / "out")
+    return out or folder / "out"

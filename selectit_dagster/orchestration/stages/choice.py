@@ -6,17 +6,27 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selectit_dagster.artefacts.manifest import Manifest, is_current, require_manifest
+from selectit_dagster.artefacts.files import read_json, sha256_json, write_json
+from selectit_dagster.artefacts.manifest import (
+    Fingerprint,
+    Manifest,
+    is_current,
+    read_manifest,
+    require_manifest,
+)
 from selectit_dagster.errors import UserError
 from selectit_dagster.orchestration.stages.overrides import Overrides, apply_overrides
 from selectit_dagster.orchestration.stages.stage import Stage, StageSpec
 from selectit_dagster.orchestration.stages.stage_factory import StageFactory
-from selectit_dagster.progress import Progress
-from selectit_dagster.selection.previous_selection import keep_previous
+from selectit_dagster.progress import Progress, Silent
+from selectit_dagster.selection.difference import compare_selections
+from selectit_dagster.selection.history import History, Version
 
 if TYPE_CHECKING:
     from selectit_dagster.selection.arms.arm import Arm
     from selectit_dagster.selection.ranking import RankingRequest
+
+WHAT_IF = "what-if.json"
 
 
 class ChoiceStages(StageFactory):
@@ -111,29 +121,139 @@ class ChoiceStages(StageFactory):
             tokenizer=tuning.base_model if tuning else self.experiment.scoring_models[-1],
             passes=self.home.passes,
         )
-        out = folder or self.home.selected(arm)
+        settings = {
+            "arm": spec.model_dump(mode="json", exclude_defaults=True),
+            "size": {rule: size},
+            "seed": seed,
+        }
+        history = self.history(arm)
+
+        def asked(request: engine.SelectionRequest) -> Fingerprint:
+            return history.asked(engine.selection_fingerprint(request))
 
         def select(request: engine.SelectionRequest, out: Path, progress: Progress) -> Manifest:
-            if arm == "selectit" and not is_current(out, engine.selection_fingerprint(request)):
-                keep_previous(out)
-            return engine.select(request, out, progress)
+            history.adopt()
+            if not is_current(out, asked(request)):  # a version that was chosen stays
+                engine.select(request, out, progress)
+            history.record()
+            return require_manifest(out, made_by=self.selected_asset)
 
-        return self._stage(
+        if folder is not None:
+            spec_of = StageSpec(engine.select, engine.selection_fingerprint, lambda: request)
+            return self._stage(
+                self.selected_asset,
+                folder,
+                spec_of,
+                unit="records",
+                settings=settings,
+                partition=arm,
+            )
+        stage = self._stage(
             self.selected_asset,
-            out,
-            StageSpec(select, engine.selection_fingerprint, lambda: request),
+            history.selected,
+            StageSpec(select, asked, lambda: request),
             unit="records",
-            settings={
-                "arm": spec.model_dump(mode="json", exclude_defaults=True),
-                "size": {rule: size},
-                "seed": seed,
-            },
+            settings=settings,
             partition=arm,
             overrides=overrides,
             loads_model=spec.runs_model,
             inputs=[self.home.curated, fused, *self._score_places()],
-            make_room=(lambda: keep_previous(out)) if arm == "selectit" else None,
+            make_room=history.adopt,
+            beside=history.folders,
         )
+        return dataclasses.replace(stage, note=history.note)
+
+    def history(self, arm: str) -> History:
+        """Return the versions of an arm's selection."""
+        checkpoints = self.home.folder / "checkpoints"
+
+        def in_use() -> set[str]:
+            found = (read_manifest(p.parent) for p in checkpoints.rglob("manifest.json"))
+            return {str(m.fingerprint.get("dataset")) for m in found if m is not None}
+
+        return History(
+            self.home.history(arm),
+            self.home.selected(arm),
+            keep=self.experiment.selection.keep,
+            in_use=in_use,
+        )
+
+    def what_if(self, arm: str, overrides: Overrides) -> Stage:
+        """Build the stage that ranks and selects with other settings, in a place of its own.
+
+        Its artefact is the current selection, which stays as it is; ``remark`` says what the
+        other settings would choose, and ``settings`` the name to promote it by.
+
+        Raises
+        ------
+        UserError
+            When a setting is out of range, or there is no selection to compare with.
+        """
+        current = self.selected(arm)
+        name = sha256_json([arm, overrides.given()])[:8]
+        place = self.home.what_ifs / name
+        apart = type(self)(self.experiment, self.home, at_home=True)
+        ranking = apart.ranking(overrides, folder=place / "ranking")
+        chosen = apart.selected(
+            arm, overrides, ranking=ranking.folder, folder=place / "selected" / arm
+        )
+        if read_manifest(current.folder) is None:
+            raise UserError(
+                f"there is no selection of {arm} yet that other settings could be compared with",
+                hint="select once with the settings of the experiment file",
+            )
+
+        def run(progress: Progress) -> Manifest:
+            ranking.run(Silent())
+            made = chosen.run(progress)
+            facts = {
+                "name": name,
+                "arm": arm,
+                "settings": overrides.given(),
+                "made_at": made.created_at,
+                "selected": made.counts["selected"],
+                "change": compare_selections(current.folder, chosen.folder).summary(),
+            }
+            write_json(place / WHAT_IF, facts)
+            return require_manifest(current.folder, made_by=current.title)
+
+        def remark() -> str:
+            return (
+                f"What-if {name}, beside the current selection, which stays as it is: "
+                f"{read_json(place / WHAT_IF)['change']['text']} "
+                f"To use it: selectit promote {name}"
+            )
+
+        return dataclasses.replace(
+            current,
+            settings={**chosen.settings, "what_if": name},
+            run=run,
+            remark=remark,
+            note=lambda **_: None,
+        )
+
+    def what_ifs(self) -> list[dict[str, Any]]:
+        """Return what is known of the what-if runs, newest first."""
+        found = [read_json(path) for path in self.home.what_ifs.glob(f"*/{WHAT_IF}")]
+        return sorted(found, key=lambda facts: str(facts["made_at"]), reverse=True)
+
+    def promote(self, name: str, why: str, asked_by: str) -> Version:
+        """Put the selection of a what-if run into use, as the next version of its arm.
+
+        Raises
+        ------
+        UserError
+            When there is no such what-if.
+        """
+        known = {str(facts["name"]): facts for facts in self.what_ifs()}
+        if name not in known:
+            raise UserError(
+                f"there is no what-if {name}",
+                hint=f"there are {', '.join(known)}" if known else "make one with selectit rank",
+            )
+        arm = str(known[name]["arm"])
+        made = self.home.what_ifs / name / "selected" / arm
+        return self.history(arm).promote(made, name, why, asked_by=asked_by)
 
     def production(self) -> Stage:
         """Build the stage that shows what the production arm chose; it makes nothing itself."""

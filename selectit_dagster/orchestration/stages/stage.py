@@ -38,6 +38,11 @@ class Stage:
         Making the artefact loads a model.
     address:
         Where the artefact is published, None where it stays in the home.
+    note:
+        Told, when the artefact was asked for through Dagster, who or what asked and where that
+        is recorded: ``asked_by``, ``dagster_run``, ``mlflow_run``.
+    remark:
+        Returns what a person should read first about this very run.
     is_published, was_fetched:
         Whether the artefact in the folder is the one that is valid there, and whether it was
         made on another machine.
@@ -53,6 +58,8 @@ class Stage:
     overrides: Overrides | None = None
     loads_model: bool = False
     address: str | None = None
+    note: Callable[..., None] = lambda **_: None
+    remark: Callable[[], str] = str
     is_published: Callable[[], bool] = lambda: True
     was_fetched: Callable[[], bool] = lambda: False
 

@@ -1,4 +1,4 @@
-"""What a new selection changed, and publishing."""
+"""Publishing a selected dataset."""
 
 from __future__ import annotations
 
@@ -7,63 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from selectit_dagster.artefacts.manifest import verify
 from selectit_dagster.errors import ArtefactError, UserError
-from selectit_dagster.selection.change import compare_selections
 from selectit_dagster.selection.publish import publish
 from selectit_dagster.selection.ranking import rank
 from selectit_dagster.selection.score_table import write_score_table
 from selectit_dagster.selection.subset import select
 
-from .stored import selection, world
-
-
-def certain(ratings: list[float]) -> np.ndarray:
-    """Return distributions whose scores are ordered as ``ratings`` (0 to 1)."""
-    p = np.zeros((1, len(ratings), 5, 5), dtype=np.float32)
-    p[..., 4] = np.array(ratings)[None, :, None]
-    p[..., 0] = 1 - p[..., 4]
-    return p
-
-
-def chosen(tmp_path, name, ratings, count):
-    """Select the best ``count`` of records with these ratings."""
-    folder = tmp_path / name
-    request = world(folder, list(ratings), certain(list(ratings.values())), models=("small",))
-    rank(request, folder / "ranking")
-    asked = selection(request, folder / "ranking", size_rule="count", size=count)
-    select(asked, folder / "out")
-    return folder / "out"
-
-
-def test_every_reason_is_told_apart(tmp_path):
-    old = chosen(tmp_path, "old", {"a": 0.95, "b": 0.9, "c": 0.85, "d": 0.8, "gone": 0.99}, 4)
-    new = chosen(tmp_path, "new", {"a": 0.95, "b": 0.6, "c": 0.85, "d": 0.97, "new": 0.93}, 3)
-    change = compare_selections(old, new)
-    assert change.entered == {"new record": 1, "score rose": 1}
-    assert change.left == {"removed record": 1, "score fell": 1, "cut moved": 1}
-    assert change.kept == 1
-    assert [m.record_id for m in change.examples["left"]] == ["gone", "b", "c"]
-    assert change.summary()["text"] == (
-        "1 records stayed; 2 entered (new record 1, score rose 1); "
-        "3 left (cut moved 1, removed record 1, score fell 1)."
-    )
-
-
-def test_an_equal_selection_is_called_the_same(tmp_path):
-    old = chosen(tmp_path, "old", {"a": 0.9, "b": 0.8}, 1)
-    assert compare_selections(old, old).text() == "The selection is the same 1 records as before."
-
-
-def test_only_selections_by_selectit_are_compared(tmp_path):
-    old = chosen(tmp_path, "old", {"a": 0.9, "b": 0.8}, 1)
-    (old / "candidates.parquet").unlink()
-    with pytest.raises(ArtefactError, match="candidates"):
-        compare_selections(old, old)
+from .stored import certain, chosen, selection, world
 
 
 class Hub:
@@ -84,7 +38,7 @@ class Hub:
 
 
 def test_publishing_sends_the_selection_and_nothing_else(tmp_path):
-    folder = chosen(tmp_path, "old", {"a": 0.9, "b": 0.8}, 1)
+    folder = chosen(tmp_path, {"a": 0.9, "b": 0.8}, 1)
     hub = Hub()
     assert publish(folder, "me/data", api=hub) == "https://hub/commit/1"
     assert hub.calls[0][1]["private"] is True
@@ -93,9 +47,8 @@ def test_publishing_sends_the_selection_and_nothing_else(tmp_path):
 
 
 def test_what_is_published_passes_its_own_check_and_names_no_other_record(tmp_path):
-    chosen(tmp_path, "old", {"aaaa": 0.9, "bbbb": 0.8, "cccc": 0.7}, 1)
-    folder = chosen(tmp_path, "old", {"aaaa": 0.1, "bbbb": 0.8, "cccc": 0.7}, 1)
-    assert "aaaa" in (folder / "manifest.json").read_text()
+    chosen(tmp_path, {"aaaa": 0.9, "bbbb": 0.8, "cccc": 0.7}, 1)
+    folder = chosen(tmp_path, {"aaaa": 0.1, "bbbb": 0.8, "cccc": 0.7}, 1)
     publish(folder, "me/data", api=Hub(tmp_path / "sent"))
     sent = tmp_path / "sent"
     assert verify(sent).counts["selected"] == 1
@@ -106,7 +59,7 @@ def test_what_is_published_passes_its_own_check_and_names_no_other_record(tmp_pa
 
 
 def test_the_scores_of_all_records_are_published_when_asked_for(tmp_path):
-    folder = chosen(tmp_path, "old", {"a": 0.9, "b": 0.8, "c": 0.7}, 1)
+    folder = chosen(tmp_path, {"a": 0.9, "b": 0.8, "c": 0.7}, 1)
     ranking = next(tmp_path.rglob("ranking.parquet")).parent
     table = tmp_path / "all.parquet"
     assert write_score_table(ranking, {"selectit": folder}, table) == 3
@@ -127,7 +80,7 @@ def test_the_scores_of_all_records_are_published_when_asked_for(tmp_path):
 
 
 def test_publishing_needs_a_token_a_name_and_unaltered_files(tmp_path, monkeypatch):
-    folder = chosen(tmp_path, "old", {"a": 0.9, "b": 0.8}, 1)
+    folder = chosen(tmp_path, {"a": 0.9, "b": 0.8}, 1)
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(variable, raising=False)
     with pytest.raises(UserError, match="needs a token"):
@@ -142,7 +95,7 @@ def test_publishing_needs_a_token_a_name_and_unaltered_files(tmp_path, monkeypat
 def test_a_hub_that_is_switched_off_and_a_name_that_it_refuses_are_told(tmp_path, monkeypatch):
     from huggingface_hub import constants
 
-    folder = chosen(tmp_path, "old", {"a": 0.9, "b": 0.8}, 1)
+    folder = chosen(tmp_path, {"a": 0.9, "b": 0.8}, 1)
     monkeypatch.setenv("HF_TOKEN", "hf_of_this_test")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="switched off") as refusal:
@@ -163,7 +116,7 @@ def test_a_token_that_may_not_write_is_told_with_the_variable(tmp_path, status):
             answer = SimpleNamespace(status_code=status, headers={}, request=None)
             raise HfHubHTTPError("no", response=answer)
 
-    folder = chosen(tmp_path, "old", {"a": 0.9, "b": 0.8}, 1)
+    folder = chosen(tmp_path, {"a": 0.9, "b": 0.8}, 1)
     with pytest.raises(UserError, match="does not let this token write to 'me/data'") as refusal:
         publish(folder, "me/data", api=Refusing())
     assert "HF_TOKEN" in refusal.value.hint

@@ -1,0 +1,68 @@
+"""What a new selection changed: settings, the cut, what entered and left, and why."""
+
+from __future__ import annotations
+
+import pytest
+
+from selectit_dagster.errors import ArtefactError
+from selectit_dagster.selection.difference import compare_selections
+
+from .stored import chosen
+
+
+def test_every_reason_is_told_apart(tmp_path):
+    before = {"a": 0.95, "b": 0.9, "c": 0.85, "d": 0.8, "gone": 0.99}
+    after = {"a": 0.95, "b": 0.6, "c": 0.85, "d": 0.97, "new": 0.93}
+    old, new = chosen(tmp_path / "old", before, 4), chosen(tmp_path / "new", after, 3)
+    change = compare_selections(old, new)
+    assert change.entered == {"new record": 1, "score rose": 1}
+    assert change.left == {"record gone": 1, "score fell": 1, "cut moved": 1}
+    assert change.kept == 1
+    assert [m.record_id for m in change.examples["left"]] == ["gone", "b", "c"]
+    fell = change.examples["left"][1]
+    assert fell.old_score > fell.new_score and (fell.old_rank, fell.new_rank) == (3, 5)
+    assert [s["name"] for s in change.settings] == ["size"]
+    text = change.summary()["text"]
+    assert text.startswith("Settings differ: size count 4 → count 3. 1 records stayed; 2 entered ")
+    assert "the cut moved from" in text
+
+
+def test_other_settings_are_named_first_and_blamed_for_what_moved(tmp_path):
+    ratings = {name: 0.5 + i / 20 for i, name in enumerate("abcdef")}
+    old = chosen(tmp_path / "old", ratings, 2, alpha=0.2)
+    new = chosen(tmp_path / "new", dict(zip("fedcba", ratings.values(), strict=True)), 2, alpha=1.0)
+    change = compare_selections(old, new)
+    assert change.settings == [{"name": "alpha", "old": 0.2, "new": 1.0}]
+    assert change.entered == {"settings": 2} and change.left == {"settings": 2}
+    assert change.text().startswith("Settings differ: alpha 0.2 → 1.0. 0 records stayed")
+
+
+def test_a_quota_is_named_where_the_rank_alone_would_say_otherwise(tmp_path):
+    ratings = {name: 0.9 - i / 20 for i, name in enumerate(("a", "b", "c", "dd", "ee", "ff"))}
+    quota = {"quota": {"by": "length", "bands": 2, "rule": "equal"}}
+    old = chosen(tmp_path / "old", ratings, 2, parameters=quota)
+    new = chosen(tmp_path / "new", {**ratings, "dd": 0.5}, 2, parameters=quota)
+    change = compare_selections(old, new)
+    # each half of the lengths gives one: ee is the best of its half now, and fourth of all
+    assert (change.entered, change.left) == ({"quota": 1}, {"score fell": 1})
+    alone = chosen(tmp_path / "alone", ratings, 2)
+    assert [s["name"] for s in compare_selections(alone, old).settings] == ["quota"]
+
+
+def test_an_equal_selection_is_called_the_same(tmp_path):
+    old = chosen(tmp_path, {"a": 0.9, "b": 0.8}, 1)
+    assert compare_selections(old, old).text() == "The selection is the same 1 records as before."
+
+
+def test_a_selection_that_kept_no_candidates_is_compared_without_guessing(tmp_path):
+    old = chosen(tmp_path / "old", {"a": 0.9, "b": 0.8}, 1)
+    (old / "candidates.parquet").unlink()
+    new = chosen(tmp_path / "new", {"a": 0.7, "b": 0.8}, 1)
+    assert compare_selections(old, new).entered == {"candidates unknown": 1}
+    assert compare_selections(old, new).left == {"score fell": 1}
+
+
+def test_only_selections_are_compared(tmp_path):
+    old = chosen(tmp_path, {"a": 0.9, "b": 0.8}, 1)
+    with pytest.raises(ArtefactError, match="not a selection"):
+        compare_selections(old, tmp_path)
