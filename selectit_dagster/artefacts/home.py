@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from selectit_dagster.errors import UserError
 
@@ -20,6 +21,8 @@ class Home:
 
     root: Path
     experiment: str
+    # whether pictures are drawn beside what is made
+    pictures: ClassVar[bool] = True
 
     @property
     def dagster(self) -> Path:

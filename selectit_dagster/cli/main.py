@@ -7,9 +7,12 @@ has a module; it reads options, calls one function and prints results.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 import sys
+import threading
 import traceback
 from typing import Any
 
@@ -61,6 +64,9 @@ for _command in (
 
 def main() -> None:
     """Run the command and turn every outcome into an exit code and one message."""
+    # the libraries' imports make a million objects that stay: collecting among them costs more
+    # than a short command itself
+    gc.set_threshold(100_000, 20, 50)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -93,6 +99,25 @@ def main() -> None:
         else:
             _message("  this is a fault of selectit; SELECTIT_DEBUG=1 shows where")
         sys.exit(1)
+
+
+def console() -> None:
+    """Run the command as a process of its own, and end it at once.
+
+    Taking a million objects of the libraries apart one by one takes a second. What is to be
+    done at the end is done; where a thread still works, the process ends as usual.
+    """
+    code: str | int | None = 0
+    try:
+        main()
+    except SystemExit as error:
+        code = error.code
+    if threading.active_count() > 1 or isinstance(code, str):
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
 
 
 def _message(text: str) -> None:

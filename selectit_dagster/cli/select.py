@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from selectit_dagster.artefacts.files import atomic_file
 from selectit_dagster.artefacts.home import Home
@@ -59,6 +59,8 @@ _KEY = re.compile(r"\b(dataset|curation|scoring_models|rating|selection)\.[a-z_]
 @dataclass(frozen=True)
 class FlatHome(Home):
     """A home whose stages lie directly in ``root``, for ``--scores DIR``."""
+
+    pictures: ClassVar[bool] = False
 
     @property
     def folder(self) -> Path:

@@ -28,6 +28,7 @@ _FACTORS = (0.5, 1.0, 2.0)
 _SAMPLE_RECORDS = 128
 # shorter runs would spend more on the measurement than it saves
 _WORTH_SECONDS = 300.0
+_FEWEST_BATCHES = 50
 # a budget must win by this much, or the device's usual one stays
 _CLEAR_GAIN = 1.05
 
@@ -69,7 +70,11 @@ def _measure(request: ScoringRequest, rows: RowMaker, backend: Backend, records:
     usual, prefixes = backend.facts.batch_tokens, rows.shared_prefixes()
     planned = plan_by_prompt(made, prefixes, usual)
     mean = sum(len(row.tokens) for row in made if row.tokens is not None) / len(made)
-    if not _is_long(backend, planned, records * len(rows.prompts) * mean):
+    tokens = records * len(rows.prompts) * mean
+    # a job that is over before a measurement would be is not measured, nor timed
+    if tokens < _FEWEST_BATCHES * usual * backend.facts.workers:
+        return None
+    if not _is_long(backend, planned, tokens):
         return None
     speed = _speed(backend, planned)
     if speed is None:

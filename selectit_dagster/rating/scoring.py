@@ -58,6 +58,8 @@ class ScoringRequest:
         The share that will be selected; only ``adaptive`` uses it.
     ray:
         The cluster; only ``rating.engine: ray`` uses it.
+    pictures:
+        Whether the finished scores are drawn.
     """
 
     records: Path
@@ -65,6 +67,7 @@ class ScoringRequest:
     rating: RatingSection
     selection_share: float = 0.2
     ray: RaySection = field(default_factory=RaySection)
+    pictures: bool = True
 
     @property
     def records_file(self) -> Path:
@@ -250,7 +253,7 @@ def _score(
         from selectit_dagster.rating.adaptive import FOLDER, audited_rule
 
         rule, figures = audited_rule(
-            request,
+            replace(request, pictures=False),
             folder.path / FOLDER,
             lambda some, out: score(some, out, progress, setup.backend),
         )
@@ -313,7 +316,7 @@ def draw(request: ScoringRequest, out: Path) -> None:
     from selectit_dagster.rating import rating_plots
 
     rating = request.rating
-    if rating.adaptive or out.parent.name == ".audit":
+    if rating.adaptive or not request.pictures:
         return
     write_bytes(
         out / "scores.png", rating_plots.score_overview(out, rating.num_prompts, rating.alpha)

@@ -47,6 +47,7 @@ def test_a_short_run_takes_the_usual_size(chosen) -> None:
 
 def test_a_long_run_measures_once_and_remembers(chosen, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "_WORTH_SECONDS", 0.0)
+    monkeypatch.setattr(calibration, "_FEWEST_BATCHES", 1)
     assert chosen() == 512
 
     def refuse(*_: object) -> None:

@@ -80,7 +80,7 @@ class DataStages(StageFactory):
         rule, size = experiment.selection.size
         share = size if rule == "share" else 0.2
         request = engine.ScoringRequest(
-            self.home.curated, model, experiment.rating, share, experiment.ray
+            self.home.curated, model, experiment.rating, share, experiment.ray, self.home.pictures
         )
         return self._stage(
             f"uncertainty_scores/{name}",
