@@ -49,6 +49,9 @@ _OPTIONS = {
     "rating.max_length": "--max-length",
     "rating.too_long: ": "--too-long ",
     "rating.too_long": "--too-long",
+    "server.url": "--server",
+    "server.model": "--server-model",
+    "server.kind": "--server-kind",
     "selection.share": "--share",
     "selection.count": "--count",
 }

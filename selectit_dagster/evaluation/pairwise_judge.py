@@ -1,13 +1,15 @@
 """Judges that prefer one of two answers to an instruction.
 
-A judge is anything with :class:`Judge`'s one method. The one here is a local model: it reads
-the instruction and both answers and the likelihoods of "A" and "B" decide, in both orders, so
-that a liking for the first place cancels. Nothing is sent anywhere.
+A judge is anything with :class:`Judge`'s one method. Those here are a local model and a model
+behind a vLLM or SGLang server: it reads the instruction and both answers and the likelihoods of
+"A" and "B" decide, in both orders, so that a liking for the first place cancels.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +17,8 @@ import numpy as np
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation.tasks.task import Keep, kept_nowhere
+from selectit_dagster.experiment import ServedModel
+from selectit_dagster.inference.backends.protocol import TokenBatch, Tokens
 from selectit_dagster.inference.prompt_rows import Batch, Row
 
 if TYPE_CHECKING:
@@ -27,6 +31,8 @@ _PROMPT = (
     "The better answer is:"
 )
 _LABELS = ("A", "B")
+# pairs that are asked together and kept together by an evaluation that may be killed
+_KEPT_PAIRS = 64
 
 
 @dataclass(frozen=True)
@@ -49,20 +55,8 @@ class Judge(Protocol):
         ...  # pragma: no cover - protocol
 
 
-class LocalJudge:
-    """A local model as the judge.
-
-    Parameters
-    ----------
-    engine:
-        The judging model.
-    batch_tokens:
-        Token positions per batch.
-    """
-
-    def __init__(self, engine: Engine, batch_tokens: int = 8192) -> None:
-        self.engine = engine
-        self.batch_tokens = batch_tokens
+class _BothOrders:
+    """A judge that is asked in both orders, by whatever runs it."""
 
     def prefer(self, pairs: Sequence[Pair], keep: Keep = kept_nowhere) -> list[float | None]:
         """Return the mean probability of the output over both orders.
@@ -80,6 +74,26 @@ class LocalJudge:
             None if one is None or two is None else (one + (1.0 - two)) / 2.0
             for one, two in zip(first, second, strict=True)
         ]
+
+    def _likes_a(self, pairs: Sequence[Pair], keep: Keep, *, swapped: bool) -> list[float | None]:
+        """Return the probability of answer A in one order, None for pairs that do not fit."""
+        raise NotImplementedError
+
+
+class LocalJudge(_BothOrders):
+    """A local model as the judge.
+
+    Parameters
+    ----------
+    engine:
+        The judging model.
+    batch_tokens:
+        Token positions per batch.
+    """
+
+    def __init__(self, engine: Engine, batch_tokens: int = 8192) -> None:
+        self.engine = engine
+        self.batch_tokens = batch_tokens
 
     def _likes_a(self, pairs: Sequence[Pair], keep: Keep, *, swapped: bool) -> list[float | None]:
         """Return the probability of answer A in one order, None for pairs that do not fit."""
@@ -101,6 +115,61 @@ class LocalJudge:
             for place, value in zip(batch.indices, liked, strict=True):
                 result[fitting[place]] = value
         return result
+
+
+class ServerJudge(_BothOrders):
+    """A model behind a server as the judge: the log-probabilities of the two verdict tokens.
+
+    Parameters
+    ----------
+    model:
+        The judge; a server that ``launch`` describes runs while pairs are judged.
+    """
+
+    def __init__(self, model: ServedModel) -> None:
+        from selectit_dagster.inference.engine import Reader
+        from selectit_dagster.inference.model_loading import load_tokenizer
+
+        self.model = model
+        self.reader = Reader(load_tokenizer(model))
+
+    def prefer(self, pairs: Sequence[Pair], keep: Keep = kept_nowhere) -> list[float | None]:
+        """Return the mean probability of the output over both orders; see ``LocalJudge``."""
+        from selectit_dagster.inference.backends.server import ServerBackend, reachable
+        from selectit_dagster.inference.model_identity import cache_folder
+
+        options = letters(self.reader, render(Pair("Say yes.", "yes", "no"), swapped=False))
+        with reachable(self.model, cache_folder() / "judge-server.log") as there:
+            self.backend = ServerBackend(there, options.tokens)
+            return super().prefer(pairs, keep)
+
+    def _likes_a(self, pairs: Sequence[Pair], keep: Keep, *, swapped: bool) -> list[float | None]:
+        lead = letters(self.reader, render(pairs[0], swapped=swapped)).lead
+        longest = self.backend.engine.longest or sys.maxsize
+        rows = [
+            np.array([*self.reader.encode(render(pair, swapped=swapped)), *lead], dtype=np.int32)
+            for pair in pairs
+        ]
+        fitting = [i for i, row in enumerate(rows) if len(row) <= longest]
+        result: list[float | None] = [None] * len(pairs)
+        with ThreadPoolExecutor(self.backend.facts.workers) as pool:
+            for start in range(0, len(fitting), _KEPT_PAIRS):
+                some = fitting[start : start + _KEPT_PAIRS]
+
+                def ask(some: list[int] = some) -> list[float | None]:
+                    return list(pool.map(self._ask, [rows[i] for i in some]))
+
+                liked = keep(f"judge/{int(swapped)}/{start}", ask)
+                for i, value in zip(some, liked, strict=True):
+                    result[i] = value
+        return result
+
+    def _ask(self, row: Tokens) -> float | None:
+        """Return the probability of A after one prompt, None where the server has none."""
+        found = self.backend.rate(TokenBatch(row[:1], (row[1:],)))
+        a, b = found.log_probabilities[0].astype(np.float64)
+        value = float(1.0 / (1.0 + np.exp(b - a)))
+        return None if found.failures or np.isnan(value) else value
 
 
 def letters(reader: Reader, text: str) -> Options:

@@ -6,16 +6,18 @@ import gzip
 import importlib.machinery
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation import question_files
 from selectit_dagster.evaluation.answer_journal import Journal
-from selectit_dagster.evaluation.pairwise_judge import LocalJudge, Pair, render
+from selectit_dagster.evaluation.pairwise_judge import LocalJudge, Pair, ServerJudge, render
 from selectit_dagster.evaluation.runner import fit_prompts
 from selectit_dagster.evaluation.tasks import make_task
-from selectit_dagster.experiment import Benchmark, ModelReference
+from selectit_dagster.experiment import Benchmark, ServedModel
+from tests.inference_server import FakeServer
 
 
 def task_of(task, path=None, **settings):
@@ -360,8 +362,22 @@ def test_the_judges_order_does_not_matter(engine):
     assert again == pytest.approx(first[0], abs=1e-5)
 
 
+def test_a_judge_behind_a_server_prefers_what_the_same_model_prefers_here(engine, tiny_reference):
+    pairs = [
+        Pair("Say yes.", "yes", "no"),
+        Pair("Name a city.", "Paris", "the fox"),
+        Pair("a", "b", "c"),
+    ]
+    pairs.append(Pair("fox " * 600, "a", "b"))
+    with FakeServer(Path(tiny_reference.path)) as fake:
+        judge = ServerJudge(ServedModel(path=tiny_reference.path, server={"url": fake.url}))
+        liked = judge.prefer(pairs)
+    assert liked[3] is None
+    assert liked[:3] == pytest.approx(LocalJudge(engine).prefer(pairs[:3]), abs=1e-6)
+
+
 def test_alpaca_eval_with_a_judge_has_a_score(alpaca_eval_file, tiny_reference):
-    judge = ModelReference(path=tiny_reference.path)
+    judge = ServedModel(path=tiny_reference.path)
     task = task_of("alpaca-eval", alpaca_eval_file, judge=judge)
     scored = task.score(task.questions(), [["0"], ["something else"], [""]])
     assert scored[0].score == pytest.approx(0.5)

@@ -414,3 +414,44 @@ def test_manifests_hold_the_engine_as_plain_json(
     stored = json.loads((tmp_path / "s" / "manifest.json").read_text())
     assert stored["fingerprint"]["server.engine"]["longest"] == 511
     assert fake.url not in json.dumps(stored)
+
+
+def test_doctor_compares_the_servers_with_the_weights_here(
+    fake: FakeServer, records: Path, tiny_model_folder: Path, second_tiny_model_folder: Path
+) -> None:
+    from selectit_dagster.rating.doctor import model_facts
+
+    with FakeServer(second_tiny_model_folder) as other:
+        request = through(fake, other, records=records, folder=tiny_model_folder)
+        facts = model_facts(request.model, request.rating)
+    assert facts["ok"], facts["problems"]
+    assert facts["server"].startswith("vllm 0.32.0 (model tiny, longest 511, dtype float32")
+    assert facts["context"] == 511
+    assert facts["compared_with"] == "the weights on this machine"
+    assert facts["largest_difference"][fake.url] < 1e-5
+    assert facts["largest_difference"][other.url] > 1e-3
+
+
+def test_select_rates_through_a_server(
+    fake: FakeServer, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from selectit_dagster.cli.main import cli
+
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {k: r[k] for k in ("instruction", "input")} | {"output": r["response"]}
+        for r in some_records(8)
+    ]
+    Path("data.json").write_text(json.dumps(rows))
+    base = ["select", "-i", "data.json", "-m", str(tiny_model_folder), "-k", "1", "--share", "0.5"]
+    for name, more in (("here", []), ("there", ["--server", fake.url, "--server-model", "tiny"])):
+        result = CliRunner().invoke(cli, [*base, "-o", f"{name}.json", *more])
+        assert result.exit_code == 0, result.output
+    assert Path("here.json").read_bytes() == Path("there.json").read_bytes()
+    assert len([row for row in fake.rows if len(row) > 2]) == 8
+    wrong = CliRunner().invoke(
+        cli, [*base, "-o", "x.json", "--server", fake.url, "--server-model", "y"]
+    )
+    assert isinstance(wrong.exception, UserError) and "--server-model" in wrong.exception.hint

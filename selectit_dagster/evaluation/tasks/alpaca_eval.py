@@ -2,9 +2,9 @@
 
 Greedy answers in the tuning template, written as ``<name>.model_outputs.json`` in the form
 that ``alpaca_eval --model_outputs`` takes. Without a judge that is all: the benchmark has
-outputs and no score. With ``judge`` a local model compares each answer with the reference
-output of the data; the score is then the mean preference and compares with nothing but itself.
-Nothing that costs money is called.
+outputs and no score. With ``judge`` a model, here or behind a server of the user's, compares each
+answer with the reference output of the data; the score is then the mean preference and compares
+with nothing but itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.artefacts.files import sha256_json, write_json
 from selectit_dagster.evaluation import question_files
-from selectit_dagster.evaluation.pairwise_judge import Judge, LocalJudge, Pair, letters, render
+from selectit_dagster.evaluation.pairwise_judge import (
+    Judge,
+    LocalJudge,
+    Pair,
+    ServerJudge,
+    letters,
+    render,
+)
 from selectit_dagster.evaluation.tasks.task import (
     Keep,
     Prompt,
@@ -86,6 +93,8 @@ class AlpacaEvalTask(Task):
         """Return the judge that the experiment names, if it names one."""
         if self.benchmark.judge is None:
             return None
+        if self.benchmark.judge.server is not None:
+            return ServerJudge(self.benchmark.judge)
         from selectit_dagster.inference.engine import Engine
         from selectit_dagster.inference.model_loading import load_model
 
@@ -120,7 +129,11 @@ class AlpacaEvalTask(Task):
         if self.benchmark.judge is not None:
             from selectit_dagster.inference.model_identity import model_identity
 
-            identity["judge"] = sha256_json(model_identity(self.benchmark.judge))
+            judge = self.benchmark.judge
+            known: dict[str, Any] = dict(model_identity(judge))
+            if (server := judge.server) is not None:
+                known["server"] = [server.kind, server.model, server.launch]
+            identity["judge"] = sha256_json(known)
         return identity
 
     def extra_files(self, rows: Sequence[tuple[Question, Scored]], out: Path) -> list[str]:
