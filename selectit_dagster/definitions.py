@@ -24,6 +24,7 @@ from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.resources import PipelineResource, TrackingResource
 from selectit_dagster.orchestration.run_cleanup import closing_sensors
 from selectit_dagster.orchestration.run_launcher import watched_executor
+from selectit_dagster.orchestration.version_change import version_job
 
 DEFAULT_EXPERIMENT = Path(__file__).resolve().parent / "experiments" / "default.yaml"
 
@@ -85,7 +86,7 @@ def build_defs(
     jobs = automation.jobs(pipeline, access)
     return dg.Definitions(
         assets=assets,
-        jobs=list(jobs.values()),
+        jobs=[*jobs.values(), version_job(pipeline, access)],
         schedules=automation.schedules(pipeline, access, jobs["reselect"]),
         sensors=[
             automation.source_sensor(pipeline, access, jobs["reselect"]),

@@ -23,6 +23,13 @@ from selectit_dagster.cli.checkpoint_commands import chat_command, merge_command
 from selectit_dagster.cli.doctor_command import doctor_command
 from selectit_dagster.cli.explain_command import explain_command
 from selectit_dagster.cli.export_command import export_command, scores_command
+from selectit_dagster.cli.history_commands import (
+    diff_command,
+    history_command,
+    promote_command,
+    prune_command,
+    rollback_command,
+)
 from selectit_dagster.cli.publish_command import publish_command
 from selectit_dagster.cli.rank_command import rank_command
 from selectit_dagster.cli.report_command import report_command
@@ -49,6 +56,11 @@ for _command in (
     ui_command,
     report_command,
     rank_command,
+    history_command,
+    diff_command,
+    rollback_command,
+    promote_command,
+    prune_command,
     explain_command,
     sensitivity_command,
     doctor_command,

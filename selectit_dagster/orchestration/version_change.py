@@ -1,0 +1,114 @@
+"""Going back to a version of a selection, or on to a what-if: in the home, storage and Dagster."""
+
+import hashlib
+from typing import Any
+
+import dagster as dg
+
+from selectit_dagster.orchestration import asset_keys
+from selectit_dagster.orchestration.asset_keys import Access
+from selectit_dagster.orchestration.pipeline import Pipeline
+from selectit_dagster.selection.history import Version
+
+_DATA_VERSION = "dagster/data_version"
+_INPUT_VERSION = "dagster/input_data_version/"
+
+
+def change_version(pipeline: Pipeline, arm: str, name: str, why: str, asked_by: str) -> Version:
+    """Put a version, or a what-if by its name, into use, in storage too.
+
+    Raises
+    ------
+    UserError
+        When there is no such version or what-if.
+    """
+    found = {str(facts["name"]): str(facts["arm"]) for facts in pipeline.what_ifs()}
+    if name in found:
+        arm = found[name]
+        version = pipeline.promote(name, why, asked_by)
+    else:
+        version = pipeline.history(arm).use(name, why)
+    history = pipeline.history(arm)
+    if pipeline.store is not None:
+        for folder in (*history.folders(), history.selected):
+            pipeline.store.publish(folder)
+    return version
+
+
+def arm_of_change(pipeline: Pipeline, arm: str, name: str) -> str:
+    """Return the arm whose version is changed: a what-if knows its own."""
+    found = {str(facts["name"]): str(facts["arm"]) for facts in pipeline.what_ifs()}
+    return found.get(name, arm)
+
+
+def events(
+    instance: dg.DagsterInstance, pipeline: Pipeline, access: Access, arm: str
+) -> list[dg.AssetMaterialization]:
+    """Return what Dagster is told: the arm's set is another one, so what reads it is stale.
+
+    The production dataset is the same folder, so it is another one too.
+    """
+    history = pipeline.history(arm)
+    version = history.current
+    if version is None:
+        return []
+    metadata: dict[str, Any] = {
+        "version": dg.MetadataValue.text(history.said()),
+        "dagster/row_count": version.selected,
+    }
+    key = access.key(pipeline.selected_asset)
+    chosen = {**_tags(instance, key, arm), _DATA_VERSION: version.digest}
+    made = [dg.AssetMaterialization(key, partition=arm, metadata=metadata, tags=chosen)]
+    production = access.key(asset_keys.PRODUCTION)
+    if arm == pipeline.production_arm and (tags := _tags(instance, production, None)):
+        read = hashlib.sha256(version.digest.encode()).hexdigest()  # as Dagster reads a partition
+        tags |= {_DATA_VERSION: version.digest, f"{_INPUT_VERSION}{key.to_user_string()}": read}
+        made.append(dg.AssetMaterialization(production, metadata=metadata, tags=tags))
+    return made
+
+
+def _tags(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> dict[str, str]:
+    """Return what the newest materialisation says of its inputs."""
+    records = instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition] if partition else None),
+        limit=1,
+    ).records
+    made = records[0].asset_materialization if records else None
+    tags = (made.tags or {}) if made is not None else {}
+    return {n: v for n, v in tags.items() if n == _DATA_VERSION or n.startswith(_INPUT_VERSION)}
+
+
+def version_job(pipeline: Pipeline, access: Access) -> dg.JobDefinition:
+    """Return the job that puts a version or a what-if into use, from Dagster's page."""
+    schema = {
+        "version": dg.Field(str, description="v3, or the name of a what-if run"),
+        "arm": dg.Field(
+            dg.Enum(access.name("arm"), [dg.EnumValue(arm) for arm in pipeline.arms]),
+            default_value=pipeline.production_arm,
+            description="whose selection; a what-if knows its own",
+        ),
+        "because": dg.Field(str, description="the reason, which is kept with the version"),
+    }
+
+    @dg.op(
+        name=access.name("use_version"), config_schema=schema, required_resource_keys=access.keys
+    )
+    def use_version(context: dg.OpExecutionContext) -> None:
+        pipeline, _ = access.open(context)
+        given = context.op_config
+        arm = arm_of_change(pipeline, given["arm"], given["version"])
+        change_version(pipeline, arm, given["version"], given["because"], "page")
+        context.log.info(pipeline.history(arm).said())
+        for event in events(context.instance, pipeline, access, arm):
+            context.log_event(event)
+
+    @dg.job(
+        name=access.name("roll_back"),
+        tags=access.tags,
+        description="Put an earlier version of a selection, or a what-if, into use. It stays until "
+        "other data, scores or settings ask for another selection.",
+    )
+    def roll_back() -> None:
+        use_version()
+
+    return roll_back
