@@ -4,6 +4,7 @@
 #   make ui      Dagster's and MLflow's web pages on this machine
 #   make test    set-up, then the test suite
 #   make bench   the benchmarks; figures and machine go to tools/benchmarks/results/
+#   make gpu     what a CUDA card reaches, in under nine minutes; TORCH=... names its build
 #   make torture kills, faults and hostile input, for an hour or two; see docs/torture.md
 #
 # PYTHON chooses the interpreter (3.11 to 3.13). TORCH chooses another torch, for instance
@@ -18,10 +19,10 @@ TORTURE ?= all
 HOME_FLAG := $(if $(SELECTIT_HOME),--home $(SELECTIT_HOME),)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev deployment run ui test test-slow test-browser test-deployment soak lint bench demo-data demo-models lock audit licences errors provoked torture clean pictures
+.PHONY: help setup dev deployment run ui test test-slow test-browser test-deployment soak lint bench gpu demo-data demo-models lock audit licences errors provoked torture clean pictures
 
 help:
-	@sed -n '1,11s/^# \{0,1\}//p' Makefile
+	@sed -n '1,12s/^# \{0,1\}//p' Makefile
 
 setup: $(VENV)/.installed
 dev: $(VENV)/.installed-dev
@@ -79,6 +80,10 @@ lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# needs a CUDA build of torch; without a card it says so and passes
+gpu: setup
+	$(BIN)/python -m tools.benchmarks.gpu_trial
 
 bench: dev
 	$(BIN)/python -m tools.benchmarks

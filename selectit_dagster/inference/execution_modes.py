@@ -241,7 +241,7 @@ def distance(found: torch.Tensor, plain: torch.Tensor) -> float:
     if not bool(torch.isfinite(found[finite]).all()):
         return float("inf")
     away = 0.0
-    for one, other, kept in zip(found.double(), plain.double(), finite, strict=True):
+    for one, other, kept in zip(found.float(), plain.float(), finite, strict=True):
         left, right = one[kept] - one[kept].mean(), other[kept] - other[kept].mean()
         scale = float(right.std()) or 1.0
         away = max(away, float((left - right).abs().max()) / scale)

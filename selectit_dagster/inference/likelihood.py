@@ -99,7 +99,7 @@ def continuation_batch(
     def reduce(row: Row, logs: torch.Tensor) -> tuple[float, bool]:
         logs = logs[: row.continuation]
         wanted = torch.tensor(row.ids[-row.continuation :], device=logs.device)
-        value = float(logs.gather(1, wanted[:, None]).double().sum())
+        value = float(logs.gather(1, wanted[:, None]).cpu().double().sum())
         return value, bool((logs.argmax(dim=-1) == wanted).all())
 
     return list(_each(engine, rows, batch, reduce))
