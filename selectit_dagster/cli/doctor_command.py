@@ -18,7 +18,10 @@ _LISTS = ("problems", "warnings", "devices")
 @EXPERIMENT
 @HOME
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def doctor_command(experiment: Path | None, home: Path | None, as_json: bool) -> None:
+@click.option("--plan", "with_plan", is_flag=True, help="Also what `selectit plan` says.")
+def doctor_command(
+    experiment: Path | None, home: Path | None, as_json: bool, with_plan: bool
+) -> None:
     """Show what this machine has, which models load, and what would go wrong.
 
     \b
@@ -39,6 +42,10 @@ def doctor_command(experiment: Path | None, home: Path | None, as_json: bool) ->
     for model in parsed.scoring_models:
         models.append(doctor.model_facts(model, parsed.rating))
         _show(f"Model {model.name}", models[-1], as_json)
+    if with_plan:
+        from selectit_dagster.orchestration.run_plan import plan, plan_lines
+
+        click.echo("\n".join(["Plan", *plan_lines(plan(pipeline))]), err=as_json)
     if as_json:
         click.echo(json.dumps({"machine": machine, "models": models}, default=str))
     if not (usable and all(found["ok"] for found in models)):

@@ -30,6 +30,7 @@ from selectit_dagster.cli.history_commands import (
     prune_command,
     rollback_command,
 )
+from selectit_dagster.cli.plan_command import plan_command
 from selectit_dagster.cli.publish_command import publish_command
 from selectit_dagster.cli.rank_command import rank_command
 from selectit_dagster.cli.report_command import report_command
@@ -53,6 +54,7 @@ def cli() -> None:
 for _command in (
     run_command,
     select_command,
+    plan_command,
     ui_command,
     report_command,
     rank_command,

@@ -35,6 +35,20 @@ class TrackingSection(Section):
     experiment: Line | None = Field(None, description="MLflow experiment; default: the run's name")
 
 
+class CostSection(Section):
+    """What the machine costs, for the plan."""
+
+    per_hour: float | None = Field(None, gt=0, description="price of an hour of this machine")
+    currency: Line = Field("$", description="in which it is")
+
+
+class BudgetSection(Section):
+    """What scoring may take before it stops, with what is done kept."""
+
+    hours: float | None = Field(None, gt=0, description="hours of scoring, over all models")
+    money: float | None = Field(None, gt=0, description="the same in money, by cost.per_hour")
+
+
 class StorageSection(Section):
     """Where artefacts are published, so that other machines go on from them."""
 

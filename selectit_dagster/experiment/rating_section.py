@@ -43,14 +43,18 @@ class ScoringModel(ServedModel):
 
 
 class RatingSection(Section):
-    """How records are rated (SelectIT, sections 3.2 to 3.4)."""
+    """How records are rated (SelectIT, sections 3.1 to 3.3)."""
 
     prompts: Line | None = Field(
         None, description="file with one rating prompt a line; default: the nine built in"
     )
-    num_prompts: int = Field(5, ge=1, description="K: how many of the prompts are asked")
+    num_prompts: int = Field(
+        5, ge=1, description="K: how many of the prompts are asked (the paper's table 2)"
+    )
     num_ratings: int = Field(5, ge=2, le=9, description="R: ratings 1 to R")
-    alpha: float = Field(0.2, ge=0, description="weight of the disagreement between prompts")
+    alpha: float = Field(
+        0.2, ge=0, description="weight of the disagreement between prompts (table 3)"
+    )
     variant: Literal["paper", "released-code"] = Field(
         "paper", description="the paper's formulas, or the authors' scripts"
     )

@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from selectit_dagster.experiment.dataset_section import CurationSection, DatasetSection
 from selectit_dagster.experiment.infrastructure import (
+    BudgetSection,
+    CostSection,
     DagsterSection,
     ScheduleSection,
     StorageSection,
@@ -32,9 +34,25 @@ class Experiment(Section):
     comparison: ComparisonSection = Field(ComparisonSection())
     tracking: TrackingSection = Field(TrackingSection())
     storage: StorageSection = Field(StorageSection())
+    cost: CostSection = Field(CostSection())
+    budget: BudgetSection = Field(BudgetSection())
     ray: RaySection = Field(RaySection(), description="for engine: ray")
     schedule: ScheduleSection = Field(ScheduleSection())
     dagster: DagsterSection = Field(DagsterSection())
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """How long scoring may take, None without a budget."""
+        limits = [] if self.budget.hours is None else [self.budget.hours]
+        if self.budget.money is not None and self.cost.per_hour is not None:
+            limits.append(self.budget.money / self.cost.per_hour)
+        return 3600 * min(limits) if limits else None
+
+    @model_validator(mode="after")
+    def _money_has_a_price(self) -> Experiment:
+        if self.budget.money is not None and self.cost.per_hour is None:
+            raise ValueError("budget.money needs cost.per_hour, the price of an hour")
+        return self
 
     @model_validator(mode="after")
     def _names_agree(self) -> Experiment:

@@ -25,6 +25,7 @@ from selectit_dagster.orchestration.asset_checks import Check
 from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.asset_metadata import Metadata, base_metadata, picture
 from selectit_dagster.orchestration.pipeline import Pipeline
+from selectit_dagster.orchestration.run_plan import planned_seconds
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.orchestration.tracking import TrackedRun, Tracker, numbers, record_manifest
 from selectit_dagster.progress import Reporter
@@ -201,6 +202,8 @@ def _track(
     # what is particular to the stage first: MLflow's plots begin with what came first
     page.track(run, stage, manifest)
     run.metrics(page.metrics(stage, manifest))
+    if (planned := planned_seconds(stage)) is not None:
+        run.metrics({"planned_seconds": planned})
     for name, png in drawn.items():
         run.figure(png, name)
     record_manifest(run, manifest, stage.folder)

@@ -1,4 +1,8 @@
-"""The equations of SelectIT, each in one place (Liu et al. 2024, section 3, equations 1 to 5).
+"""The equations of SelectIT, each in one place (Liu et al. 2024, NeurIPS version, section 3).
+
+Equation 1 defines a rating as a score from 1 to K, 2 is S_base (section 3.1), 3 is S_token (3.1),
+4 is S_sent (3.2) and 5 is S_model (3.3). The main results and the ablations Token-R, Sentence-R
+and Model-R are table 1; the number of prompts is table 2, alpha is table 3.
 
 Everything here is arithmetic on stored rating distributions, on NumPy arrays of any
 leading shape, in float64. ``R`` is the number of ratings, ``K`` of rating prompts, ``M`` of
@@ -22,7 +26,7 @@ RELEASED_WEIGHTS = (7 / 20, 13 / 20, 70 / 90)
 
 
 def rating_distribution(logits: npt.ArrayLike) -> Array:
-    """Return P' = softmax over the R rating tokens alone (section 3.2, equation 1).
+    """Return P' = softmax over the R rating tokens alone (section 3.1, in equation 2).
 
     P'_k = P_k / sum_j P_j: the rest of the vocabulary cancels, so logits and
     log-probabilities give the same. ``logits``: (..., R); returns (..., R).
@@ -33,7 +37,7 @@ def rating_distribution(logits: npt.ArrayLike) -> Array:
 
 
 def base_rating(p: npt.ArrayLike) -> Array:
-    """Return S_base = argmax_k P'_k, a rating from 1 to R (section 3.2, equation 1).
+    """Return S_base = argmax_k P'_k, a rating from 1 to R (section 3.1, equation 2).
 
     Of equal probabilities the lower rating counts. ``p``: (..., R); returns (...), NaN
     where any P'_k is.
@@ -44,7 +48,7 @@ def base_rating(p: npt.ArrayLike) -> Array:
 
 
 def token_level(p: npt.ArrayLike, variant: Variant = "paper") -> Array:
-    """Return S_token = S_base / (R - 1) * sum_k |P'_k - P'_{S_base}| (equation 2).
+    """Return S_token = S_base / (R - 1) * sum_k |P'_k - P'_{S_base}| (section 3.1, equation 3).
 
     The rating, weighted by how far the model prefers it to the others.
     ``released-code`` passes P' through a softmax once more first, which confines the score
@@ -70,7 +74,7 @@ def token_level(p: npt.ArrayLike, variant: Variant = "paper") -> Array:
 
 
 def sentence_level(s: npt.ArrayLike, alpha: float = 0.2) -> Array:
-    """Return S_sent = mean_k(S_token) / (1 + alpha * std_k(S_token)) (equation 3).
+    """Return S_sent = mean_k(S_token) / (1 + alpha * std_k(S_token)) (section 3.2, equation 4).
 
     Prompts that disagree about a record lower its score; std is the population's.
 
@@ -98,7 +102,7 @@ def sentence_level(s: npt.ArrayLike, alpha: float = 0.2) -> Array:
 
 
 def fusion_weights(theta: npt.ArrayLike) -> Array:
-    """Return theta_i / sum_j theta_j, the models' shares in the fusion (equation 4)."""
+    """Return theta_i / sum_j theta_j, the models' shares in the fusion (3.3, equation 5)."""
     values = np.asarray(theta, dtype=np.float64)
     if values.ndim != 1 or not np.all(np.isfinite(values)) or not np.all(values > 0):
         raise ValueError(f"fusion needs one positive weight per model, found {values!r}")
@@ -106,7 +110,7 @@ def fusion_weights(theta: npt.ArrayLike) -> Array:
 
 
 def model_level(s: npt.ArrayLike, theta: npt.ArrayLike, variant: Variant = "paper") -> Array:
-    """Return S_model = sum_i theta_i / sum_j theta_j * S_sent,i (equation 4).
+    """Return S_model = sum_i theta_i / sum_j theta_j * S_sent,i (section 3.3, equation 5).
 
     Parameters
     ----------
@@ -139,9 +143,9 @@ def record_score(
     variant: Variant = "paper",
     ablation: Ablation = "none",
 ) -> Array:
-    """Return one model's S_sent from its rating distributions: equations 1 to 3 in a row.
+    """Return one model's S_sent from its rating distributions: equations 2 to 4 in a row.
 
-    The ablations of the paper's table 4 replace the token level by the plain rating:
+    The ablations of the paper's table 1 replace the token level by the plain rating:
     ``sentence-r`` feeds S_base into the sentence level, ``model-r`` feeds the mean S_base
     over the prompts straight into the model level.
 

@@ -7,6 +7,7 @@ from typing import Any
 from selectit_dagster.artefacts.manifest import read_manifest
 from selectit_dagster.comparison.costs import saving
 from selectit_dagster.orchestration.pipeline import Pipeline
+from selectit_dagster.orchestration.run_plan import actual_seconds, kept_plan
 from selectit_dagster.progress import duration
 from selectit_dagster.report.blocks import Block, Cell, Picture, Section, Table, Text
 from selectit_dagster.report.sections import absent
@@ -83,9 +84,25 @@ def cost(pipeline: Pipeline) -> Section:
     if tuning:
         columns = ["checkpoint", "records", "steps", "tokens", "time", "tokens/s", "final loss"]
         blocks.append(Table(columns, tuning))
-    elif pipeline.experiment.tuning is None:
+    blocks += _planned(pipeline)
+    if not tuning and pipeline.experiment.tuning is None:
         blocks.append(Text("This experiment stops at the selection: no tuning.", "note"))
     return Section(title, blocks)
+
+
+def _planned(pipeline: Pipeline) -> list[Block]:
+    """Return the plan that was made before the run, with what its stages took beside it."""
+    made = kept_plan(pipeline.home)
+    if made is None:
+        return []
+    took = actual_seconds(pipeline)
+    rows: list[list[Cell]] = []
+    for row in made.rows:
+        planned, real = row.seconds, took.get(row.stage, 0.0)
+        money = [f"{made.money(s):,.2f}" for s in (planned, real)] if made.per_hour else ["", ""]
+        rows.append([row.stage, duration(planned), duration(real), *money])
+    heads = ["stage", "planned", "took", f"planned {made.currency}", f"took {made.currency}"]
+    return [Text("What `selectit plan` said before, and what it took.", "note"), Table(heads, rows)]
 
 
 def _scoring_rows(pipeline: Pipeline) -> list[list[Cell]]:

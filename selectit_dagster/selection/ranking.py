@@ -26,6 +26,7 @@ from selectit_dagster.artefacts.manifest import (
 )
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.progress import Progress, Silent
+from selectit_dagster.rating.levels import RELEASED_WEIGHTS
 
 if TYPE_CHECKING:
     from selectit_dagster.selection.fusion import Tally
@@ -74,7 +75,8 @@ def fusion_thetas(request: RankingRequest) -> dict[str, float]:
 
     A weight that the request does not give is the parameter count in the model's score
     manifest. For ``released-code``, which does not divide by the sum, weights taken from
-    parameter counts are divided here, so that scores keep their scale.
+    parameter counts are divided here, so that scores keep their scale; exactly three models
+    have the scripts' own weights, in the order in which the models are given.
 
     Raises
     ------
@@ -104,10 +106,17 @@ def fusion_thetas(request: RankingRequest) -> dict[str, float]:
                 f"fusion weight of {name} must be positive, found {thetas[name]}",
                 hint="give a number above 0, such as the model's parameter count",
             )
+    if _takes_released_weights(request):
+        return dict(sorted(zip((n for n, _ in request.scores), RELEASED_WEIGHTS, strict=True)))
     if request.variant == "released-code" and not given:
         total = sum(thetas.values())
         return {name: theta / total for name, theta in thetas.items()}
     return thetas
+
+
+def _takes_released_weights(request: RankingRequest) -> bool:
+    three = len(request.scores) == len(RELEASED_WEIGHTS)
+    return request.variant == "released-code" and not request.thetas and three
 
 
 def ranking_fingerprint(request: RankingRequest) -> Fingerprint:
@@ -220,4 +229,7 @@ def _warnings(request: RankingRequest, thetas: dict[str, float]) -> list[str]:
             f"fusion weights were given for {', '.join(sorted(given))} and taken from the "
             f"parameter count for {defaults}: check that both are on one scale"
         ]
+    if _takes_released_weights(request):
+        told = ", ".join(f"{name} {theta:.4g}" for name, theta in thetas.items())
+        warnings = [f"the weights are those of the authors' scripts, by the models' order: {told}"]
     return list(warnings)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from selectit_dagster.artefacts.address import is_address
+from selectit_dagster.artefacts.manifest import Manifest
 from selectit_dagster.experiment import DatasetSection
+from selectit_dagster.orchestration.budget import within_budget
 from selectit_dagster.orchestration.stages.stage import Stage, StageSpec
 from selectit_dagster.orchestration.stages.stage_factory import StageFactory
+from selectit_dagster.progress import Progress
 
 
 class DataStages(StageFactory):
@@ -82,10 +87,17 @@ class DataStages(StageFactory):
         request = engine.ScoringRequest(
             self.home.curated, model, experiment.rating, share, experiment.ray, self.home.pictures
         )
+
+        def score(request: engine.ScoringRequest, out: Path, progress: Progress) -> Manifest:
+            def work(watched: Progress) -> Manifest:
+                return engine.score(request, out, watched)
+
+            return within_budget(experiment, self.home.folder, name, progress, work)
+
         return self._stage(
             f"uncertainty_scores/{name}",
             folder,
-            StageSpec(engine.score, engine.scoring_fingerprint, lambda: request),
+            StageSpec(score, engine.scoring_fingerprint, lambda: request),
             unit="prompts",
             settings={
                 "model": model.model_dump(mode="json"),
