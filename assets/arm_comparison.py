@@ -13,7 +13,7 @@ from selectit_dagster.orchestration.asset_runner import Page, run_asset, stage_a
 from selectit_dagster.orchestration.mlflow_logging import no_metrics, save_arms_view
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.stages.stage import Stage
-from selectit_dagster.orchestration.tracking import TrackedRun
+from selectit_dagster.orchestration.tracking import TrackedRun, numbers
 
 
 def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
@@ -60,6 +60,7 @@ def _track(pipeline: Pipeline, run: TrackedRun, stage: Stage, manifest: Manifest
     for path in sorted(stage.folder.iterdir()):
         if path.suffix in {".md", ".json"} and path.name != "manifest.json":
             run.artifact(path, "comparison")
+    run.arms({arm: _row(entry) for arm, entry in manifest.details.get("arms", {}).items()})
     save_arms_view(run, [benchmark.name for benchmark in pipeline.experiment.benchmarks])
     # the arms on each benchmark, rather than this comparison beside earlier ones
     if (link := run.tracker.comparison_link(asset_keys.EVALUATIONS)) is not None:
@@ -67,6 +68,16 @@ def _track(pipeline: Pipeline, run: TrackedRun, stage: Stage, manifest: Manifest
     champion = manifest.details.get("champion")
     if isinstance(champion, dict) and champion.get("arm") not in (None, "base"):
         run.champion(pipeline.experiment.name, champion_model(champion))
+
+
+def _row(arm: dict[str, Any]) -> dict[str, float]:
+    """Return an arm's mean score on each benchmark, its interval and its difference."""
+    row: dict[str, float] = {}
+    for name, result in arm.get("results", {}).items():
+        lower, upper = result.get("interval") or (None, None)
+        row |= numbers({name: result.get("mean"), f"{name}.lower": lower, f"{name}.upper": upper})
+        row |= numbers({f"{name}.difference": result.get("difference")})
+    return row
 
 
 def champion_model(champion: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from selectit_dagster.orchestration.asset_checks import Check, Inspection, inspe
 from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.asset_metadata import Metadata, add_table, preview, row_count
 from selectit_dagster.orchestration.asset_runner import Page, run_asset, stage_asset
-from selectit_dagster.orchestration.mlflow_logging import log_input, no_metrics, save_arms_view
+from selectit_dagster.orchestration.mlflow_logging import log_input, no_metrics
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.orchestration.tracking import TrackedRun
@@ -111,7 +111,6 @@ def _track(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
     log_input(run, stage.folder.parents[2] / "questions", asset_keys.QUESTIONS, "evaluation")
     scores = manifest.details.get("scores", {})
     run.tags({"group": str(stage.settings["group"])})
-    save_arms_view(run, list(scores))
     for name, entry in scores.items():
         lower, upper = (entry.get("interval") or [entry["score"]] * 2)[:2]
         run.metrics({name: entry["score"], f"{name}.lower": lower, f"{name}.upper": upper})

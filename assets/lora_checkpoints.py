@@ -1,6 +1,7 @@
 """LoRA checkpoints: the base model tuned on each arm, once per training seed."""
 
 import json
+from typing import Any
 
 import dagster as dg
 
@@ -21,10 +22,11 @@ from selectit_dagster.orchestration.mlflow_logging import as_columns, log_input
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.stages.overrides import Overrides
 from selectit_dagster.orchestration.stages.stage import Stage
-from selectit_dagster.orchestration.tracking import TrackedRun, numbers
+from selectit_dagster.orchestration.tracking import TrackedRun, numbers, split_constants
 
 # of a training log; the whole of it is an artefact of the run
 _STEPS_SHOWN = 500
+_FIRST = ("step", "loss", "learning_rate", "grad_norm")
 
 
 _CONFIG = {
@@ -120,19 +122,23 @@ def _describe(stage: Stage, manifest: Manifest) -> Metadata:
     return shown
 
 
+def _charted(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a step of the log; the loss is among the first charts, the rest below it."""
+    return {k if k in _FIRST else f"training/{k}": v for k, v in row.items()}
+
+
 def _metrics(stage: Stage, manifest: Manifest) -> dict[str, float]:
-    found = numbers(manifest.details)
-    # the series of the steps has the plain name
-    if (speed := found.pop("tokens_per_second", None)) is not None:
-        found["mean_tokens_per_second"] = speed
-    return found
+    measured, constants = split_constants(numbers(manifest.details))
+    return constants | {f"summary/{name}": value for name, value in measured.items()}
 
 
 def _track(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
     """Log the training set, the training log as stepped metrics, and the adapter."""
     arm = str(stage.settings["arm"])
     log_input(run, stage.folder.parents[2] / "selected" / arm, f"selected-{arm}", "training")
-    run.series(spread_lines(stage.folder / "log.jsonl", _STEPS_SHOWN), "step")
+    run.series(
+        [_charted(r) for r in spread_lines(stage.folder / "log.jsonl", _STEPS_SHOWN)], "step"
+    )
     for name in ("skipped.jsonl", "log.jsonl"):
         if (stage.folder / name).exists():
             run.artifact(stage.folder / name)

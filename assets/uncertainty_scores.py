@@ -21,6 +21,7 @@ from selectit_dagster.orchestration.asset_runner import Page, run_asset, stage_a
 from selectit_dagster.orchestration.mlflow_logging import log_input
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.orchestration.tracking import TrackedRun
+from selectit_dagster.rating.prompts import load_prompts
 
 
 def build(model: ScoringModel, access: Access) -> dg.AssetsDefinition:
@@ -142,3 +143,6 @@ def _describe(stage: Stage, manifest: Manifest) -> Metadata:
 
 def _track(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
     log_input(run, stage.folder.parents[1] / "curated", asset_keys.CURATED, "scoring")
+    rating = stage.settings["rating"]
+    asked = load_prompts(rating["prompts"], rating["num_prompts"], rating["variant"])
+    run.prompts(f"{run.tracker.experiment}-rating-prompts", [prompt.text for prompt in asked])

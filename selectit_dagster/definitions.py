@@ -55,6 +55,7 @@ def build_defs(
     key_prefix: str | None = None,
     mlflow_uri: str = "",
     mlflow_ui_url: str = "",
+    dagster_url: str = "",
 ) -> dg.Definitions:
     """Return the definitions of one experiment in one home.
 
@@ -67,8 +68,8 @@ def build_defs(
     key_prefix:
         Put before every asset key (``team`` or ``team/alpaca``) and into every other name;
         the experiment's name when None.
-    mlflow_uri, mlflow_ui_url:
-        Tracking URI and browser address; empty for the experiment's own.
+    mlflow_uri, mlflow_ui_url, dagster_url:
+        Tracking URI and the pages' addresses; empty for the experiment's and the home's own.
 
     Raises
     ------
@@ -80,7 +81,7 @@ def build_defs(
     pipeline = Pipeline(experiment, Home(home_root(home), experiment.name))
     access = Access.of(experiment, key_prefix)
     place = PipelineResource(experiment_file=str(path), home=str(pipeline.home.root))
-    tracking = TrackingResource(uri=mlflow_uri, ui_url=mlflow_ui_url)
+    tracking = TrackingResource(mlflow_uri, mlflow_ui_url, dagster_url)
     assets = automation.with_conditions(build_assets(pipeline, access), access)
     ours = frozenset(key for a in assets if isinstance(a, dg.AssetsDefinition) for key in a.keys)
     jobs = automation.jobs(pipeline, access)

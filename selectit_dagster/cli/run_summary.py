@@ -64,9 +64,6 @@ def _warnings(pipeline: Pipeline, outcome: RunOutcome) -> list[str]:
         scores = read_manifest(pipeline.home.scores(model.name))
         for warning in (scores.details.get("warnings") or []) if scores else []:
             lines.append(f"  {model.name}: {warning}")
-    if outcome.tracking_failures:
-        notes = pipeline.home.mlflow / "tracking-failures.jsonl"
-        lines.append(f"  {outcome.tracking_failures} MLflow calls failed; they are in {notes}")
     return ["", "Warnings", *lines] if lines else []
 
 
@@ -76,6 +73,14 @@ def _storage(outcome: RunOutcome) -> list[list[str]]:
         return []
     address = store.address(outcome.pipeline.home.folder)
     return [["of those, fetched", str(len(outcome.fetched))], ["storage", address]]
+
+
+def _tracking(outcome: RunOutcome) -> str:
+    notes = outcome.pipeline.home.mlflow / "tracking-failures.jsonl"
+    if outcome.untracked:
+        count = len(outcome.untracked)
+        return f"NOTHING OF {count} STAGES IS IN MLFLOW, which did not answer; see {notes}"
+    return f"{outcome.tracking_failures} MLflow calls failed; they are in {notes}"
 
 
 def summary(outcome: RunOutcome, ui_command: str) -> str:
@@ -95,5 +100,7 @@ def summary(outcome: RunOutcome, ui_command: str) -> str:
         ["MLflow store", str(home.mlflow)],
         ["web pages", ui_command],
     ]
+    if outcome.tracking_failures:
+        places.append(["tracking", _tracking(outcome)])  # last: it must not be overlooked
     width = max(len(name) for name, _ in places)
     return "\n".join(["", *lines, "", *(f"  {n.ljust(width)}  {v}" for n, v in places)])

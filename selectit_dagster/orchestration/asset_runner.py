@@ -27,7 +27,13 @@ from selectit_dagster.orchestration.asset_metadata import Metadata, base_metadat
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.run_plan import planned_seconds
 from selectit_dagster.orchestration.stages.stage import Stage
-from selectit_dagster.orchestration.tracking import TrackedRun, Tracker, numbers, record_manifest
+from selectit_dagster.orchestration.tracking import (
+    TrackedRun,
+    Tracker,
+    numbers,
+    record_manifest,
+    split_constants,
+)
 from selectit_dagster.progress import Reporter
 
 _TRANSIENT = (TransientError, PassingError, ConnectionError, TimeoutError)
@@ -159,7 +165,7 @@ def run_stage(
             emit=context.log.info,
             stretch=_STRETCH,
             metrics=lambda figures, step: run.metrics(
-                {f"progress.{k}": v for k, v in figures.items()}, step
+                {f"progress/{k}": v for k, v in figures.items()}, step
             ),
         )
         manifest = _guarded(lambda: _make(context.run.run_id, pipeline, stage, reporter))
@@ -176,6 +182,8 @@ def run_stage(
     metadata: Metadata = {}
     if remark := stage.remark():
         metadata["what_if"] = dg.MetadataValue.text(remark)
+    if tracking.enabled and run.run_id is None:
+        metadata["not_tracked"] = dg.MetadataValue.text(tracking.not_tracked)
     if run.url is not None:  # first: it stands above the tables and plots
         metadata["mlflow_run"] = dg.MetadataValue.url(run.url)
         metadata.update({name: dg.MetadataValue.url(link) for name, link in run.links.items()})
@@ -201,9 +209,11 @@ def _track(
 ) -> None:
     # what is particular to the stage first: MLflow's plots begin with what came first
     page.track(run, stage, manifest)
-    run.metrics(page.metrics(stage, manifest))
+    measured, constants = split_constants(page.metrics(stage, manifest))
+    run.metrics(measured)
+    run.params({"made_with": constants} if constants else {})
     if (planned := planned_seconds(stage)) is not None:
-        run.metrics({"planned_seconds": planned})
+        run.metrics({"cost/planned_seconds": planned})
     for name, png in drawn.items():
         run.figure(png, name)
     record_manifest(run, manifest, stage.folder)

@@ -9,11 +9,15 @@ For another Dagster project::
       key_prefix: instruction_data    # else the name of the folder
 
 ``dg scaffold defs selectit_dagster.SelectItComponent NAME`` writes it together with a short
-experiment file to start from.
+experiment file to start from. Links lead to where ``dg dev`` and ``mlflow server`` serve by
+themselves, unless ``tracking`` says another place::
+
+    mlflow server --backend-store-uri sqlite:///.selectit/mlflow/mlflow.db
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +50,17 @@ selection:
 
 
 class Tracking(dg.Model):
-    """Where MLflow is, when the experiment file does not say it."""
+    """Where MLflow is, when the experiment file does not say it, and where links lead."""
 
     uri: str | None = Field(
         None, description="tracking URI; default: the experiment's, else sqlite in the home"
     )
-    ui_url: str | None = Field(None, description="address under which a browser finds MLflow")
+    ui_url: str = Field(
+        "http://127.0.0.1:5000", description="address under which a browser finds MLflow"
+    )
+    dagster_url: str = Field(
+        "http://127.0.0.1:3000", description="address under which a browser finds this project"
+    )
 
 
 class ScaffoldParams(BaseModel):
@@ -125,5 +134,6 @@ class SelectItComponent(dg.Component, dg.Model, dg.Resolvable):
             home=(context.project_root / Path(self.home).expanduser()).resolve(),
             key_prefix=self.key_prefix or context.path.name,
             mlflow_uri=self.tracking.uri or "",
-            mlflow_ui_url=self.tracking.ui_url or "",
+            mlflow_ui_url=os.environ.get("SELECTIT_MLFLOW_UI") or self.tracking.ui_url,
+            dagster_url=os.environ.get("SELECTIT_DAGSTER_UI") or self.tracking.dagster_url,
         )

@@ -35,8 +35,12 @@ def execute(
     pipeline: Pipeline,
     stages: list[Stage],
     launch: str,
-) -> int:
-    """Materialise ``stages`` in one in-process run and return how many tracking calls failed.
+) -> tuple[int, bool]:
+    """Materialise ``stages`` in one in-process run.
+
+    Returns
+    -------
+    How many tracking calls failed, and whether there is a run in MLflow where there should be.
 
     Raises
     ------
@@ -62,7 +66,7 @@ def execute(
             tracker.close_run(run.run_id, status)
     if status == "FAILED":
         raise _failure(instance, run, stages)
-    return len(tracker.failures()) - before
+    return len(tracker.failures()) - before, not tracker.enabled or tracker.knows(run.run_id)
 
 
 def _create(

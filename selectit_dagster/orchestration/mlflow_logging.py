@@ -8,6 +8,7 @@ from typing import Any
 from selectit_dagster.artefacts.manifest import Manifest, read_manifest
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.orchestration.tracking import TrackedRun
+from selectit_dagster.orchestration.tracking.tracked_run import ARM_ROWS
 
 
 def log_input(run: TrackedRun, folder: Path, name: str, context: str) -> None:
@@ -35,11 +36,12 @@ def as_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 def save_arms_view(run: TrackedRun, benchmarks: list[str]) -> None:
     """Save the view of MLflow's page that has one row per arm, one column per benchmark."""
-    evaluations = "tags.group != '' and tags.current = 'yes'"
-    columns = [f"metrics.{n}{end}" for n in benchmarks for end in ("", ".lower", ".upper")]
+    columns = [
+        f"metrics.{n}{end}" for n in benchmarks for end in ("", ".lower", ".upper", ".difference")
+    ]
     if run.run_id is None:
         return
-    if (view := run.tracker.save_view("arms", evaluations, columns, "group")) is not None:
+    if (view := run.tracker.save_view("arms", ARM_ROWS, columns)) is not None:
         run.links["mlflow_arms"] = view
 
 

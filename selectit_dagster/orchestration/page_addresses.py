@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from selectit_dagster.artefacts.files import read_json, write_json
@@ -32,11 +32,13 @@ def ports(root: Path) -> Ports:
     """Return a home's ports; they are chosen, free ones, and kept, at the first call."""
     with contextlib.suppress(UserError, ValueError, TypeError, KeyError):
         known = read_json(root / PORTS_FILE)
+        if known.get("home", str(root)) != str(root):
+            raise ValueError  # a copy: both homes may be served at once
         return Ports(int(known["dagster"]), int(known["mlflow"]))
     chosen = Ports(**{name: free_port(port) for name, port in _PREFERRED.items()})
     with contextlib.suppress(OSError):
         root.mkdir(parents=True, exist_ok=True)
-        write_json(root / PORTS_FILE, {"dagster": chosen.dagster, "mlflow": chosen.mlflow})
+        write_json(root / PORTS_FILE, {**asdict(chosen), "home": str(root)})
     return chosen
 
 

@@ -39,13 +39,18 @@ class TrackingResource:
 
     uri: str = ""
     ui_url: str = ""
+    dagster_url: str = ""
 
     def tracker(self, pipeline: Pipeline) -> Tracker:
         """Return the tracker of one experiment."""
-        return make_tracker(pipeline, uri=self.uri, ui_url=self.ui_url)
+        return make_tracker(
+            pipeline, uri=self.uri, ui_url=self.ui_url, dagster_url=self.dagster_url
+        )
 
 
-def make_tracker(pipeline: Pipeline, *, uri: str = "", ui_url: str = "") -> Tracker:
+def make_tracker(
+    pipeline: Pipeline, *, uri: str = "", ui_url: str = "", dagster_url: str = ""
+) -> Tracker:
     """Return the tracker that an experiment asks for."""
     section = pipeline.experiment.tracking
     folder = pipeline.home.mlflow
@@ -63,7 +68,7 @@ def make_tracker(pipeline: Pipeline, *, uri: str = "", ui_url: str = "") -> Trac
         ui_url=(
             ui_url or section.ui_url or os.environ.get("SELECTIT_MLFLOW_UI") or own_page
         ).rstrip("/"),
-        dagster_url=dagster_address(pipeline.home.root),
+        dagster_url=dagster_url or dagster_address(pipeline.home.root),
         enabled=section.enabled,
         required=section.required,
     )

@@ -50,6 +50,7 @@ class RunOutcome:
     fetched: list[str] = field(default_factory=list)
     seconds: float = 0.0
     tracking_failures: int = 0
+    untracked: list[str] = field(default_factory=list)
 
 
 def say(line: str) -> None:
@@ -93,7 +94,7 @@ def run_experiment(
                 _run_phase(session, phase, outcome)
         finally:
             session.close()
-    outcome.tracking_failures = session.tracking_failures
+    outcome.tracking_failures, outcome.untracked = session.tracking_failures, session.untracked
     outcome.seconds = time.monotonic() - started
     return outcome
 
@@ -193,6 +194,7 @@ class _Session:
         self.pipeline = pipeline
         self.launch = uuid.uuid4().hex[:8]
         self.tracking_failures = 0
+        self.untracked: list[str] = []
         self._known: set[tuple[str, str | None]] | None = None
         self._instance: Any = None
         self._stack: Any = None
@@ -259,8 +261,10 @@ class _Session:
         title = stages[0].title if len(stages) == 1 else f"{stages[0].title} … {stages[-1].title}"
         say(f"▸ {title}")
         started = time.monotonic()
-        self.tracking_failures += execute(
+        failures, tracked = execute(
             self.instance, self.definitions, self.pipeline, stages, self.launch
         )
+        self.tracking_failures += failures
+        self.untracked += [] if tracked else [stage.title for stage in stages]
         say(f"  done in {duration(time.monotonic() - started)}")
         self.known.update((stage.asset, stage.partition) for stage in stages)

@@ -76,7 +76,7 @@ def serve(experiments: Sequence[Path], home: Path, *, open_browser: bool = False
         try:
             with running(services) as check:
                 if all(wait_healthy(s, check, stopping, START_TIMEOUT) for s in services):
-                    _announce(_root(dagster), pages, open_browser)
+                    _announce(_root(dagster), pages, pipelines, open_browser)
                 _watch(check, stopping)
                 _say("stopping")
         except ServiceFailedError as failure:
@@ -172,15 +172,26 @@ def _root(service: Service) -> str:
     return service.address.rsplit("/", 1)[0]
 
 
-def _announce(dagster: str, mlflow: str | None, open_browser: bool) -> None:
+def _announce(
+    dagster: str, mlflow: str | None, pipelines: list[Pipeline], open_browser: bool
+) -> None:
+    from selectit_dagster.orchestration.resources import make_tracker
+
     lines = [f"Dagster  {dagster}", *([f"MLflow   {mlflow}"] if mlflow else [])]
+    starts = []
+    for pipeline in pipelines:
+        if pipeline.experiment.tracking.enabled and mlflow:
+            start = make_tracker(pipeline, ui_url=mlflow).start_page()
+            starts += [start] if start else []
+            lines += [f"  arms of {pipeline.experiment.name}  {start}"] if start else []
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
     _say("Ctrl-C ends both")
     if open_browser:
         import webbrowser
 
-        webbrowser.open(dagster)
+        for address in (dagster, *starts[:1]):
+            webbrowser.open(address)
 
 
 def _say(text: str) -> None:

@@ -132,6 +132,8 @@ def test_every_asset_has_an_mlflow_run_below_a_parent(world):
     client = MlflowClient(f"sqlite:///{home / 'mlflow' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tiny")
     runs = client.search_runs([experiment.experiment_id], max_results=500)
+    rows = [r for r in runs if r.data.tags["selectit.level"] == "arm"]
+    assert {r.data.tags["arm"] for r in rows} == {"base", "selectit", "random"}
     parents = {r.info.run_id for r in runs if r.data.tags["selectit.level"] == "parent"}
     children = [r for r in runs if r.data.tags["selectit.level"] == "asset"]
     assert all(r.data.tags["mlflow.parentRunId"] in parents for r in children)
@@ -203,9 +205,9 @@ def test_questions_and_trained_tokens_can_be_browsed_in_mlflow(world, tmp_path):
     assert answers["columns"] == stored.column_names
     assert [row[0] for row in answers["data"]] == stored["question_id"].to_pylist()
     tuned = client.search_runs([experiment], "tags.asset = 'lora_checkpoints'", max_results=1)[0]
-    for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes"):
+    for name in ("loss", "learning_rate", "grad_norm", "training/memory_bytes"):
         history = client.get_metric_history(tuned.info.run_id, name)
-        steps = int(tuned.data.metrics["count.steps"])
+        steps = int(tuned.data.metrics["count/steps"])
         assert [point.step for point in history] == list(range(1, steps + 1)), name
     trained = shown("lora_checkpoints", "trained_tokens.json")
     assert trained["columns"] == ["record_id", "prompt", "trained", "trained_tokens"]

@@ -10,6 +10,6 @@ several processes at once, and a global "active run" would mix them up.
 
 from selectit_dagster.orchestration.tracking.tracked_run import TrackedRun, record_manifest
 from selectit_dagster.orchestration.tracking.tracker import Tracker
-from selectit_dagster.orchestration.tracking.values import flatten, numbers
+from selectit_dagster.orchestration.tracking.values import flatten, numbers, split_constants
 
-__all__ = ["TrackedRun", "Tracker", "flatten", "numbers", "record_manifest"]
+__all__ = ["TrackedRun", "Tracker", "flatten", "numbers", "record_manifest", "split_constants"]

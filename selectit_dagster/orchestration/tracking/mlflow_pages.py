@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # MLflow's page has two faces; runs and metrics are on the one that is not for chats
 _TRAINING = "workflowType=machine_learning"
+_VIEW = "mlflow.sharedViewState.{}"
 _EARLIER = 5  # runs of an asset without partitions that a comparison shows
 
 
@@ -71,7 +72,16 @@ class Pages(TrackingStore):
             self.client.set_tag(old.info.run_id, "current", "no")
         self.client.set_tag(run_id, "current", "yes")
 
-    def save_view(self, name: str, search: str, columns: list[str], group: str) -> str | None:
+    def start_page(self) -> str | None:
+        """Return the address to begin with: the arms side by side, else the experiment's runs."""
+        return self.attempt("find the start page", self._start_page)
+
+    def _start_page(self) -> str:
+        known = self.client.get_experiment(self.experiment_id).tags
+        place = f"{self.ui_url}/#/experiments/{self.experiment_id}/runs?{_TRAINING}"
+        return f"{place}&viewStateShareKey=arms" if _VIEW.format("arms") in known else place
+
+    def save_view(self, name: str, search: str, columns: list[str]) -> str | None:
         """Save a view of the experiment's page and return its address.
 
         Parameters
@@ -82,19 +92,14 @@ class Pages(TrackingStore):
             MLflow's filter of the runs.
         columns:
             Columns of the table, as ``kind.name``.
-        group:
-            Tag by which runs are grouped; a group shows the mean of its runs.
         """
-        return self.attempt("save a view", self._save_view, name, search, columns, group)
+        return self.attempt("save a view", self._save_view, name, search, columns)
 
-    def _save_view(self, name: str, search: str, columns: list[str], group: str) -> str:
-        by_tag = {"mode": "tag", "groupByData": group}
+    def _save_view(self, name: str, search: str, columns: list[str]) -> str:
         state = {
             "searchFilter": search,
             "selectedColumns": [".`".join(column.split(".", 1)) + "`" for column in columns],
-            "groupBy": {"aggregateFunction": "average", "groupByKeys": [by_tag]},
         }
-        tag = f"mlflow.sharedViewState.{name}"
-        self.client.set_experiment_tag(self.experiment_id, tag, json.dumps(state))
+        self.client.set_experiment_tag(self.experiment_id, _VIEW.format(name), json.dumps(state))
         place = f"{self.ui_url}/#/experiments/{self.experiment_id}/runs"
         return f"{place}?viewStateShareKey={name}&{_TRAINING}"

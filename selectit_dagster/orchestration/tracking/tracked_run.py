@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from selectit_dagster.orchestration.tracking.tracker import Tracker
 
 T = TypeVar("T")
+# of the runs that hold one arm each, those of the newest comparison
+ARM_ROWS = "tags.`selectit.level` = 'arm' and tags.current = 'yes'"
 _BATCH = 100  # MLflow's own limit for parameters in one call
 
 
@@ -170,6 +172,36 @@ class TrackedRun:
         yield model.model_id
         client.finalize_logged_model(model.model_id, "READY")
 
+    def prompts(self, name: str, texts: Sequence[str]) -> None:
+        """Have the registry hold the rating prompts, and name their version on the run."""
+        self._do("register the rating prompts", self._register_prompts, name, texts)
+
+    def _register_prompts(self, name: str, texts: Sequence[str]) -> None:
+        client, template = self.tracker.client, "\n\n".join(texts)
+        found = client.search_prompt_versions(name) if client.get_prompt(name) else []
+        same = [v for v in found if v.template == template]
+        version = same[0] if same else client.register_prompt(name, template)
+        client.link_prompt_version_to_run(self.run_id, version)
+        self._set_tags({"rating_prompts": f"{name}, version {version.version}"})
+
+    def arms(self, rows: dict[str, dict[str, float]]) -> None:
+        """Store one run for each arm, the only current ones, for a table with a row per arm."""
+        self._do("store the arms", self._log_arms, rows)
+
+    def _log_arms(self, rows: dict[str, dict[str, float]]) -> None:
+        from mlflow.entities import Metric
+
+        client, place = self.tracker.client, self.tracker.experiment_id
+        for old in client.search_runs([place], ARM_ROWS):
+            client.set_tag(old.info.run_id, "current", "no")
+        for arm, values in rows.items():
+            tags = {"selectit.level": "arm", "current": "yes", "arm": arm}
+            run = client.create_run(place, run_name=arm, tags=tags)
+            now = int(time.time() * 1000)
+            figures = [Metric(name, value, now, 0) for name, value in values.items()]
+            client.log_batch(run.info.run_id, metrics=figures)
+            client.set_terminated(run.info.run_id, "FINISHED")
+
     def champion(self, registered: str, name: str) -> None:
         """Register the newest logged model called ``name`` and give it the alias champion."""
         self._do("register the champion", self._register_champion, registered, name)
@@ -221,8 +253,9 @@ def _environment_kept(name: str) -> Iterator[None]:
 
 def record_manifest(run: TrackedRun, manifest: Manifest, folder: Path) -> None:
     """Log what every stage has: counts and figures as metrics, the manifest as an artefact."""
-    values = {f"count.{name}": float(value) for name, value in manifest.counts.items()}
-    values["seconds"] = manifest.seconds
+    # a name with a slash stands in a section of its own, below what the asset is about
+    values = {f"count/{name}": float(value) for name, value in manifest.counts.items()}
+    values["cost/seconds"] = manifest.seconds
     run.metrics(values)
     versions = {f"version.{name}": version for name, version in manifest.versions.items()}
     run.tags({"data_version": manifest.digest, "artefact": str(folder), **versions})

@@ -21,6 +21,8 @@ from selectit_dagster.errors import redacted
 LOGGER = logging.getLogger("selectit_dagster.tracking")
 T = TypeVar("T")
 _ATTEMPTS = 3
+# addresses of stores that failed: the next stage has a tracker of its own, and need not wait too
+_DEAD: set[str] = set()
 # MLflow's own patience with a server that is gone is minutes per call; work must not wait so
 # long for its notes
 _PATIENCE = {
@@ -63,6 +65,40 @@ def check_listens(uri: str) -> None:
         socket.create_connection((parts.hostname, port), timeout=2).close()
 
 
+_LOCATIONS = {
+    "experiments": "artifact_location",
+    "runs": "artifact_uri",
+    "logged_models": "artifact_location",
+    "model_versions": "storage_location",
+}
+
+
+def follow_home(uri: str, artifacts: Path) -> None:
+    """Have a home's own store say where its artefacts lie now: the home may have been moved.
+
+    MLflow stores the place of every run as an absolute address, so a copied home would show, and
+    write into, the folder that it was copied from.
+    """
+    file = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or not file.exists() or file.parent != artifacts.parent:
+        return
+    now, depth = artifacts.as_uri(), "/mlflow/artifacts"
+    with contextlib.closing(sqlite3.connect(file, timeout=20)) as store, store:
+        tables = {name for (name,) in store.execute("select name from sqlite_master")}
+        if "experiments" not in tables:
+            return
+        places = store.execute("select artifact_location from experiments").fetchall()
+        former = {p[: p.rindex(depth) + len(depth)] for (p,) in places if p and depth in p}
+        for old in former - {now}:
+            for table, column in _LOCATIONS.items():
+                if table in tables:
+                    store.execute(
+                        f"update {table} set {column} = ? || substr({column}, ?) "  # noqa: S608
+                        f"where substr({column}, 1, ?) = ?",
+                        (now, len(old) + 1, len(old) + 1, f"{old}/"),
+                    )
+
+
 @dataclass
 class TrackingStore:
     """One experiment of a tracking store, which may fail without harm to the work.
@@ -91,7 +127,19 @@ class TrackingStore:
     wait: Callable[[float], None] = time.sleep
     _client: Any = field(default=None, repr=False)
     _experiment_id: str | None = None
-    _dead: bool = False
+
+    @property
+    def _dead(self) -> bool:
+        """The store has just failed three times, for whichever tracker of this process."""
+        return self.uri in _DEAD
+
+    @property
+    def not_tracked(self) -> str:
+        """What a person is told where there is no run in MLflow."""
+        return (
+            f"nothing is tracked: MLflow at {redacted(self.uri)} did not answer; what it misses "
+            f"is in {self.failures_file}"
+        )
 
     @property
     def home(self) -> Path:
@@ -105,6 +153,7 @@ class TrackingStore:
             for name, value in _PATIENCE.items():
                 os.environ.setdefault(name, value)
             check_reachable(self.uri)
+            check_listens(self.uri)  # MLflow itself would try for a minute
             from mlflow import MlflowClient
 
             logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -112,6 +161,7 @@ class TrackingStore:
             # one line for each of MLflow's tries; the failure itself is told here
             logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
             with self._lock("initialise"):
+                follow_home(self.uri, self.folder / "artifacts")
                 # the first opening of an empty sqlite file runs its migrations, which two
                 # processes must not do at once
                 client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
@@ -128,6 +178,9 @@ class TrackingStore:
     def _ensure_experiment(self, client: Any) -> str:  # noqa: ANN401 - an MlflowClient
         found = client.get_experiment_by_name(self.experiment)
         if found is not None:
+            if found.lifecycle_stage == "deleted":
+                LOGGER.warning("the deleted MLflow experiment %s is restored", self.experiment)
+                client.restore_experiment(found.experiment_id)
             return str(found.experiment_id)
         location = None
         if self.uri.startswith("sqlite:"):
@@ -159,11 +212,11 @@ class TrackingStore:
                     self.wait(0.5 * 4 ** (number - 1))
                     continue
                 self.note_failure(what, error)
-                self._dead = True
+                _DEAD.add(self.uri)
             else:
                 if self._dead:
                     LOGGER.warning("MLflow answers again")
-                self._dead = False
+                _DEAD.discard(self.uri)
                 return result
         return None
 
