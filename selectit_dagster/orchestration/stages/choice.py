@@ -229,6 +229,7 @@ class ChoiceStages(StageFactory):
             settings={**chosen.settings, "what_if": name},
             run=run,
             remark=remark,
+            loads_model=False,  # another process would build the current selection's stage
             note=lambda **_: None,
         )
 
