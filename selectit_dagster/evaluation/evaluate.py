@@ -79,7 +79,7 @@ class EvaluationRequest:
 
 def evaluation_fingerprint(request: EvaluationRequest) -> Fingerprint:
     """Return what the evaluation depends on; no model is loaded."""
-    from selectit_dagster.inference.model_identity import model_identity
+    from selectit_dagster.inference.model_identity import inference_identity
 
     digest = None
     if request.checkpoint is not None:
@@ -87,7 +87,7 @@ def evaluation_fingerprint(request: EvaluationRequest) -> Fingerprint:
     return {
         "stage": "evaluation",
         "format": 1,
-        "base": model_identity(request.base),
+        "base": inference_identity(request.base, generates=True),
         "dtype": request.base.dtype,
         "checkpoint": digest,
         "template": [request.template, request.custom_template],

@@ -11,7 +11,8 @@ import contextlib
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.artefacts.files import read_json, sha256_file, sha256_json, write_json
 from selectit_dagster.errors import PassingError, UserError, first_line
@@ -31,6 +32,9 @@ _TOKENIZER_FILES = (
 )
 _HASH_CACHE_FROM_BYTES = 1 << 20
 _RACY_SECONDS = 2.0
+# architectures whose generated answers an earlier version got wrong: a cache under another name
+# was dropped, or padding after a shared prefix shifted distances
+_GENERATED_WRONG = {"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "mpt", "gpt_neo"}
 _COMMITS: dict[tuple[str, str | None, str], str] = {}
 
 
@@ -83,6 +87,37 @@ def _adapter_identity(adapter: str) -> str:
     if folder.is_dir():
         return hash_files(folder, ("*.safetensors", "adapter_config.json"))
     return hub_commit(adapter, None, filename="adapter_config.json")
+
+
+def inference_identity(reference: ModelReference, *, generates: bool = False) -> dict[str, str]:
+    """Return what a model's numbers are known by, without loading it.
+
+    That is :func:`model_identity`, and a mark for models whose numbers an earlier version got
+    wrong, so that what it made of them is out of date, and nothing else.
+    """
+    from selectit_dagster.inference.position_regimes import PositionRegimes
+
+    identity, config = model_identity(reference), _config_values(reference)
+    text = config.get("text_config")
+    plain = SimpleNamespace(**(text if isinstance(text, dict) else config))
+    plain.get_text_config = lambda: plain
+    wrong = generates and config.get("model_type") in _GENERATED_WRONG
+    if wrong or PositionRegimes.of(plain).vary:
+        identity["inference"] = "2"
+    return identity
+
+
+def _config_values(reference: ModelReference) -> dict[str, Any]:
+    """Return what the model's ``config.json`` holds; nothing where there is none to read."""
+    path = Path(reference.path).expanduser() / "config.json"
+    if not is_local(reference):
+        from huggingface_hub import hf_hub_download
+
+        path = Path(hf_hub_download(reference.path, "config.json", revision=commit_of(reference)))
+    with contextlib.suppress(UserError):
+        value = read_json(path)
+        return value if isinstance(value, dict) else {}
+    return {}
 
 
 def commit_of(reference: ModelReference) -> str | None:

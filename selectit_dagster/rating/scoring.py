@@ -92,10 +92,10 @@ def scoring_fingerprint(request: ScoringRequest) -> Fingerprint:
     UserError
         When the records, the prompts or the model are not there.
     """
-    from selectit_dagster.inference.model_identity import model_identity
+    from selectit_dagster.inference.model_identity import inference_identity
 
     rating, model = request.rating, request.model
-    identity = model_identity(model)
+    identity = inference_identity(model)
     return {
         "format": _FORMAT,
         "records": _records_digest(request),

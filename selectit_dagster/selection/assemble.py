@@ -151,9 +151,9 @@ def _size(request: SelectionRequest, count: int) -> Size:
 def _model_identity(request: SelectionRequest) -> dict[str, str]:
     if not request.rule.takes_model or request.model is None:
         return {}
-    from selectit_dagster.inference.model_identity import model_identity
+    from selectit_dagster.inference.model_identity import inference_identity
 
-    return {**model_identity(request.model), "dtype": request.model.dtype}
+    return {**inference_identity(request.model), "dtype": request.model.dtype}
 
 
 def _write_candidates(ordering: Ordering, work: Workspace) -> None:

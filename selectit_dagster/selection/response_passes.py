@@ -137,14 +137,14 @@ class ResponsePasses:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from selectit_dagster.inference.model_identity import model_identity
+        from selectit_dagster.inference.model_identity import inference_identity
 
         if self.model is None:
             raise ValueError("this arm has no model")
         fingerprint: dict[str, Any] = {
             "pass": name,
             "records": self.digest,
-            "model": model_identity(self.model),
+            "model": inference_identity(self.model),
             "dtype": self.model.dtype,
             **more,
         }

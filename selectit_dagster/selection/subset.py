@@ -238,9 +238,9 @@ def selection_fingerprint(request: SelectionRequest) -> Fingerprint:
         ("tokenizer", request.size_rule == "tokens", request.tokenizer),
     ):
         if wanted and model is not None:
-            from selectit_dagster.inference.model_identity import model_identity
+            from selectit_dagster.inference.model_identity import inference_identity
 
-            fingerprint[name] = model_identity(model)
+            fingerprint[name] = inference_identity(model)
             if name == "model":
                 fingerprint["dtype"] = model.dtype
     return fingerprint

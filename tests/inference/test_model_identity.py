@@ -12,7 +12,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from selectit_dagster.errors import PassingError, UserError
 from selectit_dagster.experiment import ModelReference
 from selectit_dagster.inference import model_identity as module
-from selectit_dagster.inference.model_identity import hash_files, model_identity
+from selectit_dagster.inference.model_identity import hash_files, inference_identity, model_identity
 
 
 @pytest.fixture(autouse=True)
@@ -71,3 +71,25 @@ def test_a_hub_that_cannot_be_asked_is_an_error_that_may_pass(
     monkeypatch.setattr("huggingface_hub.hf_hub_download", away)
     with pytest.raises(PassingError, match=r"'no/where' is no folder .* the connection failed"):
         model_identity(ModelReference(path="no/where"))
+
+
+@pytest.mark.parametrize(
+    ("config", "marks"),
+    [
+        ({"model_type": "llama"}, (False, False)),
+        ({"model_type": "llama", "rope_scaling": {"rope_type": "llama3"}}, (False, False)),
+        ({"model_type": "phi3", "rope_scaling": {"type": "longrope", "long_factor": [1]},
+          "original_max_position_embeddings": 4096}, (True, True)),
+        ({"model_type": "llama", "max_position_embeddings": 2048,
+          "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, (True, True)),
+        ({"model_type": "mamba"}, (False, True)),
+        ({"model_type": "mpt"}, (False, True)),
+    ],
+)  # fmt: skip
+def test_only_models_that_were_run_wrongly_before_are_run_again(tmp_path, config, marks):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    reference = ModelReference(path=str(tmp_path))
+    assert inference_identity(reference).get("inference") == ("2" if marks[0] else None)
+    found = inference_identity(reference, generates=True)
+    assert found.get("inference") == ("2" if marks[1] else None)
+    assert {k: v for k, v in found.items() if k != "inference"} == model_identity(reference)

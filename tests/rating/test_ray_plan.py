@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scoring_world import HashedBackend, request_for, some_records, write_records
 
-from selectit_dagster.errors import PassingError, UserError
+from selectit_dagster.errors import PassingError, TransientError, UserError
 from selectit_dagster.experiment import ActorShape, RaySection, load_experiment
-from selectit_dagster.inference.backends import ray_workers
-from selectit_dagster.inference.backends.protocol import TokenBatch
+from selectit_dagster.inference.backends import ray_engine, ray_workers
+from selectit_dagster.inference.backends.protocol import BatchScores, TokenBatch
 from selectit_dagster.inference.backends.ray import RayBackend, model_on_ray
 from selectit_dagster.inference.backends.ray_workers import grouped, pack_mask, unpack_mask
 from selectit_dagster.inference.backends.serialization import (
@@ -21,6 +21,7 @@ from selectit_dagster.inference.backends.serialization import (
     unpack_batches,
     unpack_ratings,
 )
+from selectit_dagster.inference.failures import DeviceBrokenError
 from selectit_dagster.inference.length_batches import PlannedBatch
 from selectit_dagster.inference.ray_cluster import pool_for, require_ray
 from selectit_dagster.rating import scoring
@@ -222,6 +223,28 @@ def test_what_a_process_refuses_is_told_at_once_and_as_what_it_is(
         scoring.score(request, tmp_path / "ray", backend=backend)
     assert type(refusal.value) is kind
     assert refusal.value.hint == "ask again"
+
+
+def test_an_actor_whose_device_breaks_ends_the_stage_and_fails_no_record(
+    asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Breaks(HashedBackend):
+        def rate(self, batch: TokenBatch) -> BatchScores:
+            if sum(self.sizes) > 30:
+                raise DeviceBrokenError("CUDA error: an illegal memory access")
+            return super().rate(batch)
+
+    monkeypatch.setattr(ray_engine, "_AGAIN_SECONDS", 0.0)
+    request = asked(engine="ray")
+    request = replace(request, ray=request.ray.model_copy(update={"retries": 1}))
+    out = tmp_path / "ray"
+    with pytest.raises(TransientError, match="illegal memory access"):
+        scoring.score(request, out, backend=RayBackend.of(request, (1, 2, 3, 4, 5), Breaks))
+    assert not (out / "manifest.json").exists()
+    healthy = RayBackend.of(request, (1, 2, 3, 4, 5), HashedBackend)
+    found = scoring.score(request, out, backend=healthy)
+    assert found.counts["resumed"] > 20
+    assert (found.counts["ok"], found.counts["failed"]) == (40, 0)
 
 
 def test_what_the_probe_refuses_ends_the_run_before_a_rater_is_made(asked, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selectit_dagster.artefacts.manifest import verify
+from selectit_dagster.artefacts.manifest import require_manifest, verify
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.experiment import ScoringModel
 from selectit_dagster.rating.prompts import load_prompts
@@ -194,6 +194,14 @@ def test_every_arm_without_a_model_chooses_equally_many_ranked_records(tmp_path)
         select(arm(base, kind, seed=1), tmp_path / kind)
         assert len(chosen(tmp_path / kind)) == 8
         assert not {IDS[4], IDS[5]} & set(chosen(tmp_path / kind))
+    (note,) = require_manifest(tmp_path / "selectit", made_by="select").details["notes"]
+    assert note == (
+        "2 of 10 curated records have no score and were not to be chosen; the share 0.8 is of "
+        "all 10"
+    )
+    select(arm(selection(request, tmp_path / "ranking", size=0.9), "selectit"), tmp_path / "most")
+    (note,) = require_manifest(tmp_path / "most", made_by="select").details["notes"]
+    assert note.endswith("so all 8 that have one were taken")
 
 
 @pytest.mark.parametrize("kind", ["selectit", "random", "longest", "full", "sentence-level"])
