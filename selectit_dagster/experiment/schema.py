@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field, model_validator
 
 from selectit_dagster.experiment.dataset_section import CurationSection, DatasetSection
@@ -68,6 +70,7 @@ class Experiment(Section):
         for arm in self.selection.arms:
             try:
                 arm.check(tuple(names), self.rating.num_prompts)
+                self._require_weights(arm)
             except ValueError as error:
                 raise ValueError(f"selection.arms: {error}") from error
         unknown = sorted(set(self.ray.models) - set(names))
@@ -81,3 +84,15 @@ class Experiment(Section):
         if self.tuning is not None and not self.benchmarks:
             raise ValueError("tuning without benchmarks: name at least one benchmark")
         return self
+
+    def _require_weights(self, arm: Any) -> None:  # noqa: ANN401 - an arm, whose module is not here
+        """Refuse an arm that would load the weights of a model behind a server."""
+        own = getattr(arm, "model", None)
+        if not arm.runs_model or not isinstance(own, str | None):
+            return
+        name = own or self.scoring_models[-1].name
+        if any(model.name == name and model.server is not None for model in self.scoring_models):
+            raise ValueError(
+                f"arm {arm.name} runs its model in this process, but {name} is behind a server: "
+                "give the arm a model of its own, as model: {path: ...}"
+            )

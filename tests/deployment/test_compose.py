@@ -369,3 +369,14 @@ def test_the_gpu_profile_differs_from_the_other_in_image_and_device_alone(compos
     reserved = gpu["deploy"]["resources"].pop("reservations")["devices"]
     assert reserved == [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
     assert cpu == gpu
+
+
+def test_the_vllm_beside_it_publishes_nothing_and_shares_its_key_with_the_code_server(compose):
+    beside = yaml.safe_load((DOCKER / "vllm.yaml").read_text(encoding="utf-8"))["services"]
+    server = beside["vllm"]
+    assert "ports" not in server and server["profiles"] == ["vllm"]
+    assert set(server["networks"]) & set(compose.services["code-gpu"].raw["networks"])
+    for name in ("vllm", "code-cpu", "code-gpu"):
+        assert beside[name]["environment"]["VLLM_API_KEY"].startswith("${VLLM_API_KEY:?")
+    assert not any("KEY" in word for word in server["command"])
+    assert {"cap_drop", "security_opt", "healthcheck", "deploy", "restart"} <= set(server)

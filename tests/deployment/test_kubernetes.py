@@ -59,9 +59,10 @@ def test_the_schema_finds_what_is_misspelt_or_unsafe(path, value):
 
 def _pods():
     """Yield name and pod specification of everything that the files describe."""
-    for document in _read("mlflow.yaml"):
-        if document["kind"] == "Deployment":
-            yield "mlflow", document["spec"]["template"]["spec"]
+    for name in ("mlflow", "vllm"):
+        for document in _read(f"{name}.yaml"):
+            if document["kind"] == "Deployment":
+                yield name, document["spec"]["template"]["spec"]
     yield "ray head", RAY["spec"]["headGroupSpec"]["template"]["spec"]
     for group in RAY["spec"]["workerGroupSpecs"]:
         yield f"ray {group['groupName']}", group["template"]["spec"]
@@ -109,7 +110,7 @@ def test_every_pod_is_confined_limited_and_pinned(name):
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
         for part in ("requests", "limits"):
             assert {"cpu", "memory"} <= set(container["resources"][part])
-        assert re.fullmatch(r"[\w./-]+:\d+\.\d+\.\d+[\w.-]*", container["image"])
+        assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+[\w.-]*", container["image"])
         mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
         assert mounted <= {volume["name"] for volume in pod.get("volumes", [])}
 
@@ -120,7 +121,7 @@ def test_kubernetes_itself_would_take_every_object_and_pod():
         "kubernetes_validate", reason="kubernetes-validate is not installed (make deployment)"
     )
     version = validate.latest_version()
-    for name in ("mlflow.yaml", "storage.yaml"):
+    for name in ("mlflow.yaml", "storage.yaml", "vllm.yaml"):
         for document in _read(name):
             validate.validate(document, version, strict=True)
     for name, spec in PODS.items():
@@ -138,7 +139,9 @@ def test_kubernetes_itself_would_take_every_object_and_pod():
 
 
 def test_claims_and_secrets_that_are_named_are_described():
-    described = {d["metadata"]["name"] for d in _read("storage.yaml")}
+    described = {
+        d["metadata"]["name"] for name in ("storage.yaml", "vllm.yaml") for d in _read(name)
+    }
     text = "\n".join(path.read_text(encoding="utf-8") for path in FOLDER.glob("*.yaml"))
     assert set(re.findall(r"claimName: ([\w-]+)", text)) <= described
     made = set(re.findall(r"kubectl create secret generic ([\w-]+)", text))

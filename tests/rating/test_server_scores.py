@@ -455,3 +455,18 @@ def test_select_rates_through_a_server(
         cli, [*base, "-o", "x.json", "--server", fake.url, "--server-model", "y"]
     )
     assert isinstance(wrong.exception, UserError) and "--server-model" in wrong.exception.hint
+
+
+def test_an_arm_that_needs_weights_here_is_refused_for_a_model_behind_a_server() -> None:
+    from selectit_dagster.experiment import Experiment
+
+    value: dict[str, Any] = {
+        "name": "e",
+        "dataset": {"path": "d.json"},
+        "scoring_models": [{"name": "big", "path": "m", "server": {"url": "http://a:1"}}],
+        "selection": {"arms": [{"kind": "selectit"}, {"kind": "ifd"}]},
+    }
+    with pytest.raises(ValueError, match="arm ifd runs its model in this process, but big is"):
+        Experiment.model_validate(value)
+    value["selection"]["arms"][1]["model"] = {"path": "small"}
+    assert Experiment.model_validate(value).scoring_models[0].server
