@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import orjson
 
 from selectit_dagster.data.fields import Unusable
 from selectit_dagster.data.json_reader import Row
-from selectit_dagster.data.text import shown
+from selectit_dagster.display import one_line
 from selectit_dagster.errors import TransientError, UserError, first_line
 from selectit_dagster.experiment import DatasetSection
 
@@ -34,21 +34,108 @@ class TypedReader:
 
     line = 0
 
-    def __init__(self, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
-        self.schema = schema
-        self.batches = batches
+    def __init__(self, schema: pa.Schema, batches: Iterator[pa.RecordBatch], name: str) -> None:
+        plain = _plain_schema(schema, name)
+        self.schema = plain
+        self.batches = (b if plain is schema else b.cast(plain) for b in batches)
+        self._decoders = {f.name: d for f in plain if (d := _json_decoder(f.type)) is not None}
 
     def __iter__(self) -> Iterator[Row]:
         for batch in self.batches:
-            try:
-                rows: list[Any] = batch.to_pylist()
-            except (UnicodeDecodeError, OverflowError, ValueError):
-                rows = [_python_row(batch, index) for index in range(batch.num_rows)]
-            for row in rows:
+            for row in self.rows(batch):
                 if isinstance(row, Unusable):
                     yield b"", row
                 else:
                     yield canonical_json(row), row
+
+    def rows(self, batch: pa.RecordBatch) -> list[Any]:
+        """Return the rows of a batch as Python values, texts of Arrow's JSON type decoded."""
+        try:
+            rows: list[Any] = batch.to_pylist()
+        except (UnicodeDecodeError, OverflowError, ValueError):
+            rows = [_python_row(batch, index) for index in range(batch.num_rows)]
+        for row in rows if self._decoders else ():
+            if not isinstance(row, Unusable):
+                for name, decode in self._decoders.items():
+                    row[name] = decode(row[name])
+        return rows
+
+
+def _json_decoder(kind: pa.DataType) -> Callable[[Any], Any] | None:
+    """Return what decodes values of a type with Arrow's JSON type in it, None without one.
+
+    ``datasets`` 5 stores columns of mixed content (tool calls) as this type.
+    """
+    import pyarrow as pa
+
+    if isinstance(kind, pa.JsonType):
+        return lambda value: None if value is None else orjson.loads(value)
+    if pa.types.is_struct(kind):
+        inner = {f.name: d for f in kind if (d := _json_decoder(f.type)) is not None}
+        if not inner:
+            return None
+        return lambda value: value and {**value, **{n: d(value[n]) for n, d in inner.items()}}
+    if _is_list(kind):
+        decode = _json_decoder(kind.value_type)
+        return decode and (lambda value: value and [decode(entry) for entry in value])
+    return None
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    kinds = pa.types
+    flat = kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind)
+    return bool(flat or kinds.is_list_view(kind) or kinds.is_large_list_view(kind))
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type without views and run lengths, for which kernels and writers are missing."""
+    import pyarrow as pa
+
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_run_end_encoded(kind):
+        return _plain_type(kind.value_type)
+    if pa.types.is_struct(kind):
+        return pa.struct([f.with_type(_plain_type(f.type)) for f in kind])
+    if pa.types.is_list_view(kind) or pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_plain_type(kind.value_type)))
+    if pa.types.is_large_list_view(kind) or pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_plain_type(kind.value_type)))
+    return kind
+
+
+def _plain_schema(schema: pa.Schema, name: str) -> pa.Schema:
+    """Return the schema that rows are read, taken and written in.
+
+    Raises
+    ------
+    UserError
+        Naming the first column whose type could not be written back.
+    """
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for field in schema:
+        kind = _plain_type(field.type)
+        try:
+            empty = pa.nulls(0, field.type)
+            empty = empty if kind == field.type else empty.cast(kind)
+            taken = empty.take(pa.array([], pa.int64()))
+            pq.write_table(pa.table({"column": taken}), io.BytesIO())
+        except (pa.ArrowException, ValueError) as error:
+            raise UserError(
+                f"{name}: the column {one_line(field.name, 80)!r} has the type {field.type}, "
+                f"which cannot be written back: {first_line(error)}",
+                hint="leave the column out, or store it as another type",
+            ) from error
+    plain = pa.schema([f.with_type(_plain_type(f.type)) for f in schema], schema.metadata)
+    return schema if plain.equals(schema) else plain
 
 
 def _python_row(batch: pa.RecordBatch, index: int) -> dict[str, Any] | Unusable:
@@ -114,7 +201,7 @@ def open_parquet(path: Path) -> TypedReader:
                 hint="copy or make the file again",
             ) from error
 
-    return TypedReader(_distinct(parquet.schema_arrow, str(path)), batches())
+    return TypedReader(_distinct(parquet.schema_arrow, str(path)), batches(), str(path))
 
 
 def _distinct(schema: pa.Schema, name: str) -> pa.Schema:
@@ -128,7 +215,7 @@ def _distinct(schema: pa.Schema, name: str) -> pa.Schema:
     repeated = sorted(column for column, n in Counter(schema.names).items() if n > 1)
     if repeated:
         raise UserError(
-            f"{name} has the column {shown(repeated[0], 80)!r} more than once",
+            f"{name} has the column {one_line(repeated[0], 80)!r} more than once",
             hint="give each column a name of its own",
         )
     return schema
@@ -152,14 +239,31 @@ def open_saved(path: Path, split: str) -> TypedReader:
             hint="save it again with datasets.save_to_disk",
         ) from error
     if isinstance(loaded, datasets.DatasetDict):
-        if split not in loaded:
+        name = split.partition("[")[0]
+        if name not in loaded:
             raise UserError(
-                f"{path} has no split {split!r}; it has: {', '.join(loaded)}",
+                f"{path} has no split {name!r}; it has: {', '.join(loaded)}",
                 hint="set dataset.split",
             )
-        loaded = loaded[split]
+        loaded = _sliced(loaded[name], name, split)
     schema = _distinct(loaded.features.arrow_schema, str(path))
-    return TypedReader(schema, _arrow_batches(loaded))
+    return TypedReader(schema, _arrow_batches(loaded), str(path))
+
+
+def _sliced(loaded: Any, name: str, split: str) -> Any:  # noqa: ANN401 - a lazy library's datasets
+    """Return the part of a split that ``train[:10%]`` and the like name."""
+    import datasets
+
+    if "[" not in split:
+        return loaded
+    try:
+        found = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(loaded)})[0]
+        return loaded.select(range(found.from_ or 0, len(loaded) if found.to is None else found.to))
+    except (ValueError, AssertionError, AttributeError) as error:
+        raise UserError(
+            f"dataset.split {split!r} is no slice of a split: {first_line(error)}",
+            hint="for example train[:1000] or train[10%:20%]",
+        ) from error
 
 
 def _arrow_batches(dataset: Any) -> Iterator[pa.RecordBatch]:  # noqa: ANN401 - lazy library
@@ -206,7 +310,7 @@ def resolve_hub_commit(name: str, revision: str | None) -> str:
 
 
 def open_loaded(section: DatasetSection, revision: str | None) -> TypedReader:
-    """Open a hub dataset, or a local folder of data files, through ``load_dataset``.
+    """Open a hub dataset through ``load_dataset``.
 
     Raises
     ------
@@ -217,10 +321,15 @@ def open_loaded(section: DatasetSection, revision: str | None) -> TypedReader:
     """
     import datasets
 
-    _check_one_format(Path(section.path))
     try:
+        # a slice needs the whole split at hand
+        streaming = "[" not in section.split
         loaded = datasets.load_dataset(
-            section.path, split=section.split, revision=revision, streaming=True
+            section.path,
+            *([section.config] if section.config else []),
+            split=section.split,
+            revision=revision,
+            streaming=streaming,
         )
         features = loaded.features or loaded._resolve_features().features
     except ConnectionError as error:
@@ -231,37 +340,8 @@ def open_loaded(section: DatasetSection, revision: str | None) -> TypedReader:
             f"{first_line(error)}",
             hint="check dataset.path, dataset.split and dataset.revision",
         ) from error
-    return TypedReader(features.arrow_schema, _guarded(_arrow_batches(loaded), section.path))
-
-
-_DATA_SUFFIXES = frozenset({".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt"})
-
-
-def _check_one_format(folder: Path) -> None:
-    """Refuse a local folder of several formats: ``load_dataset`` would leave out all but one.
-
-    A dataset card may say which files count; then nothing is left out unsaid.
-
-    Raises
-    ------
-    UserError
-        Naming one file of each format.
-    """
-    card = folder / "README.md"
-    stated = card.read_text("utf-8", "replace") if card.is_file() else ""
-    if not folder.is_dir() or "data_files" in stated:
-        return
-    kinds: dict[str, str] = {}
-    for path in sorted(folder.rglob("*")):
-        plain = path.with_suffix("") if path.suffix in {".gz", ".zst", ".xz", ".bz2"} else path
-        suffix = {".jsonl": ".json", ".tsv": ".csv"}.get(plain.suffix, plain.suffix)
-        if plain.suffix in _DATA_SUFFIXES and path.is_file():
-            kinds.setdefault(suffix, str(path.relative_to(folder)))
-    if len(kinds) > 1:
-        raise UserError(
-            f"{folder} holds data files of several formats: {', '.join(sorted(kinds.values()))}",
-            hint="name one file, or a folder with files of one format",
-        )
+    batches = _guarded(_arrow_batches(loaded), section.path)
+    return TypedReader(features.arrow_schema, batches, section.path)
 
 
 def _guarded(batches: Iterator[pa.RecordBatch], name: str) -> Iterator[pa.RecordBatch]:
@@ -276,26 +356,10 @@ def _guarded(batches: Iterator[pa.RecordBatch], name: str) -> Iterator[pa.Record
     except ConnectionError as error:
         raise TransientError(f"dataset {name!r}: connection lost after row {done:,}") from error
     except Exception as error:  # the library's readers raise many kinds
-        where = _damaged(Path(name))
         raise UserError(
-            f"dataset {name!r}: the data cannot be read after row {done:,}{where}: "
-            f"{first_line(error)}",
+            f"dataset {name!r}: the data cannot be read after row {done:,}: {first_line(error)}",
             hint="copy or make its files again: one is damaged, or not like the others",
         ) from error
-
-
-def _damaged(folder: Path) -> str:
-    """Name the first Parquet file of a folder that cannot be read; the library does not."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    for path in sorted(folder.rglob("*.parquet")) if folder.is_dir() else []:
-        try:
-            for _ in pq.ParquetFile(path, pre_buffer=False).iter_batches(batch_size=BATCH_ROWS):
-                pass
-        except (pa.ArrowException, OSError, ValueError):
-            return f", in {path.relative_to(folder)}"
-    return ""
 
 
 def rows_at(
@@ -321,7 +385,7 @@ def rows_at(
     import pyarrow as pa
 
     start = done = 0
-    with contextlib.closing(reader.batches):  # type: ignore[type-var]
+    with contextlib.closing(reader.batches):
         for batch in reader.batches:
             low, high = np.searchsorted(positions, [start, start + batch.num_rows])
             if high > low:

@@ -73,6 +73,7 @@ class ByteSource:
     size: int = 0
     consumed: int = 0
     unpacked: int = 0
+    marked: bool = False  # whether the text began with a byte order mark
 
     def __post_init__(self) -> None:
         self.size = self.path.stat().st_size
@@ -112,6 +113,7 @@ class ByteSource:
                     continue
             if held:
                 block, parts, held = b"".join(parts), [], 0
+                self.marked |= first and block.startswith(_BOM)
                 yield block.removeprefix(_BOM) if first else block
                 first = False
             if damage is not None:
@@ -268,6 +270,11 @@ def detect_format(path: Path, compression: str, head: bytes) -> str:
         When the content is of no supported format.
     """
     text = head.removeprefix(_BOM).lstrip()
+    if text.startswith(b"version https://git-lfs"):
+        raise UserError(
+            f"{path} is a Git LFS pointer, not the data themselves",
+            hint="run `git lfs pull` in the folder that it was cloned to",
+        )
     kind = "markup" if text[:1] == b"<" else kind_of(head)
     if kind == "parquet" and compression == "none":
         return "parquet"
@@ -300,10 +307,12 @@ def detect_format(path: Path, compression: str, head: bytes) -> str:
 
 
 def _is_one_object(text: bytes) -> bool:
-    """Tell a whole file of one JSON object over several lines from JSON Lines."""
+    """Tell objects over several lines, or several on a line, from JSON Lines."""
     import orjson
 
     lines = [line for line in text.splitlines()[:20] if line.strip()]
+    if _several(lines[0]):
+        return True
     for line in lines[:-1] or lines:
         try:
             if type(orjson.loads(line)) is dict:
@@ -311,6 +320,18 @@ def _is_one_object(text: bytes) -> bool:
         except orjson.JSONDecodeError:
             continue
     return len(lines) > 1 and lines[0].rstrip()[-1:] in (b"{", b"[", b",")
+
+
+def _several(line: bytes) -> bool:
+    """Tell whether a line holds more than one whole object."""
+    import json
+
+    try:
+        text = line.decode("utf-8")
+        value, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and text[end:].lstrip()[:1] == "{"
 
 
 def _looks_like_csv(text: bytes, path: Path) -> bool:

@@ -171,7 +171,7 @@ class CsvReader:
         self.line = 1
         wanted = set(_KNOWN)
         if self.mapping is not None:
-            wanted |= {self.mapping.instruction, self.mapping.response, self.mapping.input or ""}
+            wanted |= {str(column) for column in self.mapping.model_dump().values() if column}
         text = ""
         for text in lines:
             if text.strip():

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from selectit_dagster.artefacts.duckdb_tables import ParquetStream, RowStream, Scoped, Workspace
+from selectit_dagster.data.fields import found
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,9 +26,9 @@ MAX_ID_LENGTH = 200
 _GENERATED = re.compile(r"c-[0-9a-f]{32}-\d+")
 
 
-def own_id(record: dict[str, Any]) -> str | None:
-    """Return the record's own ``id`` as text, or None when it has none that can be used."""
-    value = record.get("id")
+def own_id(record: dict[str, Any], column: str = "id") -> str | None:
+    """Return the record's own id as text, or None when it has none that can be used."""
+    value = found(record, column)
     if value is None:
         return None
     if type(value) is int:

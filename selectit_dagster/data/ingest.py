@@ -19,8 +19,10 @@ from selectit_dagster.artefacts.manifest import (
     library_versions,
     make_or_current,
 )
+from selectit_dagster.data.input_files import Source, find_source
+from selectit_dagster.data.readers import describe
 from selectit_dagster.errors import PassingError, UserError
-from selectit_dagster.experiment import DatasetSection, is_hub_name
+from selectit_dagster.experiment import DatasetSection
 from selectit_dagster.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 RECORDS = "records.parquet"
 REJECTED = "rejected.jsonl"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -38,68 +40,32 @@ class IngestRequest:
     dataset: DatasetSection
 
 
-def source_format(section: DatasetSection) -> tuple[str, str]:
-    """Return (format, compression) of a dataset: forced by the options, else by content.
-
-    Raises
-    ------
-    UserError
-        When there is no such dataset or its content is of no supported format.
-    """
-    from selectit_dagster.data.byte_sources import detect_format, head_of
-
-    path = Path(section.path)
-    if section.format == "hub" or (not path.exists() and is_hub_name(section.path)):
-        if section.format not in {"hub", "auto"}:
-            raise UserError(
-                f"the dataset {path} does not exist", hint="check dataset.path in the experiment"
-            )
-        return "hub", "none"
-    if path.is_dir():
-        saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
-        if section.format == "datasets" and not saved:
-            raise UserError(
-                f"{path} is no saved dataset: it has neither state.json nor dataset_dict.json",
-                hint="format: hub loads a folder of data files",
-            )
-        return ("datasets" if saved else "hub"), "none"
-    if section.format == "datasets":
-        raise UserError(
-            f"{path} is a file, not the folder of a saved dataset",
-            hint="give the folder, or leave dataset.format out: a file's content shows its format",
-        )
-    compression, head = head_of(path)
-    if section.format == "auto":
-        return detect_format(path, compression, head), compression
-    return section.format, compression
-
-
-def source_identity(section: DatasetSection, kind: str) -> dict[str, Any]:
+def source_identity(section: DatasetSection, source: Source) -> dict[str, Any]:
     """Return what the content of the source is known by: hashes, or a commit of the hub."""
-    path = Path(section.path)
-    if kind == "hub" and not path.is_dir():
+    if source.format == "hub":
         from selectit_dagster.data.arrow_reader import resolve_hub_commit
 
         return {"hub": section.path, "revision": resolve_hub_commit(section.path, section.revision)}
-    if path.is_dir():
+    if source.format == "datasets":
+        path = Path(section.path)
         files = sorted(p for p in path.rglob("*") if p.is_file())
         table = {str(p.relative_to(path)): sha256_file(p) for p in files}
         return {"sha256": sha256_json(table), "bytes": sum(p.stat().st_size for p in files)}
-    return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+    return source.identity()
 
 
 def ingest_fingerprint(request: IngestRequest) -> Fingerprint:
     """Return what the raw dataset depends on: the source's content and the options."""
     section = request.dataset
-    kind, compression = source_format(section)
-    options = section.model_dump(exclude={"path", "format", "revision"})
+    source = find_source(section)
+    single = source.files[0].path if len(source.files) == 1 else Path()
+    options = section.model_dump(exclude={"path", "more", "format", "revision"}, mode="json")
     return {
         "stage": "ingest",
         "version": VERSION,
-        "format": kind,
-        "compression": compression,
-        "suffix": "".join(Path(section.path).suffixes[-2:]),
-        "source": source_identity(section, kind),
+        **describe(source),
+        "suffix": "".join(single.suffixes[-2:]),
+        "source": source_identity(section, source),
         **options,
     }
 
@@ -117,11 +83,12 @@ def ingest(request: IngestRequest, out: Path, progress: Progress | None = None) 
     TransientError
         When the hub cannot be reached.
     """
+    source = find_source(request.dataset)
     fingerprint = ingest_fingerprint(request)
 
     def make() -> Content:
         try:
-            outcome = _read(request.dataset, fingerprint, out, progress or Silent())
+            outcome = _read(request.dataset, source, fingerprint, out, progress or Silent())
         except UserError as error:
             # half of the old content before half of the new one is wrong in many ways
             _check_unchanged(request.dataset, fingerprint, because=error)
@@ -138,7 +105,11 @@ def ingest(request: IngestRequest, out: Path, progress: Progress | None = None) 
 
 
 def _read(
-    section: DatasetSection, fingerprint: Fingerprint, out: Path, progress: Progress
+    section: DatasetSection,
+    source: Source,
+    fingerprint: Fingerprint,
+    out: Path,
+    progress: Progress,
 ) -> Outcome:
     """Stream the source into the two files."""
     from selectit_dagster.artefacts.duckdb_tables import Workspace
@@ -147,8 +118,8 @@ def _read(
 
     with Workspace(out) as work:
         with atomic_file(out / REJECTED) as rejects:
-            reader = open_reader(section, fingerprint)
-            collector = Collector(section, reader, work, rejects, progress)
+            reader = open_reader(section, source, fingerprint["source"].get("revision"))
+            collector = Collector(section, source, reader, work, rejects, progress)
             collector.run()
         return collector.finish(out / RECORDS, fingerprint)
 
@@ -158,8 +129,8 @@ def _check_unchanged(
 ) -> None:
     """Refuse a source that is not what it was when the reading began."""
     try:
-        found = source_identity(section, fingerprint["format"])
-    except FileNotFoundError:
+        found = source_identity(section, find_source(section))
+    except (FileNotFoundError, UserError):
         found = {}
     if found != fingerprint["source"]:
         raise PassingError(
@@ -178,7 +149,8 @@ def _check(section: DatasetSection, fingerprint: Fingerprint, outcome: Outcome, 
     _check_unchanged(section, fingerprint)
     if outcome.read == 0:
         raise UserError(f"{section.path} holds no records", hint="give a file with records")
-    share = outcome.rejected / outcome.read
+    # what the data themselves exclude is no fault of theirs
+    share = (outcome.rejected - outcome.excluded) / outcome.read
     if share > section.max_reject_share or outcome.kept == 0:
         limit = (
             f"more than the {section.max_reject_share:.1%} that dataset.max_reject_share allows"

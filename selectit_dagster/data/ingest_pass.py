@@ -22,12 +22,13 @@ from selectit_dagster.data.background_parquet_writer import BackgroundWriter
 from selectit_dagster.data.byte_sources import DamagedSource
 from selectit_dagster.data.fields import WHOLE_RECORD, Unusable
 from selectit_dagster.data.identity import Identities, content_digest, own_id
+from selectit_dagster.data.input_files import Source
 from selectit_dagster.data.json_reader import Row
 from selectit_dagster.data.layouts import Layout, choose_layout
 from selectit_dagster.data.profile import Profile
 from selectit_dagster.data.readers import Reader
 from selectit_dagster.data.rejects import EXAMPLES, Rejects, preview_rows
-from selectit_dagster.data.text import shown
+from selectit_dagster.display import one_line
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import DatasetSection
 from selectit_dagster.progress import Progress
@@ -67,6 +68,7 @@ class Outcome:
     read: int
     kept: int
     rejected: int
+    excluded: int
     details: dict[str, Any]
 
 
@@ -76,12 +78,14 @@ class Collector:
     def __init__(
         self,
         section: DatasetSection,
+        source: Source,
         reader: Reader,
         work: Workspace,
         rejects: IO[bytes],
         progress: Progress,
     ) -> None:
         self.section = section
+        self.source = source
         self.reader = reader
         self.stage = work.folder / "stage.arrow"
         self.rejects = Rejects(rejects)
@@ -92,8 +96,11 @@ class Collector:
         self.preview: list[dict[str, Any]] = []
         self.layout: Layout | None = None
         self.read = self.kept = 0
-        self._head: list[tuple[Row, int]] = []
-        self._head_line = 0
+        columns = section.columns
+        self._id = columns.id if columns is not None and columns.id is not None else "id"
+        self.by_file: dict[str, Counter[str]] = {}
+        self._head: list[tuple[Row, int, str]] = []
+        self._head_line, self._head_file = 0, ""
         self._clear()
 
     def _clear(self) -> None:
@@ -121,26 +128,38 @@ class Collector:
     def _read(self) -> None:
         rows = iter(self.reader.rows)
         for row in islice(rows, LAYOUT_SAMPLE):
-            self._head.append((row, self.reader.rows.line))
-        samples = [value for (_, value), _ in self._head if isinstance(value, dict)]
+            self._head.append((row, self.reader.rows.line, self.reader.file))
+        samples = [value for (_, value), *_ in self._head if isinstance(value, dict)]
         if samples:
             self.layout = choose_layout(self.section, samples, self.section.path)
         # not compressed: it lives for seconds, and compressing it costs more than the disk
         with pa.ipc.new_file(str(self.stage), STAGED) as sink, self.identities:
-            self._collect(self._again(), sink, lambda: self._head_line)
-            self._collect(rows, sink, lambda: self.reader.rows.line)
+            head = self._again()
+            self._collect(head, sink, lambda: self._head_line, lambda: self._head_file)
+            self._collect(rows, sink, lambda: self.reader.rows.line, lambda: self.reader.file)
             self._flush(sink)
 
     def _again(self) -> Iterator[Row]:
         """Yield the rows that were read ahead, with their lines."""
-        for row, line in self._head:
-            self._head_line = line
+        for row, line, file in self._head:
+            self._head_line, self._head_file = line, file
             yield row
 
-    def _collect(
-        self, rows: Iterator[Row], sink: pa.RecordBatchFileWriter, line_of: Callable[[], int]
+    def _reject(
+        self, position: int, line: int, fault: Unusable, raw: bytes, file_of: Callable[[], str]
     ) -> None:
-        limit = self.section.limit
+        self.rejects.add(position, line, fault, raw, file_of())
+        if file_of():
+            self.by_file[file_of()]["rejected"] += 1
+
+    def _collect(
+        self,
+        rows: Iterator[Row],
+        sink: pa.RecordBatchFileWriter,
+        line_of: Callable[[], int],
+        file_of: Callable[[], str],
+    ) -> None:
+        limit, reader = self.section.limit, self.reader
         extract = self.layout.extract if self.layout else None
         own, positions, instructions, inputs, responses, turns, raws, _ = self._columns
         for raw, value in rows:
@@ -148,8 +167,11 @@ class Collector:
                 return
             position = self.read
             self.read += 1
+            if reader.file:
+                tally = self.by_file.setdefault(file_of(), Counter())
+                tally["read"] += 1
             if type(value) is not dict:
-                self.rejects.add(position, line_of(), _as_fault(value), raw)
+                self._reject(position, line_of(), _as_fault(value), raw, file_of)
                 continue
             try:
                 if extract is None:
@@ -160,14 +182,14 @@ class Collector:
                 text = f"{instruction}\x00{given}\x00{response}".encode()
                 if text.count(b"\x00") != 2:
                     raise Unusable(_where(self.layout, "\x00", instruction, given), _NUL)
-                name = own_id(value)
+                name = own_id(value, self._id)
                 if name is not None and not name.isascii():
                     name.encode()
             except Unusable as fault:
-                self.rejects.add(position, line_of(), fault, raw)
+                self._reject(position, line_of(), fault, raw, file_of)
                 continue
             except UnicodeEncodeError:
-                self.rejects.add(position, line_of(), _encoding_fault(value), raw)
+                self._reject(position, line_of(), _encoding_fault(value), raw, file_of)
                 continue
             if (shape := tuple(value)) in self.shapes or len(self.shapes) < MAX_SHAPES:
                 self.shapes[shape] += 1
@@ -214,7 +236,8 @@ class Collector:
                 for index in range(staged.num_record_batches):
                     writer.write(self._named(staged.get_batch(index)))
         self.progress.update(self.read, self.read, rejected=self.rejects.total)
-        return Outcome(self.read, self.kept, self.rejects.total, self._details(fingerprint))
+        details = {**self._details(fingerprint), "notes": self._notes()}
+        return Outcome(self.read, self.kept, self.rejects.total, self.rejects.excluded, details)
 
     def _named(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Return a staged batch with record ids instead of own ids."""
@@ -226,11 +249,14 @@ class Collector:
 
     def _details(self, fingerprint: dict[str, Any]) -> dict[str, Any]:
         source = {
-            "path": self.section.path,
+            "path": str(self.source.files[0].path)
+            if len(self.source.files) == 1
+            else self.section.path,
             "format": fingerprint["format"],
             "compression": fingerprint["compression"],
             "suffix": fingerprint["suffix"],
             "split": self.section.split,
+            "config": self.section.config,
             "license": self.section.license,
             **fingerprint["source"],
         }
@@ -245,7 +271,14 @@ class Collector:
                 "columns": list(shape.columns),
                 "delimiter": shape.delimiter,
                 "line_ending": shape.line_ending,
+                "byte_order_mark": bool(self.reader.source and self.reader.source.marked),
             }
+        if self.by_file:
+            source["files"] = [
+                {**entry, "read": self.by_file.get(entry["file"], Counter())["read"]}
+                | {"rejected": self.by_file.get(entry["file"], Counter())["rejected"]}
+                for entry in source["files"]
+            ]
         return {
             "source": source,
             "format": fingerprint["format"],
@@ -264,11 +297,30 @@ class Collector:
             "preview": self.preview,
         }
 
+    def _notes(self) -> list[str]:
+        """Return, a line each, what a user could miss: losses, columns and files passed over."""
+        notes = [f"{what}: {n:,} records" for what, n in sorted(self.losses.items())]
+        unused = [e for e in self._column_table() if not e["used_as"]]
+        if unused:
+            named = ", ".join(f"{e['column']} ({e['records']:,})" for e in unused[:10])
+            more = f" and {len(unused) - 10} more" if len(unused) > 10 else ""
+            notes.append(f"columns kept with the records, but not rated: {named}{more}")
+        if passed := self.source.passed_over:
+            named = ", ".join(f"{name} ({why})" for name, why in passed[:10])
+            rest = len(passed) - 10
+            notes.append(f"files passed over: {named}" + (f" and {rest} more" if rest > 0 else ""))
+        return notes
+
+    @property
+    def losses(self) -> Counter[str]:
+        """What the layout left out of records, counted."""
+        return self.layout.losses if self.layout else Counter()
+
     def _column_table(self) -> list[dict[str, Any]]:
         """Return each source column: in how many kept records, and what it is used as."""
-        used = {
-            column: part for part, column in (self.layout.fields if self.layout else {}).items()
-        }
+        fields = self.layout.fields if self.layout else {}
+        used = {str(column).split(".")[0]: part for part, column in fields.items()}
+        used |= {str(column): part for part, column in fields.items()}
         counts: Counter[str] = Counter()
         for shape, n in self.shapes.items():
             for column in shape:
@@ -276,9 +328,9 @@ class Collector:
         ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:100]
         return [
             {
-                "column": shown(str(column), 80),
+                "column": one_line(str(column), 80),
                 "records": n,
-                "used_as": used.get(column) or ("id" if column == "id" else ""),
+                "used_as": used.get(column) or ("id" if column == self._id else ""),
             }
             for column, n in ordered
         ]

@@ -47,6 +47,8 @@ def parse_record(raw: bytes) -> dict[str, Any] | Unusable:
         return _diagnose(raw)
     if type(value) is dict:
         return value
+    if type(value) is list and value and isinstance(value[0], dict | list):
+        return {"conversations": value}  # a record that is its list of messages
     return Unusable(WHOLE_RECORD, f"is {type_name(value)}, expected an object")
 
 
@@ -60,7 +62,9 @@ def _diagnose(raw: bytes) -> Unusable:
         value = json.loads(text, parse_constant=_Constant, strict=False)
     except json.JSONDecodeError as error:
         first = _strict_error(text) or error
-        raise BrokenJson(first.msg, len(text[: first.pos].encode("utf-8"))) from error
+        comma = text[: first.pos].rstrip().endswith(",") and text[first.pos : first.pos + 1] in "}]"
+        what = "a comma before the closing bracket" if comma else first.msg
+        raise BrokenJson(what, len(text[: first.pos].encode("utf-8"))) from error
     except RecursionError:
         return Unusable(WHOLE_RECORD, _TOO_DEEP)
     except ValueError:

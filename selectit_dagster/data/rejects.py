@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
-from selectit_dagster.data.fields import Unusable
-from selectit_dagster.data.text import shown
+from selectit_dagster.data.fields import Excluded, Unusable
+from selectit_dagster.display import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,18 +22,22 @@ class Rejects:
 
     handle: IO[bytes]
     total: int = 0
+    excluded: int = 0
     reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
     first: dict[tuple[str, str], list[int]] = field(default_factory=dict)
 
-    def add(self, position: int, line: int, fault: Unusable, raw: bytes) -> None:
+    def add(self, position: int, line: int, fault: Unusable, raw: bytes, file: str = "") -> None:
         """Write one reject."""
-        excerpt = shown(raw[:400].decode("utf-8", "backslashreplace"))
-        name = shown(fault.field)
+        excerpt = one_line(raw[:400].decode("utf-8", "backslashreplace"))
+        name = one_line(fault.field)
         entry = {"position": position, "field": name, "reason": fault.reason, "excerpt": excerpt}
         if line:
             entry["line"] = line
+        if file:
+            entry["file"] = file
         self.handle.write(json.dumps(entry, ensure_ascii=False).encode("utf-8") + b"\n")
         self.total += 1
+        self.excluded += isinstance(fault, Excluded)
         # places inside a conversation differ from record to record; the kind of fault does not
         key = (name.split("[")[0], fault.reason.split(" (column")[0])
         if key in self.reasons or len(self.reasons) < 1000:
@@ -54,4 +58,4 @@ def preview_rows(batch: pa.RecordBatch, count: int) -> list[dict[str, Any]]:
     """Return the first records, shortened and with control characters escaped."""
     columns = ["record_id", "instruction", "input", "response"]
     rows = batch.slice(0, count).select(columns).to_pylist()
-    return [{name: shown(row[name]) for name in columns} for row in rows]
+    return [{name: one_line(row[name]) for name in columns} for row in rows]

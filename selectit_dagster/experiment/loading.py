@@ -13,6 +13,8 @@ from selectit_dagster.errors import UserError, first_line
 from selectit_dagster.experiment.schema import Experiment
 from selectit_dagster.experiment.validation_messages import describe, shown
 
+_FILE_SUFFIXES = {".json", ".jsonl", ".csv", ".tsv", ".gz", ".zst", ".parquet", ".txt"}
+
 
 def load_experiment(path: Path) -> Experiment:
     """Read and check an experiment file.
@@ -80,7 +82,7 @@ def resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
     A value is a local path when it exists there, or cannot be a hub name (it starts with
     ``.``, ``/`` or ``~``, or has more than one slash, or a file ending).
     """
-    value = experiment.model_dump()
+    value = experiment.model_dump(exclude_unset=True)
 
     def walk(node: Any) -> None:  # noqa: ANN401 - nested plain data
         if isinstance(node, dict):
@@ -89,6 +91,8 @@ def resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
                     entry, str
                 ):
                     node[key] = _local_or_hub(entry, folder)
+                elif key == "more" and isinstance(entry, list | tuple):
+                    node[key] = tuple(_local_or_hub(path, folder) for path in entry)
                 else:
                     walk(entry)
         elif isinstance(node, list | tuple):
@@ -106,7 +110,8 @@ def is_hub_name(value: str) -> bool:
         and not is_address(value)
         and value.count("/") <= 1
         and "\\" not in value
-        and Path(value).suffix not in {".json", ".jsonl", ".csv", ".gz", ".zst", ".parquet", ".txt"}
+        and not any(mark in value for mark in "*?[")
+        and Path(value).suffix not in _FILE_SUFFIXES
     )
 
 

@@ -29,6 +29,8 @@ from selectit_dagster.selection.external_sort import RANK, ByRank, chosen_rows, 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from selectit_dagster.data.arrow_reader import TypedReader
+
 DATASET_FILE = "dataset.parquet"
 _TYPED = ("parquet", "datasets", "hub")
 _CHECKED_ROWS = 500
@@ -76,6 +78,7 @@ class TextWriter:
         kind = source["format"]
         shape = source.get("csv") or {}
         header = str(shape.get("header", "")).encode("utf-8", "surrogateescape")
+        header = b"\xef\xbb\xbf" * bool(shape.get("byte_order_mark")) + header
         ending = str(shape.get("line_ending", "\n")).encode()
         opening, self._between, self._closing = {
             "json": (b"[\n", b",\n", b"\n]\n"),
@@ -147,7 +150,7 @@ class TypedWriter:
         from selectit_dagster.experiment import DatasetSection
 
         section = DatasetSection.model_validate(
-            {"path": self._source["path"], "split": self._source["split"]}
+            {name: self._source.get(name) for name in ("path", "split", "config")}
         )
         reader = open_typed(section, self._source["format"], self._source.get("revision"))
         positions = np.concatenate(self._positions or [np.zeros(0, np.int64)])
@@ -158,7 +161,7 @@ class TypedWriter:
         for batch in rows_at(reader, ascending, section.path):
             part = slice(done, done + batch.num_rows)
             done = part.stop
-            self._check(batch, ascending[part])
+            self._check(reader, batch, ascending[part])
             if sorted_rows is None:
                 size = batch.nbytes / batch.num_rows
                 sorted_rows = ByRank(self._folder, self._count, size)
@@ -170,13 +173,15 @@ class TypedWriter:
                 kept = batch.columns[:-1]
                 stream.write(pa.record_batch(kept, schema=reader.schema))
 
-    def _check(self, batch: pa.RecordBatch, positions: npt.NDArray[np.int64]) -> None:
+    def _check(
+        self, reader: TypedReader, batch: pa.RecordBatch, positions: npt.NDArray[np.int64]
+    ) -> None:
         """Make sure that the source, read again perhaps much later, did not change."""
         from selectit_dagster.data.arrow_reader import canonical_json
 
         for index, position in enumerate(positions.tolist()):
             raw = self._samples.get(position)
-            if raw is not None and canonical_json(batch.slice(index, 1).to_pylist()[0]) != raw:
+            if raw is not None and canonical_json(reader.rows(batch.slice(index, 1))[0]) != raw:
                 raise ArtefactError(
                     f"{self._source['path']} is not what it was when it was read",
                     hint="materialise raw_dataset again",

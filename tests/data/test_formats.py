@@ -129,18 +129,6 @@ def test_a_saved_dataset_is_read_and_its_split_chosen(workshop, make):
         workshop.read(workshop.folder / "saved", split="dev")
 
 
-def test_a_folder_of_data_files_goes_through_load_dataset(workshop, make):
-    folder = workshop.folder / "repo"
-    folder.mkdir()
-    pq.write_table(pa.Table.from_pylist(make(3)), folder / "train.parquet")
-    manifest = workshop.read(folder)
-    assert manifest.details["format"] == "hub"
-    assert texts(workshop.records) == EXPECTED
-    section = DatasetSection(path=str(folder))
-    taken = taken_rows(section, "hub", [1])
-    assert taken.column("output").to_pylist() == ["It is 1."]
-
-
 def test_a_hub_name_without_the_hub_says_so(workshop, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="no local file or folder"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from selectit_dagster.data.conversations import conversation_extractor
 from selectit_dagster.data.fields import Unusable
 from selectit_dagster.data.layouts import choose_layout
 from selectit_dagster.errors import UserError
@@ -78,22 +77,34 @@ def test_what_comes_after_the_last_answer_is_left_out():
 
 
 def test_other_roles_are_rejected_or_kept_as_text():
-    record = talk(("system", "Be brief."), ("human", "q"), ("function_call", "f()"), ("gpt", "a"))
-    with pytest.raises(Unusable, match="'system', neither user nor assistant"):
+    record = talk(("human", "q"), ("observation", "42"), ("gpt", "a"))
+    with pytest.raises(Unusable, match="'observation', neither user nor assistant"):
         detected(record)
     kept = detected(record, other_roles="keep")[1][0]
-    assert kept[0] == "System: Be brief.\nUser: q\nFunction call: f()"
+    assert kept[0] == "User: q\nObservation: 42"
 
 
-def test_tool_calls_without_text_are_other_roles():
+def test_a_system_message_belongs_to_the_record_in_every_choice_of_turns():
+    record = talk(
+        ("system", "Be brief."), *[(m["from"], m["value"]) for m in LONG["conversations"]]
+    )
+    assert detected(record, turns="last-turn")[1][0][0] == "System: Be brief.\nUser: q3"
+    assert detected(record, turns="first-turn")[1][0][0] == "System: Be brief.\nUser: q1"
+
+
+def test_a_call_of_a_tool_is_an_answer_and_the_last_one_is_rated():
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
-    record = {
-        "messages": [{"role": "user", "content": "q"}, call, {"role": "assistant", "content": "a"}]
-    }
-    keep = conversation_extractor("messages", "whole", "keep")
-    assert keep(record)[0] == 'User: q\nTool calls: [{"name": "f"}]'
-    with pytest.raises(Unusable):
-        conversation_extractor("messages", "whole", "reject")(record)
+    user = {"role": "user", "content": "q"}
+    answer = {"role": "assistant", "content": "a"}
+    keep = {"other_roles": "keep"}
+    assert detected({"messages": [user, call, answer]}, **keep)[1][0][:3] == (
+        'User: q\nTool calls: [{"name": "f"}]',
+        "",
+        "a",
+    )
+    assert detected({"messages": [user, answer, user, call]})[1][0][2] == '[{"name": "f"}]'
+    spoken = {**call, "content": "Let me look."}
+    assert detected({"messages": [user, spoken]})[1][0][2] == 'Let me look.\n[{"name": "f"}]'
 
 
 def test_text_parts_are_joined_and_other_parts_refused():
