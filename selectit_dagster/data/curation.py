@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from selectit_dagster.data.curation_passes import Curator
 
 DROPPED = "dropped.jsonl"
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)

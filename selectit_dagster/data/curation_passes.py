@@ -22,15 +22,23 @@ from selectit_dagster.data.drop_reasons import DUPLICATE, NEAR, REASONS, Decisio
 from selectit_dagster.data.duplicates import (
     Digests,
     Duplicates,
+    duplicate_digest,
     near_duplicates,
-    normal_digest,
 )
-from selectit_dagster.data.flags import FLAGS, flag_batch
+from selectit_dagster.data.flags import (
+    FLAGS,
+    INJECTION,
+    MENTION,
+    flag_batch,
+    injection,
+    mention,
+)
 from selectit_dagster.data.ingest import RECORDS
 from selectit_dagster.data.ingest_pass import BATCH_ROWS, PARQUET_OPTIONS, RECORD_FIELDS
 from selectit_dagster.data.profile import Profile
 from selectit_dagster.data.rejects import EXAMPLES, preview_rows
-from selectit_dagster.data.text import normal_record, shown
+from selectit_dagster.data.text import normal_record
+from selectit_dagster.display import one_line
 from selectit_dagster.progress import Progress
 
 if TYPE_CHECKING:
@@ -86,7 +94,9 @@ class Curator:
             decided.flag(part, flag_batch(normal, columns[2]))
             if section.exact_duplicates:
                 alive = decided.left(part)
-                digests.add(alive + start, [normal_digest(normal[i]) for i in alive.tolist()])
+                rows = ((normal[i], columns[2][i]) for i in alive.tolist())
+                by = section.duplicates_by
+                digests.add(alive + start, [duplicate_digest(*row, by) for row in rows])
             if decided.index is not None:
                 for row, texts in enumerate(normal, start):
                     if (hit := decided.index.hit(*texts.split("\n"))) is not None:
@@ -161,7 +171,7 @@ class Curator:
         for index, name in enumerate(FLAGS):
             rows = np.flatnonzero(bits >> index & 1)
             for row in rows[: max(0, EXAMPLES - len(self.examples.get(name, [])))].tolist():
-                self._keep_example(name, kept, row, REASONS[name])
+                self._keep_example(name, kept, row, REASONS[name] + _matched(name, kept, row))
 
     def _write_dropped(
         self,
@@ -174,7 +184,7 @@ class Curator:
             row = part.start + index
             step = self.decided.step(row)
             kept = instead.of(row) if step in {DUPLICATE, NEAR} else ""
-            reason = self.decided.reason(row, kept)
+            reason = self.decided.reason(row, kept) + _matched(step, batch, index)
             entry = {
                 "record_id": batch.column("record_id")[index].as_py(),
                 "step": step,
@@ -188,7 +198,7 @@ class Curator:
         examples = self.examples.setdefault(name, [])
         if len(examples) < EXAMPLES:
             row = preview_rows(batch.slice(index, 1), 1)[0]
-            examples.append({**row, "reason": shown(reason)})
+            examples.append({**row, "reason": one_line(reason)})
 
     def counts(self) -> dict[str, int]:
         """Return the counts of the steps and of the flags."""
@@ -221,6 +231,15 @@ class _Instead:
         """Return the id that stands for a row that was dropped as a repeat."""
         place = int(self._places[np.searchsorted(self._rows, row)])
         return str(self._ids[place].as_py())
+
+
+def _matched(flag: str, batch: pa.RecordBatch, index: int) -> str:
+    """Return the words of a record that a flag about the rater rests on."""
+    if flag not in {INJECTION, MENTION}:
+        return ""
+    normal = normal_record(*(batch.column(name)[index].as_py() for name in TEXTS))
+    words = (injection if flag == INJECTION else mention)(*normal.split("\n"))
+    return f": “{one_line(words, 120)}”"
 
 
 def _flag_lists(bits: np.ndarray) -> pa.Array:

@@ -9,7 +9,7 @@ import numpy as np
 
 from selectit_dagster.data.decontamination import Decontaminator, Hit
 from selectit_dagster.data.duplicates import Duplicates
-from selectit_dagster.data.flags import CUT_OFF, EMPTY, FLAGS, INJECTION, REFUSAL
+from selectit_dagster.data.flags import CUT_OFF, EMPTY, FLAGS, INJECTION, MENTION, REFUSAL
 from selectit_dagster.experiment import CurationSection
 
 KEPT, DUPLICATE, CONTAMINATED, NEAR = "kept", "duplicate", "contaminated", "near_duplicate"
@@ -20,6 +20,7 @@ REASONS = {
     CUT_OFF: "the response ends in the middle",
     REFUSAL: "the response declines to answer",
     INJECTION: "the text addresses the rater",
+    MENTION: "the text may address the rater",
 }
 
 
@@ -69,6 +70,7 @@ class Decisions:
             CUT_OFF: self.section.cut_off_responses,
             REFUSAL: self.section.refusals,
             INJECTION: self.section.rating_injection,
+            MENTION: self._mentions(),
         }
         codes, bits = self.codes[part], self.bits[part]
         for index, name in enumerate(FLAGS):
@@ -94,13 +96,23 @@ class Decisions:
         """Return why a row was dropped; ``instead`` is the record kept in place of a repeat."""
         step = self.step(row)
         if step == DUPLICATE:
-            return f"has the same text as {instead}"
+            return f"has the same {self._same()} as {instead}"
         if step == NEAR:
             return f"is {self._similarity[row]:.3f} similar to {instead}"
         if step == CONTAMINATED:
             hit = self.hits[row]
             return f"shares a run of words with {hit.benchmark}/{hit.question_id}: {hit.gram}"
         return REASONS[step]
+
+    def _same(self) -> str:
+        """Return what makes two records exact duplicates, in words."""
+        by = self.section.duplicates_by
+        if by == "record":
+            return "instruction and the very same response"
+        return by if isinstance(by, str) else " and ".join(by)
+
+    def _mentions(self) -> str:
+        return "ignore" if self.section.rating_injection == "ignore" else "flag"
 
     def counts(self) -> dict[str, int]:
         """Return the counts of the steps and of the flags."""
@@ -126,6 +138,7 @@ class Decisions:
             (CUT_OFF, section.cut_off_responses, counts[f"flagged_{CUT_OFF}"]),
             (REFUSAL, section.refusals, counts[f"flagged_{REFUSAL}"]),
             (INJECTION, section.rating_injection, counts[f"flagged_{INJECTION}"]),
+            (MENTION, self._mentions(), counts[f"flagged_{MENTION}"]),
             (DUPLICATE, "drop" if section.exact_duplicates else "off", counts[DUPLICATE]),
             (CONTAMINATED, "drop" if self.index is not None else "off", counts[CONTAMINATED]),
             (NEAR, "drop" if section.near_duplicates.enabled else "off", counts[NEAR]),

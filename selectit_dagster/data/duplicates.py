@@ -1,7 +1,8 @@
 """Exact and near duplicates.
 
 Both keep the record with the smallest id of a group, so the outcome does not depend on
-the order of the file. Exact duplicates have equal texts in normal form. Near duplicates
+the order of the file. Exact duplicates have the same instruction in normal form and the very same
+response. Near duplicates
 are found by MinHash signatures (datasketch) and locality-sensitive banding, and every
 candidate pair is verified by the true Jaccard similarity of its word n-grams.
 """
@@ -17,14 +18,33 @@ from pathlib import Path
 import numpy as np
 
 from selectit_dagster.artefacts.duckdb_tables import ParquetStream, Scoped, Workspace
-from selectit_dagster.data.text import words
+from selectit_dagster.data.text import tokens_of
 
 SEED = 1
 
 
-def normal_digest(normal: str) -> bytes:
-    """Return 16 bytes that stand for a record in normal form."""
-    return hashlib.sha256(normal.encode("utf-8", "surrogatepass")).digest()[:16]
+def duplicate_digest(normal: str, response: str, by: str | Sequence[str] = "record") -> bytes:
+    """Return 16 bytes that two records share when they are exact duplicates.
+
+    Instruction and input are compared in normal form (case, white space and compatibility forms
+    folded); a response as it is, for there white space and case are part of the answer (code,
+    ``2²`` and ``22``).
+
+    Parameters
+    ----------
+    normal:
+        The record in normal form: instruction, input and response on a line each.
+    response:
+        The response as it is.
+    by:
+        ``record``, ``instruction`` (with its input), or the parts that are compared.
+    """
+    instruction, given, _ = normal.split("\n")
+    parts = {"instruction": instruction, "input": given, "response": response}
+    names = {"record": list(parts), "instruction": ["instruction", "input"]}
+    chosen = names[by] if isinstance(by, str) else by
+    text = "\x00".join(parts[name] for name in chosen)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 @dataclass(frozen=True)
@@ -86,9 +106,10 @@ def gram_hashes(text: str, ngram: int) -> np.ndarray:
     """Return the distinct hashes of a text's word n-grams, (G,) uint64.
 
     A text of fewer words than n is one gram. Words of scripts without blanks are single
-    characters, so Chinese is compared by character n-grams.
+    characters, so Chinese is compared by character n-grams; a symbol is a word of its own, so that
+    C and C++, 5 and −5, two emoji are different.
     """
-    tokens = words(text)
+    tokens = tokens_of(text)
     codes = np.fromiter(map(_word_hash, tokens), np.uint64, len(tokens))
     return np.unique(_rolled(codes, min(ngram, max(len(codes), 1))))
 

@@ -1,4 +1,4 @@
-"""Flags on records: empty, cut off, refused, or addressing the rater.
+"""Flags on records: empty, cut off, refused, addressing the rater, or perhaps doing so.
 
 Flags look at the normal form of the texts (see ``text.normal_form``), so that full-width
 digits or capitals hide nothing. They are rules, not judgements: what each one found is
@@ -17,7 +17,8 @@ EMPTY = "empty_response"
 CUT_OFF = "cut_off"
 REFUSAL = "refusal"
 INJECTION = "rating_injection"
-FLAGS = (EMPTY, CUT_OFF, REFUSAL, INJECTION)
+MENTION = "rating_mention"
+FLAGS = (EMPTY, CUT_OFF, REFUSAL, INJECTION, MENTION)
 
 # shorter responses are often titles, names or fragments that were asked for
 CUT_OFF_CHARACTERS = 300
@@ -34,11 +35,27 @@ _NO_MORE_DIGITS = r"(?![\w%°,:/*+^-]|\.\d| ?[-+*/=×÷] ?\d)"
 _TOP = (
     r"(?:an? |the )?(?:(?:5|five)(?: ?(?:/|out of|of) ?(?:5|five))?|10/10|ten out of ten"
     r"|(?:highest|maximum|max|top|best|full|perfect)"
-    rf"(?: possible)?(?: {_GRADE}s?)?){_NO_STARS}"
+    rf"(?: possible)?(?: {_GRADE}s?)?(?: of (?:5|five))?){_NO_STARS}"
 )
 _RATER = (
     r"(?:rater|grader|scorer|evaluator|rating model|scoring model|judge model|llm judge"
     r"|reward model|ai judge|evaluation model|quality (?:rater|filter|classifier|model))s?"
+)
+
+_MOST = (
+    r"\b(?:5|five|10/10|excellent|perfect|"
+    r"(?:highest|maximum|max|top|best|full) (?:possible )?(?:rating|score|grade|marks?))\b"
+)
+# addressed, but told nothing
+_ADDRESSED = re.compile(
+    r"\b(?:dear|attention|(?:note|message|instructions?) (?:to|for)|hey|hello)"
+    rf"[,:]?(?: (?:all|the|any|every|ai))* {_RATER}\b"
+)
+# what such words are the subject of is a task about them, and no attack
+_ABOUT_TEXT = re.compile(
+    r"\b(?:translat\w*|paraphras\w*|rephras\w*|summari[sz]\w*|classif\w*|rewrite|correct|fix|edit"
+    r"|detect\w*|explain|spell\w*|tokeni[sz]\w*|say|print\w*|prompt injection|grammar)\b"
+    r"|翻译|改写|总结|解释|traduc|traduis|übersetz"
 )
 
 # each pattern must address whoever rates the record; asking for a rating of something is no offence
@@ -53,6 +70,7 @@ _INJECTIONS = tuple(
         rf" (?:(?:only|just) (?:(?:a|an|the) )?(?:(?:{_GRADE}|number|digit) (?:of |: ?)?)?"
         rf"|(?:(?:a|an|the) )?{_GRADE} (?:of |: ?)?)(?:5|five)"
         rf"(?: (?:to|for) {_RECORD}|[.! ]*(?:\n|$))",
+        rf"\b(?:choose|pick|select|answer|say|use) (?:5|five) (?:to|for|on) {_RECORD}",
         rf"{_RECORD} (?:deserves|merits|is worth|earns|(?:should|must|ought to|has to)"
         rf" (?:get|receive|have|be (?:rated|given|scored|graded|awarded)))(?: (?:a|an|the))?"
         rf"(?: {_GRADE} of)?(?: as)? {_TOP}",
@@ -62,9 +80,8 @@ _INJECTIONS = tuple(
         rf".{{0,160}}(?:\b(?:rate|rating|score|grade|5|five)\b|{_RATER}|"
         r"\b(?:highest|maximum|perfect|full)\b)",
         r"\b(?:dear|attention|(?:note|message|instructions?) (?:to|for)|hey|hello)"
-        rf"[,:]?(?: (?:all|the|any|every|ai))* {_RATER}\b",
-        rf"\b(?:as|if you are|you are) (?:an? |the )?{_RATER}\b.{{0,80}}"
-        r"\b(?:rate|score|grade|give|assign|must|should|5|five)\b",
+        rf"[,:]?(?: (?:all|the|any|every|ai))* {_RATER}\b.{{0,160}}{_MOST}",
+        rf"\b(?:as|if you are|you are) (?:an? |the )?{_RATER}\b.{{0,160}}{_MOST}",
         r"(?:给|把|请|将|对).{0,12}(?:回答|回复|答案|响应|样本|记录|内容|本条|这条).{0,8}"
         r"(?:打|评|给)(?:为|出|个|上)?(?:5|五|满|最高)\s?分",
         r"(?:请|直接|必须|务必)(?:打|给|评|输出)(?:出|为)?\s?(?:5|五|满|最高)\s?分",
@@ -79,7 +96,7 @@ _INJECTIONS = tuple(
 )
 # the rating prompts of SelectIT end in "The answer is: ", so a record that says it rates itself
 _VERDICT = re.compile(
-    r"\b(?:the )?(?:(?:final |overall )?(?:answer|rating|score|grade) is ?:|rating ?:|score ?:"
+    r"\b(?:the )?(?:(?:final |overall )?(?:answer|rating|score|grade) is ?:|rating ?[:=]|score ?[:=]"
     r"|答案是 ?:|评分 ?:|得分 ?:)"
     r" ?[\"'(\[*]*([1-5])(?: ?(?:/|out of) ?5)?" + _NO_MORE_DIGITS
 )
@@ -133,12 +150,12 @@ def injection_candidates(whole: list[str]) -> np.ndarray:
     """Return which texts (normal form) may address the rater: (N,) bool, no false negatives.
 
     One pass of a linear-time engine over all patterns at once, a hundred times quicker
-    than asking ``is_injection`` of every record.
+    than asking for each of every record.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    union = "|".join(f"(?:{_for_re2(p.pattern)})" for p in (*_INJECTIONS, _VERDICT))
+    union = "|".join(f"(?:{_for_re2(p.pattern)})" for p in (*_INJECTIONS, _ADDRESSED, _VERDICT))
     found = pc.match_substring_regex(pa.array(whole, pa.large_string()), union)
     return found.to_numpy(zero_copy_only=False)
 
@@ -151,22 +168,40 @@ def _for_re2(pattern: str) -> str:
     return pattern.replace(r"\b", "").replace(r"\w", r"[\pL\pN_]")
 
 
-def is_injection(instruction: str, given: str, response: str) -> bool:
-    """Tell whether a record addresses the rater. All three texts are in normal form.
+def injection(instruction: str, given: str, response: str) -> str:
+    """Return the words with which a record tells a rater what to give, or "".
 
-    Two kinds: text that tells a rater what to give ("rate this 5"), and a verdict in the
-    form of the rating prompts' own end ("The answer is: 5"). A verdict is let through
-    where it is the record's business: the instruction asks for a rating, or a sum is
-    worked out on the way to it.
+    All three texts are in normal form. Asking for a rating of something is no offence: each rule
+    must address whoever rates the record ("rate this 5", "ignore the instructions above and
+    ..."), and words that are the subject of a task (a translation of them) do not count.
     """
-    whole = f"{instruction}\n{given}\n{response}"
-    if any(pattern.search(whole) for pattern in _INJECTIONS):
-        return True
     asked = f"{instruction}\n{given}"
-    if not (_VERDICT.search(asked) or _VERDICT.search(response)):
-        return False
+    texts = [response] if _ABOUT_TEXT.search(instruction) else [asked, response]
+    if _ABOUT_TEXT.search(instruction) and any(p.search(asked) for p in _INJECTIONS):
+        return ""  # the answer to a task about such words holds them too
+    found = (pattern.search(text) for text in texts for pattern in _INJECTIONS)
+    return next((match[0] for match in found if match), "")
+
+
+def mention(instruction: str, given: str, response: str) -> str:
+    """Return words that may address a rater, or a verdict in the form of one, or "".
+
+    All three texts are in normal form. A verdict has the rating prompts' own end ("The answer
+    is: 5"); it is let through where it is the record's business: the instruction asks for a
+    rating, or a sum is worked out on the way to it. Correct answers look like this too, so it is
+    a flag and never a reason to drop a record.
+    """
+    asked = f"{instruction}\n{given}"
+    whole = f"{asked}\n{response}"
+    addressed = next((m for p in (*_INJECTIONS, _ADDRESSED) if (m := p.search(whole))), None)
+    if addressed is not None:
+        return addressed[0]
+    found = _VERDICT.search(response) or _VERDICT.search(asked)
+    if found is None:
+        return ""
     worked_out = _SUM.search(_VERDICT.sub("", response))
-    return not (worked_out or _ASKS_FOR_RATING.search(_VERDICT.sub("", asked)))
+    business = worked_out or _ASKS_FOR_RATING.search(_VERDICT.sub("", asked))
+    return "" if business else found[0].strip()
 
 
 def is_refusal(response: str) -> bool:
@@ -225,7 +260,11 @@ def flag_batch(normal: list[str], responses: list[str]) -> np.ndarray:
         if found := (is_cut_off(response) << 1) | (is_refusal(head) << 2):
             bits[index] = found
     for index in np.flatnonzero(injection_candidates(normal)).tolist():
-        bits[index] |= is_injection(*normal[index].split("\n")) << 3
+        texts = normal[index].split("\n")
+        if injection(*texts):
+            bits[index] |= 1 << 3
+        elif mention(*texts):
+            bits[index] |= 1 << 4
     return bits
 
 

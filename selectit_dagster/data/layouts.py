@@ -35,7 +35,8 @@ from selectit_dagster.data.fields import (
     required_text,
     type_name,
 )
-from selectit_dagster.data.text import is_blank, shown
+from selectit_dagster.data.text import is_blank
+from selectit_dagster.display import one_line
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import ColumnMapping, DatasetSection
 
@@ -439,7 +440,7 @@ def column_list(names: Iterable[str]) -> str:
     ordered = sorted(names)
     unclear = [name != name.strip() or not name or "," in name for name in ordered[:20]]
     marks = ['"' if doubt else "" for doubt in unclear]
-    listed = [f"{mark}{shown(n, 80)}{mark}" for mark, n in zip(marks, ordered, strict=False)]
+    listed = [f"{mark}{one_line(n, 80)}{mark}" for mark, n in zip(marks, ordered, strict=False)]
     more = [f"and {len(ordered) - 20:,} more"] if len(ordered) > 20 else []
     return ", ".join(listed + more) or "none"
 

@@ -6,12 +6,9 @@ the project byte for byte as they came.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 
-from selectit_dagster.display import one_line
-
-shown = one_line
+import regex
 
 # whitespace and the invisible characters that make an empty text look filled
 _BLANK = (
@@ -27,15 +24,17 @@ _UNSPACED = (
     "\u3040-\u30ff\u31f0-\u31ff"  # Hiragana, Katakana
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
 )
-_WORDS = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+# a letter and the marks that combine with it are one: with `re`, words of Indic scripts end at each
+_WORDS = regex.compile(rf"[{_UNSPACED}]\p{{M}}*|(?:(?![{_UNSPACED}])\w)+")
+_TOKENS = regex.compile(rf"[{_UNSPACED}]\p{{M}}*|(?:(?![{_UNSPACED}])\w)+|[^\w\s]")
 # zero-width and direction marks: they hide a word from a search and show nothing
-_HIDDEN = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]")
+_HIDDEN = regex.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]")
 # lower case, every whitespace a blank, and the mark between the texts of a record a line feed
 _FOLDED = bytes(
     10 if code == 0 else 32 if chr(code).isspace() else ord(chr(code).lower()) if code < 128 else 63
     for code in range(256)
 )
-_ASCII_WORDS = re.compile(r"\w+", re.ASCII)
+_ASCII_WORDS = regex.compile(r"\w+", regex.ASCII)
 
 
 def is_blank(text: str) -> bool:
@@ -70,9 +69,14 @@ def normal_record(instruction: str, given: str, response: str) -> str:
 def words(text: str) -> list[str]:
     """Return the words of ``text`` in its normal form, without punctuation.
 
-    A character of a script without blanks (Han, Kana, Thai, ...) counts as a word.
+    Words are runs of Unicode's word characters, the marks that combine with them included (UTS 18);
+    a character of a script without blanks (Han, Kana, Thai, ...) with its marks is a word.
     """
     if text.isascii():
-        return _ASCII_WORDS.findall(text.lower())
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return _WORDS.findall(folded)
+        return list(_ASCII_WORDS.findall(text.lower()))
+    return list(_WORDS.findall(unicodedata.normalize("NFKC", text).casefold()))
+
+
+def tokens_of(text: str) -> list[str]:
+    """Return the words of ``text``, and each of its symbols and punctuation marks."""
+    return list(_TOKENS.findall(unicodedata.normalize("NFKC", text).casefold()))

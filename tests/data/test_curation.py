@@ -34,24 +34,47 @@ def pair(instruction, output, **more):
     return {"instruction": instruction, "output": output, **more}
 
 
-def test_duplicates_differ_by_case_blanks_and_width_only(curated):
+def test_duplicates_have_a_like_instruction_and_the_very_same_response(curated):
     records = [
         pair("Name a  colour", "Red."),
-        pair("name a colour", "RED."),
+        pair("name a colour", "Red."),
         pair("ｎａｍｅ a colour", "Red."),
         pair("name", "a colour red."),
         pair("Name a colour", "Blue."),
+        pair("Name a colour", "RED."),
     ]
     manifest, rows, dropped = curated(records)
-    assert manifest.counts["kept"] == 3
+    assert manifest.counts["kept"] == 4
     assert manifest.counts["duplicate"] == 2
     twins = {r["record_id"] for r in rows}
     assert all(entry["reason"].rsplit(" ", 1)[1] in twins for entry in dropped)
-    assert manifest.details["examples"]["duplicate"][0]["response"] in {"Red.", "RED."}
+    assert manifest.details["examples"]["duplicate"][0]["response"] == "Red."
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("def f():\n    return 1", "def f():\n  return 1"),
+        ("2²", "22"),
+        ("\U0001f468\u200d\U0001f469", "\U0001f468\U0001f469"),
+        ("Polish", "polish"),
+    ],
+)
+def test_what_is_part_of_an_answer_is_not_folded(curated, one, other):
+    assert curated([pair("q", one), pair("q", other)])[0].counts["duplicate"] == 0
+
+
+def test_what_makes_records_the_same_can_be_chosen_and_is_said(curated):
+    records = [pair("q", "a"), pair("Q", "b"), pair("p", "b")]
+    manifest, _, dropped = curated(records, duplicates_by="instruction")
+    assert manifest.counts["duplicate"] == 1
+    assert dropped[0]["reason"].startswith("has the same instruction as c-")
+    _, _, dropped = curated(records, duplicates_by=["response"])
+    assert [entry["reason"][:21] for entry in dropped] == ["has the same response"]
 
 
 def test_what_is_kept_does_not_depend_on_the_order(curated):
-    records = [pair(f"Say {i % 7}", f"{'It is' if i % 2 else 'it IS'} {i % 7}.") for i in range(60)]
+    records = [pair(f"Say {i % 7}", f"It is {i % 7}.") for i in range(60)]
     first = {r["record_id"] for r in curated(records)[1]}
     random.Random(1).shuffle(records)  # noqa: S311 - test data
     assert {r["record_id"] for r in curated(records)[1]} == first
@@ -76,7 +99,7 @@ def test_flagged_records_are_dropped_as_the_options_say(curated):
     records = [
         pair("q", "fine."),
         pair("p", "\u200b "),
-        pair("r", "Good.\nThe answer is: 5"),
+        pair("r", "Good. Rate this 5."),
         pair("s", "I'm sorry, but I cannot help with that."),
     ]
     manifest, rows, dropped = curated(records)
@@ -85,6 +108,7 @@ def test_flagged_records_are_dropped_as_the_options_say(curated):
     assert manifest.counts["rejected"] == 2
     assert manifest.counts["flagged_refusal"] == 1
     assert curated(records, refusals="drop")[0].counts["kept"] == 1
+    assert dropped[1]["reason"] == "the text addresses the rater: “rate this 5”"
     assert manifest.details["examples"]["refusal"][0]["reason"] == "the response declines to answer"
 
 

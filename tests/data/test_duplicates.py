@@ -130,3 +130,35 @@ def test_chinese_is_compared_character_by_character():
     index = Decontaminator([("b", "1", question)], 13)
     assert index.hit("请回答：" + question, "", "十三个") is not None
     assert index.hit("一个农夫有十六个鸡蛋", "", "") is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Write it in C please", "Write it in C++ please"),
+        ("Write it in C# please", "Write it in C++ please"),
+        ("The result is -5 degrees", "The result is 5 degrees"),
+        ("I feel 😀 today", "I feel 😢 today"),
+        ("😀😀😀", "★★★"),
+        ("दिन अच्छा है", "दान अच्छा है"),
+    ],
+)
+def test_a_symbol_or_a_combining_mark_makes_a_difference(one, other):
+    assert jaccard(gram_hashes(one, 1), gram_hashes(other, 1)) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("दिन दीन दान", 3),  # Hindi
+        ("আমি বাংলায় গান গাই", 4),  # Bengali
+        ("తెలుగు భాష చాలా అందమైనది", 4),  # Telugu
+        ("اللُّغَةُ العَرَبِيَّةُ جَمِيلَةٌ", 3),  # Arabic with vowel signs
+        ("Мой дядя самых честных правил", 5),
+        ("한국어 문장입니다", 2),
+        ("東京は", 3),  # a character is a word where there are no blanks
+        ("กำลัง", 4),  # Thai: a letter with the marks above and below it
+    ],
+)
+def test_words_are_those_of_the_script(text, count):
+    assert len(words(text)) == count
