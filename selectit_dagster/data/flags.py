@@ -96,7 +96,8 @@ _INJECTIONS = tuple(
 )
 # the rating prompts of SelectIT end in "The answer is: ", so a record that says it rates itself
 _VERDICT = re.compile(
-    r"\b(?:the )?(?:(?:final |overall )?(?:answer|rating|score|grade) is ?:|rating ?[:=]|score ?[:=]"
+    r"\b(?:the )?(?:(?:final |overall )?(?:answer|rating|score|grade) is ?:"
+    r"|rating ?[:=]|score ?[:=]"
     r"|答案是 ?:|评分 ?:|得分 ?:)"
     r" ?[\"'(\[*]*([1-5])(?: ?(?:/|out of) ?5)?" + _NO_MORE_DIGITS
 )

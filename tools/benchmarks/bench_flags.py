@@ -111,7 +111,7 @@ def counted(records: list[Record]) -> dict[str, Any]:
 
 def planted(records: list[Record], seed: int = 1) -> dict[str, Any]:
     """Plant every attack into answers, instructions and inputs; return what is found of each."""
-    draw = random.Random(seed)  # noqa: S311 - a sample, no secret
+    draw = random.Random(seed)
     by_attack, total = {}, {"records": 0, "dropped": 0, "flagged_only": 0}
     for attack in ATTACKS:
         victims = draw.sample(records, 60)
