@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from selectit_dagster.cli.options import EXPERIMENT, HOME, open_experiment
+from selectit_dagster.display import visible
 
 
 @click.command("explain")
@@ -25,9 +26,14 @@ def explain_command(
       selectit explain 89b9d99fa2ed
       selectit explain my-record my.yaml --home /data/selectit
     """  # noqa: D301
-    from selectit_dagster.selection.explain import explain
+    from selectit_dagster.selection.explain import dropped, explain
 
     pipeline = open_experiment(experiment, home)
+    if (why := dropped(record_id, pipeline.home.curated)) is not None:
+        answer = {"record_id": record_id, **why}
+        line = f"record {record_id} was dropped by curation ({why['step']}): {why['reason']}"
+        click.echo(json.dumps(answer) if as_json else visible(line))
+        return
     scores = tuple(
         (m.name, pipeline.home.scores(m.name)) for m in pipeline.experiment.scoring_models
     )

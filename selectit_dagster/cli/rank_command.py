@@ -63,9 +63,9 @@ def rank_command(
     ranked = require_manifest(ranking, made_by="ranking")
     selected = require_manifest(chosen, made_by="selection")
     if output is not None:
-        from selectit_dagster.cli.select import copy_selected
+        from selectit_dagster.selection.output_file import write_output
 
-        copy_selected(chosen, selected, output)
+        write_output(chosen, selected, output)
     facts = {
         "alpha": rating.alpha,
         "num_prompts": rating.num_prompts,

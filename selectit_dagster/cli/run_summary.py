@@ -42,7 +42,10 @@ def _records(pipeline: Pipeline) -> list[str]:
         chosen = read_manifest(pipeline.home.selected(arm))
         if chosen is not None:
             rows.append([f"selected by {arm}", f"{chosen.counts['selected']:,}"])
-    return ["Records", *_columns(rows)] if rows else []
+    notes = [f"  note: {note}" for note in (raw.details.get("notes") or [])] if raw else []
+    if raw is not None and raw.details.get("layout"):
+        rows.insert(0, ["layout", str(raw.details["layout"])])
+    return ["Records", *_columns(rows), *notes] if rows else []
 
 
 def _arms(pipeline: Pipeline) -> list[str]:

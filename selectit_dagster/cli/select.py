@@ -22,6 +22,11 @@ from selectit_dagster.experiment import Experiment, parse_experiment
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.progress import Reporter
+from selectit_dagster.selection.output_file import (
+    check_output_format,
+    output_format,
+    write_output,
+)
 
 # those who come from the authors' scripts get their records back as they were: what
 # curation would take out is flagged, not dropped
@@ -41,6 +46,18 @@ _OPTIONS = {
     "dataset.path in the experiment": "--input",
     "dataset.path": "--input",
     "dataset.max_reject_share": "--max-reject-share",
+    "dataset.layout": "--layout",
+    "dataset.columns: {instruction: ..., response: ...}": (
+        "--columns instruction=...,response=..."
+    ),
+    "dataset.columns": "--columns",
+    "dataset.split": "--split",
+    "dataset.config": "--config",
+    "dataset.turns": "--turns",
+    "dataset.other_roles: keep": "--other-roles keep",
+    "dataset.other_roles": "--other-roles",
+    "dataset.format": "--format",
+    "dataset.limit": "--limit",
     "rating.prompts": "--prompts",
     "rating.num_prompts": "--num-prompts",
     "rating.num_ratings": "--num-ratings",
@@ -80,6 +97,8 @@ class SelectOutcome:
     prompts_per_second: float
     output: Path
     warnings: list[str]
+    layout: str
+    notes: list[str]
 
     def as_json(self) -> dict[str, Any]:
         """Return the object that ``--json`` prints."""
@@ -89,6 +108,8 @@ class SelectOutcome:
             "prompts_per_second": round(self.prompts_per_second, 3),
             "output": str(self.output),
             "warnings": self.warnings,
+            "layout": self.layout,
+            "notes": self.notes,
         }
 
 
@@ -141,11 +162,12 @@ def select_records(experiment: Experiment, output: Path, scores: Path | None) ->
         pipeline = Pipeline(experiment, FlatHome(root, "select"), at_home=True)
         with _named_rejects(pipeline.home, output):
             raw = _run(pipeline.raw())
+            check_output_format(output, str(raw.details["source"]["format"]))
             curated = _run(pipeline.curated())
         scored = [_run(pipeline.scores(m.name)) for m in experiment.scoring_models]
         ranking = _run(pipeline.ranking())
         selected = _run(pipeline.selected("selectit"))
-        copy_selected(pipeline.home.selected("selectit"), selected, output)
+        write_output(pipeline.home.selected("selectit"), selected, output)
     prompts = sum(m.counts.get("scored", 0) for m in scored)
     busy = sum(float(m.details.get("seconds", 0.0)) for m in scored)
     counts = {
@@ -161,7 +183,11 @@ def select_records(experiment: Experiment, output: Path, scores: Path | None) ->
         seconds=time.monotonic() - started,
         prompts_per_second=prompts / busy if busy else 0.0,
         output=output,
-        warnings=[in_options(str(w)) for m in scored for w in m.details.get("warnings", [])],
+        warnings=[
+            in_options(str(w)) for m in [*scored, ranking] for w in m.details.get("warnings", [])
+        ],
+        layout=str(raw.details.get("layout") or ""),
+        notes=[in_options(str(note)) for note in raw.details.get("notes", [])],
     )
 
 
@@ -221,6 +247,7 @@ def _check_output(output: Path) -> None:
     """Refuse an output that cannot be written, before hours of scoring."""
     if output.is_dir():
         raise UserError(f"{output} is a folder", hint="name a file with -o")
+    output_format(output)
     with contextlib.suppress(FileExistsError):
         probe = output.with_name(f".{output.name}.probe")
         with atomic_file(probe):
@@ -236,18 +263,3 @@ def _work_folder(scores: Path | None, output: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="selectit-") as folder:
         yield Path(folder)
-
-
-def _data_file(folder: Path, manifest: Manifest) -> Path:
-    """Return the chosen records in the format of the input."""
-    names = [name for name in manifest.files if Path(name).name.startswith("data.")]
-    if not names:
-        raise RuntimeError(f"the manifest of {folder} names no data file")
-    return folder / names[0]
-
-
-def copy_selected(folder: Path, manifest: Manifest, target: Path) -> None:
-    """Copy the chosen records, in the format that they came in, to ``target``."""
-    source = _data_file(folder, manifest)
-    with source.open("rb") as reader, atomic_file(target) as writer:
-        shutil.copyfileobj(reader, writer, 1 << 20)

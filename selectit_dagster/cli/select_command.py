@@ -11,9 +11,47 @@ import click
 
 from selectit_dagster.errors import UserError
 
+_FORMATS = click.Choice(["auto", "json", "jsonl", "parquet", "csv", "datasets", "hub"])
+_LAYOUTS = click.Choice(["auto", "alpaca", "sharegpt", "messages", "columns"])
+
+
+def _dataset(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the dataset section that the options describe.
+
+    Raises
+    ------
+    UserError
+        When ``--columns`` is not part=column, part=column.
+    """
+    section: dict[str, Any] = {
+        "path": list(options["sources"]),
+        "format": options["file_format"],
+        **{
+            name: options[name]
+            for name in ("layout", "turns", "other_roles", "max_reject_share", "limit")
+        },
+    }
+    section |= {n: options[n] for n in ("split", "config") if options[n] is not None}
+    if options["columns"]:
+        pairs = [pair.partition("=") for pair in options["columns"].split(",")]
+        if wrong := [part for part, equals, column in pairs if not (part and equals and column)]:
+            raise UserError(
+                f"--columns {options['columns']}: {wrong[0]!r} names no column",
+                hint="write part=column, e.g. instruction=question,response=answer",
+            )
+        section["columns"] = {part.strip(): column.strip() for part, _, column in pairs}
+    return section
+
 
 @click.command("select")
-@click.option("-i", "--input", "source", required=True, help="Dataset: file, folder or hub name.")
+@click.option(
+    "-i",
+    "--input",
+    "sources",
+    required=True,
+    multiple=True,
+    help="Dataset: file, folder, pattern or hub name; several are read one after the other.",
+)
 @click.option("-m", "--model", "models", required=True, multiple=True, help="Folder or hub name.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Output file.")
 @click.option("--prompts", help="File with one rating prompt a line [nine are built in].")
@@ -50,6 +88,24 @@ from selectit_dagster.errors import UserError
     default="reject",
     show_default=True,
 )
+@click.option("--format", "file_format", type=_FORMATS, default="auto", show_default=True)
+@click.option("--layout", type=_LAYOUTS, default="auto", show_default=True)
+@click.option(
+    "--columns",
+    help="Which columns hold the parts: instruction=question,response=meta.answer,system=persona.",
+)
+@click.option("--split", help="Split of a hub or saved dataset, or a slice of it [train].")
+@click.option("--config", help="Configuration of a hub dataset.")
+@click.option(
+    "--turns",
+    type=click.Choice(["first-turn", "last-turn", "whole"]),
+    default="whole",
+    show_default=True,
+)
+@click.option(
+    "--other-roles", type=click.Choice(["reject", "keep"]), default="reject", show_default=True
+)
+@click.option("--limit", type=int, help="Read only the first N records.")
 @click.option("--max-reject-share", default=0.05, show_default=True, help="More stops the run.")
 @click.option("--scores", type=click.Path(path_type=Path), help="Keep and reuse scores here.")
 @click.option("--json", "as_json", is_flag=True, help="Last line of stdout is one JSON object.")
@@ -64,6 +120,7 @@ def select_command(**options: Any) -> None:  # noqa: ANN401 - one per click opti
       selectit select -i data.jsonl -m ./small -m ./large -o best.jsonl --count 1000
       selectit select -i data.json -m ./model -o out.json --scores scores/ --share 0.1
       selectit select -i data.json -m org/llama-70b -o out.json --server http://gpu-1:8000
+      selectit select -i 'shards/*.jsonl' -m ./model -o best.parquet --other-roles keep
     """  # noqa: D301
     from selectit_dagster.cli.select import as_options, select_experiment, select_records
 
@@ -73,7 +130,7 @@ def select_command(**options: Any) -> None:  # noqa: ANN401 - one per click opti
     selection = {k: options[k] for k in ("share", "count") if options[k] is not None}
     with as_options():
         experiment = select_experiment(
-            dataset={"path": options["source"], "max_reject_share": options["max_reject_share"]},
+            dataset=_dataset(options),
             models=models,
             rating=rating,
             selection=selection,
@@ -81,7 +138,10 @@ def select_command(**options: Any) -> None:  # noqa: ANN401 - one per click opti
         outcome = select_records(experiment, options["output"], options["scores"])
     for warning in outcome.warnings:
         click.echo(f"warning: {warning}", err=True)
+    for note in outcome.notes:
+        click.echo(f"note: {note}", err=True)
     counts = ", ".join(f"{name} {count:,}" for name, count in outcome.counts.items())
+    click.echo(f"layout {outcome.layout}", err=True)
     click.echo(f"{counts}; {outcome.seconds:.1f} s -> {outcome.output}", err=options["as_json"])
     if options["as_json"]:
         click.echo(json.dumps(outcome.as_json()))

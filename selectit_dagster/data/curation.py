@@ -139,7 +139,9 @@ def _check(curator: Curator, out: Path) -> None:
 
 def _details(request: CurationRequest, curator: Curator) -> dict[str, Any]:
     raw = require_manifest(request.raw, made_by="raw_dataset")
-    carried = {name: raw.details.get(name) for name in ("source", "format", "suffix", "layout")}
+    carried = {
+        name: raw.details.get(name) for name in ("source", "format", "suffix", "layout", "notes")
+    }
     counter = _token_counter(request.tokenizer)
     return {**carried, "read": raw.counts, **curator.details(counter)}
 

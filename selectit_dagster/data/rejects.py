@@ -25,6 +25,7 @@ class Rejects:
     excluded: int = 0
     reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
     first: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    places: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def add(self, position: int, line: int, fault: Unusable, raw: bytes, file: str = "") -> None:
         """Write one reject."""
@@ -40,6 +41,7 @@ class Rejects:
         self.excluded += isinstance(fault, Excluded)
         # places inside a conversation differ from record to record; the kind of fault does not
         key = (name.split("[")[0], fault.reason.split(" (column")[0])
+        self.places.setdefault(key, name)
         if key in self.reasons or len(self.reasons) < 1000:
             self.reasons[key] += 1
             if len(positions := self.first.setdefault(key, [])) < EXAMPLES:
@@ -49,7 +51,12 @@ class Rejects:
         """Return the reasons, the most frequent first, with their first positions."""
         ordered = sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))
         return [
-            {"field": key[0], "reason": key[1], "count": n, "first_positions": self.first[key]}
+            {
+                "field": self.places[key],
+                "reason": key[1],
+                "count": n,
+                "first_positions": self.first[key],
+            }
             for key, n in ordered[:20]
         ]
 

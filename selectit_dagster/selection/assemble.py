@@ -167,6 +167,11 @@ def _write_candidates(ordering: Ordering, work: Workspace) -> None:
             stream.write(pa.record_batch(columns, names=["record_id", "rank", "score"]))
 
 
+def _of_the_source(records: Path) -> list[str]:
+    """Return what of the source a reader could miss: columns, files and turns passed over."""
+    return list(require_manifest(records, made_by="curated_dataset").details.get("notes") or [])
+
+
 def _details(
     request: SelectionRequest,
     ordering: Ordering,
@@ -196,7 +201,12 @@ def _details(
         },
         "content_sha256": written.content,
         "data_file": written.names[0],
-        "notes": [*ordering.notes, *choice.notes, *_without_score(request, counts)],
+        "notes": [
+            *ordering.notes,
+            *choice.notes,
+            *_without_score(request, counts),
+            *_of_the_source(request.records),
+        ],
         **({"lacking": ordering.lacking} if ordering.lacking else {}),
         **({"quota": choice.quota} if choice.quota else {}),
         **({"tokens": choice.tokens} if choice.tokens is not None else {}),

@@ -122,6 +122,21 @@ def _model_table(model: ModelFacts, ratings: int) -> list[str]:
     return lines
 
 
+def dropped(record_id: str, records: Path) -> dict[str, str] | None:
+    """Return step and reason with which curation dropped a record, None when it did not."""
+    import orjson
+
+    path = records / "dropped.jsonl"
+    if not path.is_file():
+        return None
+    with path.open("rb") as handle:
+        for text in handle:
+            entry = orjson.loads(text)
+            if entry["record_id"] == record_id:
+                return {"step": str(entry["step"]), "reason": str(entry["reason"])}
+    return None
+
+
 def explain(
     record_id: str, records: Path, ranking: Path, scores: tuple[tuple[str, Path], ...]
 ) -> Explanation:
