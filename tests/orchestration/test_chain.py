@@ -333,7 +333,7 @@ def test_select_writes_the_best_records_as_they_were_read(
         (
             [{"front": "x", "back": "y"}],
             [],
-            ["columns found: back, front", "dataset.columns is a key of an experiment file"],
+            ["columns found: back, front", "hint: name the columns: --columns instruction"],
         ),
         ([], ["--share", "3"], ["--share: found 3.0", "`selectit select --help`"]),
     ],
