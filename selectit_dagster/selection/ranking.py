@@ -106,33 +106,17 @@ def fusion_thetas(request: RankingRequest) -> dict[str, float]:
                 f"fusion weight of {name} must be positive, found {thetas[name]}",
                 hint="give a number above 0, such as the model's parameter count",
             )
-<<<<<<< HEAD
     if _takes_released_weights(request):
         return dict(sorted(zip((n for n, _ in request.scores), RELEASED_WEIGHTS, strict=True)))
-=======
-    if _takes_script_weights(request):
-        ordered = [name for name, _ in request.scores]
-        return dict(sorted(zip(ordered, RELEASED_WEIGHTS, strict=True)))
->>>>>>> f177214 (selectit select takes what an experiment does; the suffix of the output is its format; a corpus of known layouts)
     if request.variant == "released-code" and not given:
         total = sum(thetas.values())
         return {name: theta / total for name, theta in thetas.items()}
     return thetas
 
 
-<<<<<<< HEAD
 def _takes_released_weights(request: RankingRequest) -> bool:
     three = len(request.scores) == len(RELEASED_WEIGHTS)
     return request.variant == "released-code" and not request.thetas and three
-=======
-def _takes_script_weights(request: RankingRequest) -> bool:
-    """Tell whether the fusion is the released scripts' own: three models, no weights given."""
-    return (
-        request.variant == "released-code"
-        and not request.thetas
-        and len(request.scores) == len(RELEASED_WEIGHTS)
-    )
->>>>>>> f177214 (selectit select takes what an experiment does; the suffix of the output is its format; a corpus of known layouts)
 
 
 def ranking_fingerprint(request: RankingRequest) -> Fingerprint:
@@ -245,16 +229,7 @@ def _warnings(request: RankingRequest, thetas: dict[str, float]) -> list[str]:
             f"fusion weights were given for {', '.join(sorted(given))} and taken from the "
             f"parameter count for {defaults}: check that both are on one scale"
         ]
-<<<<<<< HEAD
     if _takes_released_weights(request):
         told = ", ".join(f"{name} {theta:.4g}" for name, theta in thetas.items())
         warnings = [f"the weights are those of the authors' scripts, by the models' order: {told}"]
-=======
-    if _takes_script_weights(request):
-        named = ", ".join(f"{name} {weight:.3f}" for name, weight in thetas.items())
-        warnings = [
-            "variant released-code with three models: fused with the weights of the authors' "
-            f"scripts, 7/20, 13/20 and 70/90 in the order of the models ({named})"
-        ]
->>>>>>> f177214 (selectit select takes what an experiment does; the suffix of the output is its format; a corpus of known layouts)
     return list(warnings)

@@ -141,7 +141,7 @@ def test_three_models_of_the_released_code_take_the_scripts_weights(
         "-m", "b", "-m", "a", "-i", "in.jsonl", "-o", "out.jsonl", "--variant", "released-code",
         "--scores", "scores",
     )  # fmt: skip
-    assert "7/20, 13/20 and 70/90 in the order of the models" in answer.stderr
+    assert "the weights are those of the authors' scripts" in answer.stderr
     details = json.loads((tmp_path / "scores" / "ranking" / "manifest.json").read_text())["details"]
     weights = {name: round(w, 4) for name, w in details["theta"].items()}
     assert weights == {tiny_model_folder.name: 0.35, "b": 0.65, "a": 0.7778}
