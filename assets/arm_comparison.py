@@ -35,8 +35,8 @@ def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
     def arm_comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         """Say with intervals which arm beat which, on the same questions.
 
-        Paired over questions and resampled over training seeds. Where the test could not
-        have seen a difference, it says so, with the smallest one that it could have seen.
+        Paired over questions and resampled over training seeds. Where there is no
+        significant difference it says so, with the minimum detectable effect.
         """
         return run_asset(context, access, page, lambda now: now.comparison())
 

@@ -5,10 +5,16 @@ from typing import Any
 
 import dagster as dg
 
-from selectit_dagster.artefacts.manifest import Manifest, require_manifest
+from selectit_dagster.artefacts.manifest import Manifest
 from selectit_dagster.assets import lora_checkpoints
 from selectit_dagster.orchestration import asset_keys
-from selectit_dagster.orchestration.asset_checks import Check, Inspection, inspection, query
+from selectit_dagster.orchestration.asset_checks import (
+    Check,
+    Inspection,
+    inspection,
+    named,
+    query,
+)
 from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.asset_metadata import Metadata, add_table, preview, row_count
 from selectit_dagster.orchestration.asset_runner import Page, run_asset, stage_asset
@@ -58,27 +64,51 @@ def build(pipeline: Pipeline, access: Access) -> list[dg.AssetsDefinition]:
 
 
 def _every_question(stage: Stage, manifest: Manifest) -> Inspection:
-    """Every question that could be asked has one finite score.
+    """Every question is there once, and has a finite score or a named reason to have none.
 
-    Questions that did not fit the model's context are named as ``too_long`` in the results
-    and have no score.
+    Questions that did not fit the model's context are ``too_long``; answers that no judge
+    compared, or whose pair did not fit the judge, are ``not_judged``. Both are counted in the
+    results, and nothing else may lack a score.
     """
-    require_manifest(stage.folder, made_by=stage.asset)
-    files = sorted(stage.folder.glob("*.parquet"))
-    bad, rows = 0, 0
-    for path in files:
-        found = query(
-            "select count(*), count(*) filter (not coalesce(isfinite(score::double), false)) "
-            "from read_parquet(?) where status = 'ok'",
-            str(path),
-        )[0]
-        rows, bad = rows + found[0], bad + found[1]
+    facts = manifest.details.get("benchmarks", {})
+    wrong: list[str] = []
+    rows = scored = 0
+    for name in facts or manifest.details.get("scores", {}):
+        found, names = _wrong_rows(stage.folder / f"{name}.parquet")
+        counted = facts.get(name, {})
+        expected = {
+            "all": counted.get("questions", sum(found.values())),
+            "too_long": len(counted.get("too_long", ())),
+            "not_judged": len(counted.get("not_judged", ())),
+        }
+        seen = {"all": sum(found.values()), **{k: found.get(k, 0) for k in list(expected)[1:]}}
+        wrong += [f"{name}/{one}" for one in names]
+        wrong += [
+            f"{name}: {seen[k]} questions{'' if k == 'all' else f' {k}'} instead of {expected[k]}"
+            for k in expected
+            if seen[k] != expected[k]
+        ]
+        rows, scored = rows + seen["all"], scored + found.get("ok", 0)
     return inspection(
-        bad == 0 and rows > 0,
-        f"{rows:,} questions in {len(files)} benchmarks, {bad:,} without a finite score",
+        not wrong and rows > 0,
+        f"{rows:,} questions, {scored:,} with a score" + named("wrong", wrong),
         questions=rows,
-        without_score=bad,
+        scored=scored,
+        wrong=len(wrong),
     )
+
+
+def _wrong_rows(path: Path) -> tuple[dict[str, int], list[str]]:
+    """Return the number of rows by status, and questions without their score or there twice."""
+    statuses = "select status, count(*) from read_parquet(?) group by 1"
+    names = query(
+        "select question_id from read_parquet(?) group by 1 having count(*) > 1 or bool_or("
+        "not coalesce(case when status = 'ok' then isfinite(score::double) "
+        "else status in ('too_long', 'not_judged') and score is null end, false)) "
+        "order by 1 limit 3",
+        str(path),
+    )
+    return dict(query(statuses, str(path))), [name for (name,) in names]
 
 
 def _describe(stage: Stage, manifest: Manifest) -> Metadata:
@@ -145,7 +175,11 @@ def _end_of(value: Any) -> Any:  # noqa: ANN401 - a cell
 
 PAGE = Page(
     checks=(
-        Check("every_question_scored", "every question has one finite score", _every_question),
+        Check(
+            "every_question_scored",
+            "every question has one finite score, or is named as too_long or not_judged",
+            _every_question,
+        ),
     ),
     describe=_describe,
     metrics=no_metrics,

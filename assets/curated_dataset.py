@@ -1,12 +1,20 @@
 """Curated dataset: duplicates, test questions and records that address the rater taken out."""
 
+import json
+
 import dagster as dg
 
 from selectit_dagster.artefacts.manifest import Manifest
 from selectit_dagster.assets.raw_dataset import add_profile, profile_pictures
 from selectit_dagster.experiment import Experiment
 from selectit_dagster.orchestration import asset_keys
-from selectit_dagster.orchestration.asset_checks import Check, Inspection, inspection, query
+from selectit_dagster.orchestration.asset_checks import (
+    Check,
+    Inspection,
+    inspection,
+    named,
+    query,
+)
 from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.asset_metadata import (
     Metadata,
@@ -73,13 +81,17 @@ def _balance(stage: Stage, manifest: Manifest) -> Inspection:
     path = str(stage.folder / "records.parquet")
     rows, ids = query("select count(*), count(distinct record_id) from read_parquet(?)", path)[0]
     with (stage.folder / "dropped.jsonl").open("rb") as handle:
-        dropped = sum(1 for _ in handle)
+        dropped = {str(json.loads(line)["record_id"]) for line in handle}
+    source = str(stage.folder.parent / "raw" / "records.parquet")
+    gone = "select record_id from read_parquet(?) anti join read_parquet(?) using (record_id)"
+    lost = sorted({str(name) for (name,) in query(gone, source, path)} - dropped)
     raw = manifest.counts["raw"]
     return inspection(
-        rows == ids == manifest.counts["kept"] and raw == rows + dropped,
-        f"raw {raw:,} = kept {rows:,} + dropped {dropped:,}; {ids:,} ids",
+        rows == ids == manifest.counts["kept"] and raw == rows + len(dropped) and not lost,
+        f"raw {raw:,} = kept {rows:,} + dropped {len(dropped):,}; {ids:,} ids"
+        + named("neither kept nor dropped", lost),
         rows=rows,
-        dropped=dropped,
+        dropped=len(dropped),
     )
 
 

@@ -1,6 +1,8 @@
 """LoRA checkpoints: the base model tuned on each arm, once per training seed."""
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -59,7 +61,8 @@ def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
         checks=(
             Check(
                 "loads_and_answers",
-                "the checkpoint loads over its base model and answers a prompt",
+                "the checkpoint loads over its base model, was changed by the training, and gives "
+                "finite logits and an answer",
                 lambda stage, manifest: _answers(base, stage),
             ),
         ),
@@ -99,14 +102,64 @@ def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
 
 
 def _answers(base: ModelReference, stage: Stage) -> Inspection:
-    """The checkpoint loads over its base model and generates at least one token."""
+    """The checkpoint loads, its weights are finite, and the training shows in its logits."""
     from selectit_dagster.tuning import checkpoint
 
+    text = "Say something."
+    opened = checkpoint.open_checkpoint(stage.folder)
+    weights = opened.adapter or opened.model or stage.folder
+    if broken := not_finite(weights):
+        return inspection(False, f"{weights}: not finite: {', '.join(broken[:3])}")
+    if opened.adapter is not None and not changed(opened.adapter):
+        return inspection(False, f"{weights}: every update of the adapter is zero: nothing learnt")
     loaded = checkpoint.load_checkpoint(base, stage.folder)
-    answer = checkpoint.answer(loaded, "Say something.", max_new_tokens=8)
-    return inspection(
-        isinstance(answer, str), f"answered {answer!r} to 'Say something.'", answer=answer
+    answer = checkpoint.answer(
+        loaded,
+        text,
+        template=opened.template,
+        custom_template=opened.custom_template,
+        max_new_tokens=8,
     )
+    finite = finite_logits(loaded, text)
+    return inspection(
+        finite,
+        f"{'finite' if finite else 'NOT finite'} logits; answered {answer!r} to {text!r}",
+        answer=answer,
+    )
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the tensors of a folder's safetensors files, one at a time."""
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as handle:
+            for name in handle.keys():  # noqa: SIM118 - not a dict
+                yield name, handle.get_tensor(name)
+
+
+def not_finite(folder: Path) -> list[str]:
+    """Return the names of stored tensors that hold NaN or infinity."""
+    return [
+        name
+        for name, tensor in _tensors(folder)
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all())
+    ]
+
+
+def changed(adapter: Path) -> bool:
+    """Tell whether an adapter changes its base: LoRA's second matrix begins as zeros."""
+    updates = [bool(t.any()) for name, t in _tensors(adapter) if "lora_B" in name]
+    return any(updates) or not updates
+
+
+def finite_logits(loaded: Any, text: str) -> bool:  # noqa: ANN401 - LoadedModel
+    """Tell whether the loaded model's logits for a text are finite."""
+    import torch
+
+    ids = torch.tensor([loaded.tokenizer.encode(text)], device=loaded.device)
+    with torch.inference_mode():
+        return bool(loaded.model(ids).logits.isfinite().all())
 
 
 def _describe(stage: Stage, manifest: Manifest) -> Metadata:

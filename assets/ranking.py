@@ -11,7 +11,13 @@ from selectit_dagster.artefacts.manifest import Manifest, require_manifest
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.experiment import Experiment
 from selectit_dagster.orchestration import asset_keys
-from selectit_dagster.orchestration.asset_checks import Check, Inspection, inspection, query
+from selectit_dagster.orchestration.asset_checks import (
+    Check,
+    Inspection,
+    inspection,
+    named,
+    query,
+)
 from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.asset_metadata import Metadata, details, lineage
 from selectit_dagster.orchestration.asset_runner import Page, run_asset, stage_asset
@@ -160,22 +166,32 @@ def _every_record(stage: Stage, manifest: Manifest) -> Inspection:
         message = "; ".join(Account.of(raw, curated, manifest.counts).lines())
     except (ArtefactError, RecordsLostError) as error:
         passed, message = False, str(error)
-    return inspection(passed, message, kept=kept, ranked=ranked, unranked=unranked)
+    wrong = query(
+        "select record_id from read_parquet(?) k full join read_parquet(?) r using (record_id) "
+        "group by record_id having count(k.record_id) != 1 or count(r.record_id) != 1 "
+        "order by 1 limit 3",
+        records,
+        str(stage.folder / "ranking.parquet"),
+    )
+    message += named("missing, foreign or more than once", [name for (name,) in wrong])
+    return inspection(passed and not wrong, message, kept=kept, ranked=ranked, unranked=unranked)
 
 
 def _finite_scores(stage: Stage, manifest: Manifest) -> Inspection:
-    ranked, bad, extra = query(
+    ranked, bad, extra, names = query(
         """
-        select count(rank),
-               count(*) filter (rank is not null and not coalesce(isfinite(score), false)),
-               count(*) filter (rank is null and score is not null)
-        from read_parquet($1)
+        with r as (select *, rank is not null and not coalesce(isfinite(score), false) as bad,
+                          rank is null and score is not null as extra from read_parquet($1))
+        select count(rank), count(*) filter (bad), count(*) filter (extra),
+               (select list(record_id order by record_id)[:3] from r where bad or extra)
+        from r
         """,
         str(stage.folder / "ranking.parquet"),
     )[0]
     return inspection(
         bad == 0 and extra == 0,
-        f"{ranked:,} ranked; {bad:,} without a finite score, {extra:,} unranked with a score",
+        f"{ranked:,} ranked; {bad:,} without a finite score, {extra:,} unranked with a score"
+        + named("records", names),
         ranked=ranked,
         not_finite=bad,
         unranked_with_score=extra,

@@ -5,7 +5,13 @@ import dagster as dg
 from selectit_dagster.artefacts.manifest import Manifest
 from selectit_dagster.experiment import Experiment
 from selectit_dagster.orchestration import asset_keys
-from selectit_dagster.orchestration.asset_checks import Check, Inspection, inspection, query
+from selectit_dagster.orchestration.asset_checks import (
+    Check,
+    Inspection,
+    inspection,
+    named,
+    query,
+)
 from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.asset_metadata import Metadata, add_table, details, first_lines
 from selectit_dagster.orchestration.asset_runner import Page, run_asset, stage_asset
@@ -40,10 +46,14 @@ def _balance(stage: Stage, manifest: Manifest) -> Inspection:
     counts = manifest.counts
     path = str(stage.folder / "records.parquet")
     rows, ids = query("select count(*), count(distinct record_id) from read_parquet(?)", path)[0]
+    twice = query(
+        "select record_id from read_parquet(?) group by 1 having count(*) > 1 order by 1 limit 3",
+        path,
+    )
     return inspection(
         counts["read"] == counts["kept"] + counts["rejected"] and rows == ids == counts["kept"],
         f"read {counts['read']:,} = kept {counts['kept']:,} + rejected {counts['rejected']:,}; "
-        f"{rows:,} rows, {ids:,} ids",
+        f"{rows:,} rows, {ids:,} ids" + named("more than once", [name for (name,) in twice]),
         rows=rows,
         distinct_ids=ids,
     )

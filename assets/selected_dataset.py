@@ -10,7 +10,13 @@ from selectit_dagster.artefacts.manifest import Manifest
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import Experiment
 from selectit_dagster.orchestration import asset_keys
-from selectit_dagster.orchestration.asset_checks import Check, Inspection, inspection, query
+from selectit_dagster.orchestration.asset_checks import (
+    Check,
+    Inspection,
+    inspection,
+    named,
+    query,
+)
 from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.asset_metadata import Metadata, add_table, details, lineage
 from selectit_dagster.orchestration.asset_runner import Page, run_asset, stage_asset
@@ -146,9 +152,14 @@ def _size(stage: Stage, manifest: Manifest) -> Inspection:
     path = str(stage.folder / "dataset.parquet")
     rows, ids = query("select count(*), count(distinct record_id) from read_parquet(?)", path)[0]
     said = manifest.counts["selected"]
+    twice = query(
+        "select record_id from read_parquet(?) group by 1 having count(*) > 1 order by 1 limit 3",
+        path,
+    )
     return inspection(
         rows == ids == said and rows > 0,
-        f"{rows:,} records, {ids:,} ids; asked for {said:,}",
+        f"{rows:,} records, {ids:,} ids; asked for {said:,}"
+        + named("more than once", [name for (name,) in twice]),
         rows=rows,
         asked_for=said,
     )

@@ -6,7 +6,13 @@ from selectit_dagster.artefacts.manifest import Manifest
 from selectit_dagster.display import one_line
 from selectit_dagster.experiment import ScoringModel
 from selectit_dagster.orchestration import asset_keys
-from selectit_dagster.orchestration.asset_checks import Check, Inspection, inspection, query
+from selectit_dagster.orchestration.asset_checks import (
+    Check,
+    Inspection,
+    inspection,
+    named,
+    query,
+)
 from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.asset_metadata import (
     Metadata,
@@ -66,15 +72,18 @@ def build(model: ScoringModel, access: Access) -> dg.AssetsDefinition:
 def _rows_match_records(stage: Stage, manifest: Manifest) -> Inspection:
     records = str(stage.folder.parents[1] / "curated" / "records.parquet")
     shards = str(stage.folder / "*.parquet")
-    expected, missing, foreign, wrong = query(
+    expected, missing, foreign, wrong, names = query(
         """
         with r as (select record_id from read_parquet($1)),
              s as (select record_id, count(*) n, count(distinct prompt_index) k
-                   from read_parquet($2) group by 1)
-        select (select count(*) from r),
-               (select count(*) from r anti join s using (record_id)),
-               (select count(*) from s anti join r using (record_id)),
-               (select count(*) from s where n != k or n != (select max(k) from s))
+                   from read_parquet($2) group by 1),
+             m as (select record_id from r anti join s using (record_id)),
+             f as (select record_id from s anti join r using (record_id)),
+             w as (select record_id from s where n != k or n != (select max(k) from s))
+        select (select count(*) from r), (select count(*) from m), (select count(*) from f),
+               (select count(*) from w),
+               (select list(record_id order by record_id)[:3]
+                from (from m union all from f union all from w))
         """,
         records,
         shards,
@@ -82,7 +91,7 @@ def _rows_match_records(stage: Stage, manifest: Manifest) -> Inspection:
     return inspection(
         missing == foreign == wrong == 0,
         f"{expected:,} records; {missing:,} without scores, {foreign:,} scored but not in the "
-        f"dataset, {wrong:,} with a wrong number of prompts",
+        f"dataset, {wrong:,} with a wrong number of prompts" + named("records", names),
         records=expected,
         missing=missing,
         foreign=foreign,
@@ -91,20 +100,24 @@ def _rows_match_records(stage: Stage, manifest: Manifest) -> Inspection:
 
 
 def _finite_distributions(stage: Stage, manifest: Manifest) -> Inspection:
-    ok, bad_sum, misplaced = query(
+    ok, bad_sum, misplaced, names = query(
         """
-        select count(*) filter (status = 'ok'),
-               count(*) filter (status = 'ok' and not coalesce(
-                   abs(list_sum(probabilities::float[]) - 1) < 1e-3, false)),
-               count(*) filter ((status = 'ok') != (probabilities is not null))
-        from read_parquet($1)
+        with s as (select record_id, status = 'ok' as ok,
+                          not coalesce(abs(list_sum(probabilities::float[]) - 1) < 1e-3, false)
+                          as bad,
+                          ok != (probabilities is not null) as misplaced
+                   from read_parquet($1))
+        select count(*) filter (ok), count(*) filter (ok and bad), count(*) filter (misplaced),
+               (select list(distinct record_id order by record_id)[:3] from s
+                where (ok and bad) or misplaced)
+        from s
         """,
         str(stage.folder / "*.parquet"),
     )[0]
     return inspection(
         bad_sum == 0 and misplaced == 0,
         f"{ok:,} distributions; {bad_sum:,} not finite or not summing to one, {misplaced:,} "
-        "present without status ok or absent with it",
+        "present without status ok or absent with it" + named("records", names),
         distributions=ok,
         not_normalised=bad_sum,
         misplaced=misplaced,

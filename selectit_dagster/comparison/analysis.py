@@ -11,8 +11,6 @@ from selectit_dagster.comparison.score_matrices import AVERAGE, UNTUNED, Benchma
 from selectit_dagster.comparison.sentences import arm_sentence, benchmark_sentence, title
 from selectit_dagster.comparison.statistics import (
     Estimate,
-    Floats,
-    Questions,
     RunSpread,
     estimate,
     holm,
@@ -20,6 +18,7 @@ from selectit_dagster.comparison.statistics import (
     run_spread,
 )
 from selectit_dagster.errors import UserError
+from selectit_dagster.evaluation.intervals import Floats, Questions
 from selectit_dagster.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def compare_scores(
     ``arms``: per arm its title, runs, seeds, sentence, and per benchmark (and for their
     average) a result. A result holds ``mean``, ``interval``, ``run_means`` and, but for the
     baseline, ``difference`` with ``low`` and ``high``, ``p``, ``p_holm``, ``test``,
-    ``smallest_detectable``, ``verdict`` (``better``, ``worse``, ``not seen``), ``sentence``.
+    ``smallest_detectable``, ``verdict`` (``better``, ``worse``, ``not significant``), ``sentence``.
     All are on the scores' own scale; ``scale`` is 100 where they lie between 0 and 1.
 
     Raises
@@ -62,12 +61,14 @@ def compare_scores(
     for done, column in enumerate(columns):
         spreads = arm_spreads(column, untuned)
         for arm in arms:
-            results[arm][column.name] = _result(column, arm, baseline, spreads, section)
+            results[arm][column.name] = _result(
+                column, arm, baseline, spreads, section, len(columns)
+            )
         progress.update(done + 1, len(columns))
     names = [benchmark.name for benchmark in benchmarks]
     for arm in arms:
         if arm != baseline:
-            _judge(results[arm], names, section.confidence)
+            _judge(results[arm], section.confidence)
     titles = {arm: (named or {}).get(arm) or title(arm, share) for arm in arms}
     return {
         "arms": {
@@ -88,17 +89,22 @@ def compare_scores(
                 "groups": benchmark.groups,
                 "right_wrong": benchmark.binary,
                 "unlike_the_paper": list(benchmark.remarks),
+                "not_judged": benchmark.not_judged,
+                "small_groups": benchmark.questions.borrowing,
             }
             for benchmark in benchmarks
         },
+        # two arms may bear one title and fare alike
         "sentences": [
-            results_sentence
-            for arm in arms
-            if (results_sentence := _sentences(results[arm], arm, baseline, names, titles))
+            sentence
+            for sentence in dict.fromkeys(
+                _sentences(results[arm], arm, baseline, names, titles) for arm in arms
+            )
+            if sentence
         ],
         "champion": champion(benchmarks, runs),
         "share": share,
-        "method": _method(section, results),
+        "method": _method(section, results, benchmarks),
     }
 
 
@@ -139,9 +145,12 @@ def _result(
     baseline: str,
     spreads: dict[str, RunSpread],
     section: ComparisonSection,
+    tests: int,
 ) -> dict[str, Any]:
     """Return one arm's figures on one benchmark, all on the scale of the scores."""
     scores = column.scores[arm]
+    # the smallest p that resamples can give must be able to pass Holm's first step
+    resamples = max(section.resamples, round(20 * tests / (1.0 - section.confidence)))
 
     def estimated(against: Floats | None, parts: list[RunSpread]) -> Estimate:
         # its own stream for each figure, so that adding an arm leaves the others as they are
@@ -152,8 +161,9 @@ def _result(
             column.questions,
             parts,
             confidence=section.confidence,
-            resamples=section.resamples,
+            resamples=resamples,
             generator=np.random.default_rng(key),
+            tests=tests,
         )
 
     mean = estimated(None, [spreads[arm]])
@@ -211,11 +221,11 @@ def _majority(scores: Floats) -> Floats:
     return np.where(share == 0.5, np.nan, (share > 0.5).astype(np.float64))
 
 
-def _judge(results: dict[str, Any], names: Sequence[str], confidence: float) -> None:
-    """Add Holm's p over the benchmarks and the verdict to each of an arm's results."""
-    adjusted = dict(zip(names, holm([results[name]["p"] for name in names]), strict=True))
-    for name, entry in results.items():
-        entry["p_holm"] = adjusted.get(name, entry["p"])
+def _judge(results: dict[str, Any], confidence: float) -> None:
+    """Add to each of an arm's results Holm's p, over the benchmarks and their average."""
+    adjusted = holm([entry["p"] for entry in results.values()])
+    for entry, value in zip(results.values(), adjusted, strict=True):
+        entry["p_holm"] = value
         seen = entry["p_holm"] < 1.0 - confidence
         # the interval must agree, or the sentence would contradict its own figures
         if seen and entry["low"] > 0:
@@ -223,7 +233,7 @@ def _judge(results: dict[str, Any], names: Sequence[str], confidence: float) -> 
         elif seen and entry["high"] < 0:
             entry["verdict"] = "worse"
         else:
-            entry["verdict"] = "not seen"
+            entry["verdict"] = "not significant"
 
 
 def _sentences(
@@ -272,13 +282,29 @@ def champion(benchmarks: Sequence[BenchmarkScores], runs: Sequence[Run]) -> dict
     }
 
 
-def _method(section: ComparisonSection, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _method(
+    section: ComparisonSection,
+    results: dict[str, dict[str, Any]],
+    benchmarks: Sequence[BenchmarkScores],
+) -> dict[str, Any]:
     covered = all(entry["covers_runs"] for arm in results.values() for entry in arm.values())
     notes = [
         "paired over the same questions; intervals resample questions and training runs",
-        "p-values are Holm's over the benchmarks, per arm",
-        "smallest detectable: the difference that a single test finds in 80 of 100 trials",
+        "p (Holm): adjusted per arm, over the benchmarks and their average",
+        "minimum detectable effect: the difference that the adjusted test finds in 80 of 100 "
+        "trials when it is the only one",
     ]
+    for benchmark in benchmarks:
+        if few := benchmark.questions.borrowing:
+            notes.append(
+                f"{benchmark.name}: {few} of {benchmark.groups} groups have one or two questions "
+                "and borrow the spread of all the benchmark's questions"
+            )
+        if benchmark.not_judged:
+            notes.append(
+                f"{benchmark.name}: {benchmark.not_judged} questions are left out for all arms, "
+                "because not every run's answer was judged"
+            )
     if not covered:
         notes.append(
             "some arms have one training run and none to borrow from: their intervals do not "

@@ -69,6 +69,8 @@ def comparison_fingerprint(request: ComparisonRequest) -> Fingerprint:
         for arm, seed, folder in request.evaluations
     ]
     return {
+        # 2: small groups, minimum detectable effect and the average's p were not right before
+        "method": 2,
         "evaluations": sha256_json(digests),
         "section": request.section.model_dump(mode="json"),
         "costs": sha256_json(request.costs),

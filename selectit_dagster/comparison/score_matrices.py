@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from selectit_dagster.artefacts.manifest import require_manifest
-from selectit_dagster.comparison.statistics import Floats, Questions
 from selectit_dagster.errors import ArtefactError, first_line
+from selectit_dagster.evaluation.intervals import Floats, Questions
 
 OWN_SHOTS = "the project's own"
 UNTUNED = "base"
@@ -33,7 +33,8 @@ class BenchmarkScores:
 
     ``scores[arm]`` is (runs, Q) float64, the runs in the order in which they were given;
     the Q questions are the same, in the same order, for all. ``remarks`` say in what the
-    benchmark was not asked as in the paper.
+    benchmark was not asked as in the paper. ``not_judged`` counts the questions that are left
+    out for all because some run's answer was not judged.
     """
 
     name: str
@@ -42,6 +43,7 @@ class BenchmarkScores:
     scores: dict[str, Floats]
     groups: int
     remarks: tuple[str, ...] = ()
+    not_judged: int = 0
 
     @property
     def count(self) -> int:
@@ -67,19 +69,20 @@ def load_benchmarks(runs: Sequence[Run]) -> list[BenchmarkScores]:
     facts = [require_manifest(run.folder, made_by="the evaluation").details for run in runs]
     tables = [dict(entry.get("scores", {})) for entry in facts]
     names = list(dict.fromkeys(name for table in tables for name in table))
-    for run, table in zip(runs, tables, strict=True):
-        lacking = [name for name in names if name not in table]
-        if lacking:
+    for run, entry, table in zip(runs, facts, tables, strict=True):
+        known = {*table, *entry.get("unscored", ())}
+        if lacking := [name for name in names if name not in known]:
             raise ArtefactError(
                 f"{run.folder} has no benchmark {lacking[0]}, which other arms were asked",
                 hint="evaluate every arm on the same benchmarks",
             )
-    scored = [name for name in names if all(t[name].get("score") is not None for t in tables)]
+    scored = [n for n in names if all(t.get(n, {}).get("score") is not None for t in tables)]
     asked = dict(facts[0].get("benchmarks", {}))
-    return [
-        _aligned(name, runs, tables[0][name], unlike_the_paper(name, asked.get(name, {})))
-        for name in scored
-    ]
+    aligned = (
+        _aligned(n, runs, [t[n] for t in tables], unlike_the_paper(n, asked.get(n, {})))
+        for n in scored
+    )
+    return [benchmark for benchmark in aligned if benchmark.count]
 
 
 def unlike_the_paper(name: str, facts: dict[str, Any]) -> tuple[str, ...]:
@@ -102,30 +105,43 @@ def unlike_the_paper(name: str, facts: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _aligned(
-    name: str, runs: Sequence[Run], facts: dict[str, Any], remarks: tuple[str, ...]
+    name: str, runs: Sequence[Run], facts: Sequence[dict[str, Any]], remarks: tuple[str, ...]
 ) -> BenchmarkScores:
-    reference, groups, _ = _read(runs[0].folder / f"{name}.parquet")
-    scores: dict[str, list[Floats]] = {}
-    for run in runs:
-        path = run.folder / f"{name}.parquet"
-        ids, _, values = _read(path)
+    """Return one benchmark's scores on the questions that every run's answer has one of.
+
+    All runs must have been asked the same; a pair that only one run's judge could not read is
+    left out for every run, so that the arms stay paired.
+    """
+    paths = [run.folder / f"{name}.parquet" for run in runs]
+    tables = [_read(path) for path in paths]
+    reference, groups, _ = tables[0]
+    for path, (ids, _, _) in zip(paths, tables, strict=True):
         if len(ids) != len(reference) or (ids != reference).any():
             raise ArtefactError(
-                f"{path} and {runs[0].folder / f'{name}.parquet'} do not hold the same "
-                f"questions ({len(ids)} and {len(reference)}, "
-                f"{len(np.intersect1d(ids, reference))} in common)",
+                f"{path} and {paths[0]} do not hold the same questions ({len(ids)} and "
+                f"{len(reference)}, {len(np.intersect1d(ids, reference))} in common)",
                 hint="arms are compared question by question: evaluate them alike",
             )
-        scores.setdefault(run.arm, []).append(values)
-    stacked = {arm: np.stack(values) for arm, values in scores.items()}
-    macro = _is_macro(facts, groups, stacked[runs[0].arm][0], runs[0].folder / f"{name}.parquet")
+    is_macro = [
+        _is_macro(fact, table[1], table[2], path)
+        for fact, table, path in zip(facts, tables, paths, strict=True)
+    ]
+    judged = np.all([np.isfinite(values) for _, _, values in tables], axis=0)
+    groups, macro = groups[judged], is_macro[0]
+    scores: dict[str, list[Floats]] = {}
+    for run, (_, _, values) in zip(runs, tables, strict=True):
+        scores.setdefault(run.arm, []).append(values[judged])
+    left_out = int((~judged).sum())
+    if left_out:
+        remarks = (*remarks, f"{name}: {left_out} questions that not every run's judge compared")
     return BenchmarkScores(
         name=name,
-        metric=str(facts.get("metric", "score")),
-        questions=Questions.macro(groups.tolist()) if macro else Questions.mean(len(reference)),
-        scores=stacked,
+        metric=str(facts[0].get("metric", "score")),
+        questions=Questions.macro(groups.tolist()) if macro else Questions.mean(int(judged.sum())),
+        scores={arm: np.stack(values) for arm, values in scores.items()},
         groups=len(np.unique(groups)) if macro else 1,
         remarks=remarks,
+        not_judged=left_out,
     )
 
 
@@ -134,7 +150,8 @@ def _is_macro(facts: dict[str, Any], groups: np.ndarray, values: Floats, path: P
 
     The stored score decides: it must come out of the stored questions one way or the other.
     """
-    score = float(facts["score"])
+    score, scored = float(facts["score"]), np.isfinite(values)
+    values, groups = values[scored], groups[scored]
     macro = float(values @ Questions.macro(groups.tolist()).weights)
     if np.isclose(values.mean(), score, rtol=0, atol=1e-6):
         return facts.get("aggregate") == "macro" and bool(np.isclose(macro, score, atol=1e-6))
@@ -148,25 +165,32 @@ def _is_macro(facts: dict[str, Any], groups: np.ndarray, values: Floats, path: P
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray, Floats]:
-    """Return question ids (sorted), groups and scores of one benchmark of one run."""
+    """Return question ids (sorted), groups and scores of one benchmark of one run.
+
+    A question that did not fit the model is left out; one that was not judged has NaN.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path, columns=["question_id", "group", "score"])
+        known = set(pq.read_schema(path).names)
+        names = ["question_id", "group", "score", *(known & {"status"})]
+        table = pq.read_table(path, columns=names)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ArtefactError(
             f"{path} cannot be read as benchmark outputs: {first_line(error)}",
             hint="evaluate that arm again",
         ) from error
     scores = table["score"].to_numpy(zero_copy_only=False).astype(np.float64)
-    scored = np.isfinite(scores)  # a question that did not fit has no score
-    ids = np.asarray(table["question_id"].to_pylist(), dtype=str)[scored]
-    groups = np.asarray([value or "" for value in table["group"].to_pylist()], dtype=str)[scored]
-    scores = scores[scored]
+    asked = np.isfinite(scores)
+    if "status" in known:
+        asked |= np.asarray(table["status"].to_pylist(), dtype=object) == "not_judged"
+    ids = np.asarray(table["question_id"].to_pylist(), dtype=str)[asked]
+    groups = np.asarray([value or "" for value in table["group"].to_pylist()], dtype=str)[asked]
+    scores = scores[asked]
     order = np.argsort(ids, kind="stable")
     ids = ids[order]
-    if len(ids) == 0 or (ids[1:] == ids[:-1]).any():
+    if not np.isfinite(scores).any() or (ids[1:] == ids[:-1]).any():
         raise ArtefactError(
             f"{path} holds no scored question, or one twice", hint="evaluate that arm again"
         )

@@ -49,15 +49,17 @@ def arm_sentence(arm: str, baseline: str, entries: Sequence[dict[str, Any]]) -> 
     open_ones = [entry for entry in entries if entry["verdict"] not in {"better", "worse"}]
     parts = [_clause(baseline if at == 0 else "it", entry) for at, entry in enumerate(claims)]
     if open_ones:
-        seen = ", ".join(
-            f"{entry['benchmark']} {_points(entry['smallest_detectable'], entry)}"
+        alone = len(open_ones) == 1
+        effects = ", ".join(
+            ("" if alone else f"{entry['benchmark']} ")
+            + _points(entry["smallest_detectable"], entry)
             for entry in open_ones
         )
         against = "" if claims else f" between {arm} and {baseline}"
         where = _listed([entry["benchmark"] for entry in open_ones])
         parts.append(
-            f"no difference{against} that this test could have seen on {where} "
-            f"(the smallest it would have seen: {seen})"
+            f"no significant difference{against} on {where} "
+            f"(minimum detectable effect at 80 % power: {effects})"
         )
     if not parts:
         return f"{_capital(arm)} could not be compared with {baseline}."
@@ -73,12 +75,12 @@ def _clause(baseline: str, entry: dict[str, Any]) -> str:
         return f"beats {baseline} on {entry['benchmark']} by {size}"
     if entry["verdict"] == "worse":
         return f"falls behind {baseline} on {entry['benchmark']} by {size}"
-    seen = _points(entry["smallest_detectable"], entry)
+    effect = _points(entry["smallest_detectable"], entry)
     lead = f"{_number(entry['difference'], entry)}, {_number(entry['low'], entry)} to "
     lead += _number(entry["high"], entry)
     return (
-        f"and {baseline} show no difference that this test could have seen on "
-        f"{entry['benchmark']} ({lead}; the smallest it would have seen: {seen})"
+        f"and {baseline} show no significant difference on {entry['benchmark']} "
+        f"({lead}; minimum detectable effect at 80 % power: {effect})"
     )
 
 

@@ -20,46 +20,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-# drawing one count costs about as much as drawing so many indices
-_COUNT_COST = 8
-_BLOCK = 1 << 17  # indices at a time: they stay in a core's own cache
+from selectit_dagster.evaluation.intervals import Floats, Questions
+
 POWER = 0.8
-
-
-@dataclass(frozen=True)
-class Questions:
-    """How a benchmark's questions make its score: sum over q of ``weights[q] * score[q]``.
-
-    ``weights``: (Q,) float64, summing to 1. ``strata``: (Q,) integers; questions are
-    resampled within their stratum (a macro-averaged benchmark has one per group).
-    """
-
-    weights: Floats
-    strata: npt.NDArray[np.int64]
-
-    @classmethod
-    def mean(cls, count: int) -> Questions:
-        """Return the plain mean over ``count`` questions."""
-        return cls(np.full(count, 1.0 / count), np.zeros(count, dtype=np.int64))
-
-    @classmethod
-    def macro(cls, groups: Sequence[str]) -> Questions:
-        """Return the mean over groups of the mean over each group's questions."""
-        _, strata, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
-        return cls(1.0 / (len(sizes) * sizes[strata]), strata.astype(np.int64))
-
-    @classmethod
-    def average(cls, parts: Sequence[Questions]) -> Questions:
-        """Return the mean over benchmarks, their questions one after the other."""
-        weights = np.concatenate([part.weights / len(parts) for part in parts])
-        offsets = np.cumsum([0, *(int(part.strata.max()) + 1 for part in parts)])
-        strata = np.concatenate(
-            [part.strata + offset for part, offset in zip(parts, offsets, strict=False)]
-        )
-        return cls(weights, strata)
 
 
 @dataclass(frozen=True)
@@ -102,8 +66,9 @@ class Estimate:
     """A mean or a difference of means with what can be said about it.
 
     All values are on the scale of the scores. ``p`` is two-sided against 0;
-    ``detectable`` is the smallest difference that a test at this level finds in 80 of 100
-    trials; ``covers_runs`` tells whether the spread between training runs is in.
+    ``detectable`` is the minimum detectable effect at 80 % power, at the level that is left
+    when several tests share it; ``covers_runs`` tells whether the spread between training
+    runs is in.
     """
 
     value: float
@@ -145,44 +110,6 @@ def _interaction(scores: Floats, questions: Questions) -> float:
     return float((questions.weights**2) @ per_question)
 
 
-def question_draws(
-    values: Floats, questions: Questions, resamples: int, generator: np.random.Generator
-) -> Floats:
-    """Return (resamples,) deviations of the weighted mean of ``values`` (Q,), questions resampled.
-
-    Within each stratum the deviations are widened by sqrt(n / (n - 1)): a resample of n
-    values sees only (n - 1) / n of their variance.
-    """
-    draws = np.zeros(resamples)
-    for stratum in np.unique(questions.strata):
-        inside = questions.strata == stratum
-        part = values[inside]
-        count = len(part)
-        if count < 2:
-            continue
-        share = float(questions.weights[inside].sum())
-        deviations = (part - part.mean()) * np.sqrt(count / (count - 1))
-        draws += share * _resampled_means(deviations, resamples, generator)
-    return draws
-
-
-def _resampled_means(values: Floats, resamples: int, generator: np.random.Generator) -> Floats:
-    """Return (resamples,) means of ``values`` drawn with replacement, in bounded memory."""
-    distinct, counts = np.unique(values, return_counts=True)
-    size = len(values)
-    if _COUNT_COST * len(distinct) <= size:
-        # right/wrong scores take few values: how often each is drawn is all that matters
-        drawn = generator.multinomial(size, counts / size, size=resamples)
-        return np.asarray(drawn @ distinct / size)
-    means = np.empty(resamples)
-    rows = max(1, _BLOCK // size)
-    for start in range(0, resamples, rows):
-        block = min(rows, resamples - start)
-        index = generator.integers(0, size, size=(block, size), dtype=np.int32)
-        means[start : start + block] = values[index].mean(axis=1)
-    return means
-
-
 def run_draws(
     scores: Floats,
     spread: RunSpread,
@@ -215,6 +142,7 @@ def estimate(
     confidence: float,
     resamples: int,
     generator: np.random.Generator,
+    tests: int = 1,
 ) -> Estimate:
     """Estimate an arm's mean, or its difference from ``baseline``.
 
@@ -228,19 +156,26 @@ def estimate(
         Run spread of the arm, and of the baseline when there is one.
     confidence, resamples, generator:
         Level of the interval, number of resamples, source of randomness.
+    tests:
+        How many tests share the level by Holm's method: the first of them to be found must
+        pass at the level divided by their number, and that decides what is detectable.
     """
     values = scores.mean(axis=0)
     if baseline is not None:
         values = values - baseline.mean(axis=0)
     point = float(values @ questions.weights)
-    by_questions = question_draws(values, questions, resamples, generator)
-    draws = by_questions.copy()
+    question_variance, question_degrees = questions.variance(values)
+    draws = questions.draws(values, resamples, generator)
+    if question_variance == 0.0 and point != 0.0:
+        # all alike by chance: as if one more question had come out otherwise
+        question_variance = float(questions.weights.max()) ** 2
+        draws = generator.normal(0.0, np.sqrt(question_variance), size=resamples)
+        question_degrees = max(1.0, len(values) - 1.0)
     for runs, spread in zip((scores, baseline), spreads, strict=False):
         if runs is not None:
             draws += run_draws(runs, spread, questions, resamples, generator)
-    question_variance = _question_variance(values, questions)
     variance = question_variance + sum(spread.variance for spread in spreads)
-    degrees = _satterthwaite(question_variance, len(values), spreads, variance)
+    degrees = _satterthwaite(question_variance, question_degrees, spreads, variance)
     draws = point + draws * np.sqrt(degrees / generator.chisquare(degrees, size=resamples))
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(draws, [tail, 1.0 - tail])
@@ -251,28 +186,16 @@ def estimate(
         high=float(high),
         p=_two_sided(draws),
         standard_error=error,
-        detectable=_detectable(error, degrees, confidence) or _least(questions),
+        detectable=_detectable(error, degrees, confidence, tests) or _least(questions),
         covers_runs=all(spread.known for spread in spreads),
     )
 
 
-def _question_variance(values: Floats, questions: Questions) -> float:
-    """Return the variance of the weighted mean when questions are drawn within strata."""
-    total = 0.0
-    for stratum in np.unique(questions.strata):
-        inside = questions.strata == stratum
-        count = int(inside.sum())
-        if count > 1:
-            share = float(questions.weights[inside].sum())
-            total += share**2 * float(values[inside].var(ddof=1)) / count
-    return total
-
-
 def _satterthwaite(
-    question_variance: float, count: int, spreads: Sequence[RunSpread], variance: float
+    question_variance: float, degrees: float, spreads: Sequence[RunSpread], variance: float
 ) -> float:
     """Return the degrees of freedom of a sum of independent variance estimates."""
-    below = question_variance**2 / max(count - 1, 1)
+    below = question_variance**2 / degrees
     below += sum(spread.doubt**2 / spread.degrees for spread in spreads)
     return max(1.0, variance**2 / below) if below > 0.0 else 1e9
 
@@ -283,11 +206,12 @@ def _two_sided(draws: Floats) -> float:
     return float(min(1.0, 2.0 * (1 + min(below, above)) / (len(draws) + 1)))
 
 
-def _detectable(error: float, degrees: float, confidence: float) -> float:
-    """Return (t_{1 - alpha/2} + t_{power}) standard errors."""
+def _detectable(error: float, degrees: float, confidence: float, tests: int) -> float:
+    """Return (t_{1 - alpha/(2 tests)} + t_{power}) standard errors."""
     from scipy import stats
 
-    quantiles = stats.t.ppf([(1.0 + confidence) / 2.0, POWER], min(degrees, 1e6))
+    level = 1.0 - (1.0 - confidence) / (2.0 * tests)
+    quantiles = stats.t.ppf([level, POWER], min(degrees, 1e6))
     return float(quantiles.sum() * error)
 
 

@@ -36,7 +36,7 @@ def comparison_table(details: dict[str, Any]) -> str:
         f"Differences are from {baseline}; intervals at {level}.",
         "",
         "| arm | benchmark | runs | score | interval | difference | interval | p | p (Holm) "
-        "| smallest detectable | verdict |",
+        "| minimum detectable effect | verdict |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for arm, entry in details["arms"].items():

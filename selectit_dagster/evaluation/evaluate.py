@@ -101,7 +101,10 @@ def _benchmark_identity(benchmark: Benchmark) -> dict[str, Any]:
     from selectit_dagster.evaluation.tasks import make_task
 
     settings = benchmark.model_dump(mode="json", exclude=_IDLE_SETTINGS)
-    return {"settings": settings, "data": make_task(benchmark).data_identity()}
+    task = make_task(benchmark)
+    identity = {"settings": settings, "data": task.data_identity()}
+    # where the first revision's results were right they stay valid
+    return {**identity, "revision": task.revision} if task.revision > 1 else identity
 
 
 def evaluate(request: EvaluationRequest, out: Path, progress: Progress | None = None) -> Manifest:
@@ -306,6 +309,8 @@ def _finish(
     counts = {f"questions_{name}": int(entry["questions"]) for name, entry in facts.items()}
     counts["questions"] = sum(counts.values())
     counts["too_long"] = sum(len(entry["too_long"]) for entry in facts.values())
+    if unjudged := sum(len(entry.get("not_judged", ())) for entry in facts.values()):
+        counts["not_judged"] = unjudged
     return write_manifest(
         out,
         kind="evaluation",

@@ -2,7 +2,9 @@
 
 A question that does not fit into the model's context even without worked examples is
 ``too_long``: it is stored, counted and named, has no score and does not enter the mean.
-Whether it fits depends on the tokenizer alone, so all arms leave out the same questions.
+Whether it fits depends on the tokenizer alone, so all arms leave out the same questions. An
+answer that no judge compared is ``not_judged``: because none is named, or because the pair
+does not fit into the judge's context, which may happen to one arm alone.
 """
 
 from __future__ import annotations
@@ -78,7 +80,10 @@ def run_task(task: Task, engine: Engine, journal: Journal, *, seed: int, report:
     else:
         outputs, facts = _generate(task, asked, engine, journal, seed, report)
     scored = task.score([a.question for a in asked], outputs, journal.keep)
-    rows = [_row(a, s, "ok") for a, s in zip(asked, scored, strict=True)]
+    rows = [
+        _row(a, s, "not_judged" if s.score is None else "ok")
+        for a, s in zip(asked, scored, strict=True)
+    ]
     rows += [
         _row(Asked(q, Prompt("", ""), (), 0), Scored("", "", None), "too_long") for q in too_long
     ]
@@ -86,6 +91,8 @@ def run_task(task: Task, engine: Engine, journal: Journal, *, seed: int, report:
     rows.sort(key=lambda row: order[row["question_id"]])
     fewer = sum(a.shots < task.shots for a in asked)
     facts |= {"shots": task.shots, "questions_with_fewer_shots": fewer, **task.facts()}
+    if unjudged := [row["question_id"] for row in rows if row["status"] == "not_judged"]:
+        facts["not_judged"] = unjudged
     pairs = [(a.question, s) for a, s in zip(asked, scored, strict=True)]
     names = [question.question_id for question in too_long]
     return Result(rows, _summary(task, pairs), names, facts, pairs)

@@ -6,7 +6,7 @@ turns it into a blocking check. Each asset's own looks stand in its file.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,11 @@ class Check:
 def inspection(passed: bool, message: str, **facts: Any) -> Inspection:  # noqa: ANN401
     """Return an outcome; ``passed`` may be a truth value of any library."""
     return Inspection(bool(passed), message, facts)
+
+
+def named(what: str, ids: Sequence[Any] | None) -> str:
+    """Return the end of a message that names the first of the records that are wrong."""
+    return f"; {what}: {', '.join(map(str, ids[:3]))}" if ids else ""
 
 
 def query(sql: str, *parameters: Any) -> list[tuple[Any, ...]]:  # noqa: ANN401 - SQL values

@@ -13,7 +13,7 @@ from typing import Any
 
 import dagster as dg
 
-from selectit_dagster.artefacts.manifest import Manifest
+from selectit_dagster.artefacts.manifest import MANIFEST, Manifest
 from selectit_dagster.errors import (
     PassingError,
     TransientError,
@@ -49,6 +49,7 @@ _ASKING = {
     "selectit/launch": "command",
 }
 _RETRIES = 3
+REFUSED = "manifest.refused.json"
 _RETRY_SECONDS = 10
 
 
@@ -113,7 +114,14 @@ def stage_asset(
         required_resource_keys=access.keys,
         partitions_def=partitions_def,
         check_specs=[
-            dg.AssetCheckSpec(c.name, asset=key, blocking=True, description=c.description)
+            # by partition, or the pass of the next one would cover the failure of this one
+            dg.AssetCheckSpec(
+                c.name,
+                asset=key,
+                blocking=True,
+                description=c.description,
+                partitions_def=partitions_def,
+            )
             for c in page.checks
         ],
         **more,
@@ -190,6 +198,9 @@ def run_stage(
     metadata.update(base_metadata(manifest, stage.folder, page.data_file, stage.address))
     metadata.update(page.describe(stage, manifest))
     metadata.update({f"plot_{n.replace('-', '_')}": picture(png, n) for n, png in drawn.items()})
+    if not all(check.passed for check in checks):
+        # what a check refused is no valid artefact for a later run either
+        (stage.folder / MANIFEST).replace(stage.folder / REFUSED)
     return dg.MaterializeResult(
         asset_key=context.asset_key,
         data_version=dg.DataVersion(manifest.digest),

@@ -36,7 +36,7 @@ def arms(pipeline: Pipeline) -> Section:
         for name, result in entry.get("results", {}).items()
     ]
     columns = ["arm", "benchmark", "runs", "score", f"{level} interval", f"against {baseline}"]
-    columns += [f"{level} interval", "verdict", "smallest it would have seen"]
+    columns += [f"{level} interval", "verdict", "minimum detectable effect"]
     blocks.append(Table(columns, rows))
     method = details.get("method", {})
     notes = method.get("notes", []) if isinstance(method, dict) else []

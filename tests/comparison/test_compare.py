@@ -33,11 +33,10 @@ def test_a_real_difference_is_found_and_said_in_one_sentence(world, tmp_path):
     assert arms["selectit"]["sentence"].startswith(
         f"SelectIT's fifth beats a random fifth on sums by {100 * result['difference']:.1f} "
         f"points ({100 * result['low']:.1f} to {100 * result['high']:.1f}); "
-        "no difference that this test could have seen on words (the smallest"
+        "no significant difference on words (minimum detectable effect at 80 % power: "
     )
     assert arms["full"]["sentence"].startswith(
-        "No difference between the full dataset and a random fifth that this test could have "
-        "seen on sums and words"
+        "No significant difference between the full dataset and a random fifth on sums and words"
     )
     assert arms["base"]["sentence"].startswith(
         "The untuned base model falls behind a random fifth on sums by "
@@ -143,7 +142,7 @@ def test_equal_arms_are_hardly_ever_called_different(world):
         runs = [Run(*entry) for entry in world({"selectit": 0.0, "random": 0.0}, seed=seed)]
         found = compare_scores(load_benchmarks(runs), runs, section)
         results = found["arms"]["selectit"]["results"]
-        claims += any(results[name]["verdict"] != "not seen" for name in ("sums", "words"))
+        claims += any(results[name]["verdict"] != "not significant" for name in ("sums", "words"))
     assert claims <= 3  # P(more than 3 of 20 at a rate of 5 %) is below 2 %
 
 
@@ -232,7 +231,7 @@ def test_arms_that_always_agree_make_no_trouble(tmp_path):
     result = compare(request, tmp_path / "out").details["arms"]["selectit"]["results"]["sums"]
     assert result["difference"] == 0
     assert result["smallest_detectable"] == pytest.approx(6 / 20)
-    assert result["verdict"] == "not seen"
+    assert result["verdict"] == "not significant"
 
 
 @pytest.mark.parametrize(

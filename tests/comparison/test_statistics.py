@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from selectit_dagster.comparison.statistics import (
-    Questions,
     RunSpread,
     estimate,
     holm,
     mcnemar,
-    question_draws,
     run_spread,
 )
+from selectit_dagster.evaluation.intervals import Questions
 
 
 def simulated(
@@ -85,7 +84,7 @@ def test_naive_resampling_of_three_runs_would_be_too_sure():
     for _ in range(repeats):
         arm, baseline = simulated(generator, 3, 400, between_runs=0.2)
         values = arm.mean(axis=0) - baseline.mean(axis=0)
-        draws = values.mean() + question_draws(values, questions, 400, generator)
+        draws = values.mean() + questions.draws(values, 400, generator)
         low, high = np.quantile(draws, [0.025, 0.975])
         covered += low <= 0.0 <= high
     assert covered / repeats < 0.85
@@ -122,7 +121,7 @@ def test_a_macro_average_weighs_groups_alike_and_resamples_within_them():
     scores = np.array([[1.0] * 90 + [0.0] * 10])
     assert float((scores @ questions.weights)[0]) == pytest.approx(0.5)
     # inside the groups nothing varies, so nothing is resampled
-    assert not question_draws(scores[0], questions, 50, np.random.default_rng(0)).any()
+    assert not questions.draws(scores[0], 50, np.random.default_rng(0)).any()
 
 
 def test_the_average_over_benchmarks_is_the_mean_of_their_scores():
@@ -136,7 +135,7 @@ def test_the_average_over_benchmarks_is_the_mean_of_their_scores():
 def test_resampled_spread_is_the_standard_error():
     generator = np.random.default_rng(0)
     for values in (generator.normal(size=500), (generator.random(500) < 0.3).astype(float)):
-        draws = question_draws(values, Questions.mean(500), 20_000, generator)
+        draws = Questions.mean(500).draws(values, 20_000, generator)
         assert draws.std() == pytest.approx(values.std(ddof=1) / math.sqrt(500), rel=0.03)
 
 
@@ -169,3 +168,62 @@ def test_mcnemar_is_the_binomial_test_on_the_questions_that_differ():
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []
+
+
+DESIGNS = {
+    "20 groups of one": [1] * 20,
+    "9 groups of one": [1] * 9,
+    "mixed": [1] * 9 + [2] * 9 + [5] * 9,
+    "pairs": [2] * 27,
+    "one question beside large groups": [1] + [50] * 4,
+}
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+@pytest.mark.parametrize("design", DESIGNS)
+def test_macro_averages_over_small_groups_find_no_difference_between_equal_arms(design, runs):
+    sizes = DESIGNS[design]
+    questions = Questions.macro([f"g{g}" for g, size in enumerate(sizes) for _ in range(size)])
+    generator = np.random.default_rng(6)
+    repeats, claimed = 400, 0
+    for repeat in range(repeats):
+        arm, baseline = simulated(generator, runs, len(questions.weights), between_runs=0.0)
+        found = estimated(arm, baseline, questions, repeat, 200)
+        claimed += not found.low <= 0.0 <= found.high
+    # 5 %, three standard errors of a binomial count, and the noise of 200 resamples
+    assert claimed / repeats <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / repeats) + 0.005
+
+
+def test_equal_answers_of_a_few_questions_prove_nothing():
+    for count in (1, 2, 3):
+        arm, baseline = np.ones((1, count)), np.zeros((1, count))
+        assert estimated(arm, baseline, Questions.mean(count)).p > 0.05
+
+
+def test_the_only_effect_among_six_benchmarks_is_found_80_times_in_100_if_it_is_detectable():
+    generator = np.random.default_rng(8)
+    count, repeats, found = 200, 400, 0
+    questions = Questions.mean(count)
+    noise = generator.normal(0, math.sqrt(2), (1, count))
+    truth = (
+        estimate(
+            noise,
+            np.zeros((1, count)),
+            questions,
+            [RunSpread.fixed()] * 2,
+            confidence=0.95,
+            resamples=100,
+            generator=generator,
+            tests=6,
+        ).detectable
+        * math.sqrt(2)
+        / noise.std(ddof=1)
+    )
+    for _ in range(repeats):
+        values = generator.normal(0, math.sqrt(2), (6, count))
+        values[0] += truth
+        z = np.abs(values.mean(axis=1)) / (values.std(axis=1, ddof=1) / math.sqrt(count))
+        p = [math.erfc(value / math.sqrt(2)) for value in z]
+        smaller = sorted(value for value in p if value <= p[0])
+        found += all((6 - place) * value < 0.05 for place, value in enumerate(smaller))
+    assert abs(found / repeats - 0.8) <= 3 * math.sqrt(0.8 * 0.2 / repeats)

@@ -38,3 +38,14 @@ def test_the_bootstrap_is_seeded_and_as_wide_as_theory_says():
     half = 1.96 * values.std() / 20
     low, high = first.interval
     assert (high - low) / 2 == pytest.approx(half, rel=0.1)
+
+
+def test_groups_of_one_question_give_an_interval_that_covers_the_truth():
+    generator = np.random.default_rng(2)
+    repeats, covered = 300, 0
+    for _ in range(repeats):
+        values = (generator.random(20) < 0.4).astype(float)
+        found = summarise(values, [f"g{i}" for i in range(20)], metric="em", macro=True)
+        covered += found.interval[0] <= 0.4 <= found.interval[1]
+    assert covered / repeats >= 0.95 - 3 * (0.95 * 0.05 / repeats) ** 0.5
+    assert "20 small groups" in found.method

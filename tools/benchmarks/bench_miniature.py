@@ -88,7 +88,7 @@ def bars(
         "8 points above random, interval above 0": chosen["difference"] >= 8 and chosen["low"] > 0,
         "not below the full pool": chosen["mean"] >= default["full"]["mean"],
         "control does not claim that selection helps": (
-            control["selectit"]["verdict"] in {"not seen", "worse"}
+            control["selectit"]["verdict"] in {"not significant", "worse"}
         ),
         "at most six minutes": seconds <= SECONDS,
     }

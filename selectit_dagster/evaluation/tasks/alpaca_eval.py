@@ -45,6 +45,11 @@ class AlpacaEvalTask(Task):
     instructs = True
     hub = question_files.HubData("tatsu-lab/alpaca_eval", files="alpaca_eval.json")
 
+    @property
+    def revision(self) -> int:
+        """Answers that were not judged were once stored as if they had been."""
+        return 2
+
     def files(self) -> list[Path]:
         """Return the JSON file of instructions and reference outputs."""
         patterns = ("alpaca_eval*.json", "*.json")
