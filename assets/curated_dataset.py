@@ -83,7 +83,7 @@ def _balance(stage: Stage, manifest: Manifest) -> Inspection:
     with (stage.folder / "dropped.jsonl").open("rb") as handle:
         dropped = {str(json.loads(line)["record_id"]) for line in handle}
     source = str(stage.folder.parent / "raw" / "records.parquet")
-    gone = "select record_id from read_parquet(?) anti join read_parquet(?) using (record_id)"
+    gone = "select record_id from read_parquet(?) except select record_id from read_parquet(?)"
     lost = sorted({str(name) for (name,) in query(gone, source, path)} - dropped)
     raw = manifest.counts["raw"]
     return inspection(
