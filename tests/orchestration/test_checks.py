@@ -152,12 +152,12 @@ def damaged(whole, tmp_path, monkeypatch):
     (folder / "home" / "dagster" / "workers").mkdir(parents=True)
     started: list[str] = []
 
-    def engine(stage, reporter):
+    def engine(run_id, pipeline, stage, reporter):
         started.append(stage.title)
         # what an engine got wrong stands in its manifest as if it were right
         return vouch(stage.folder)
 
-    monkeypatch.setattr(asset_runner, "_guarded", engine)
+    monkeypatch.setattr(asset_runner, "_make", engine)
     monkeypatch.setattr(asset_runner, "_save_comparison", lambda *_: None)
     experiment = next(folder.glob("*.yaml"))
     text = experiment.read_text() + "tracking: {enabled: false}\n"
