@@ -49,6 +49,11 @@ class Home:
         """Curated dataset: ``records.parquet``, ``dropped.jsonl``."""
         return self.folder / "curated"
 
+    @property
+    def rated(self) -> Path:
+        """The rated texts, where those are not the records themselves."""
+        return self.folder / "rated"
+
     def scores(self, model: str) -> Path:
         """Stored rating distributions of one scoring model."""
         return self.folder / "scores" / model

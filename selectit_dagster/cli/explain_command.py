@@ -37,5 +37,6 @@ def explain_command(
     scores = tuple(
         (m.name, pipeline.home.scores(m.name)) for m in pipeline.experiment.scoring_models
     )
-    found = explain(record_id, pipeline.home.curated, pipeline.home.ranking, scores)
+    rated = pipeline.rated_folder
+    found = explain(record_id, pipeline.home.curated, pipeline.home.ranking, scores, rated)
     click.echo(json.dumps(found.as_dict()) if as_json else found.text())

@@ -61,6 +61,18 @@ class RatingSection(Section):
     ablation: Literal["none", "sentence-r", "model-r"] = Field(
         "none", description="feed the plain rating instead of the token level into the next level"
     )
+    turns: Literal["whole", "each", "last"] = Field(
+        "whole", description="what of a conversation is rated: the record, each answer, the last"
+    )
+    combine: Literal["mean", "min", "last"] = Field(
+        "mean", description="turns: each; how the answers' scores become the record's"
+    )
+    reasoning: Literal["with", "without", "final-answer"] = Field(
+        "with", description="thinking blocks of a response: rate with, without, the answer alone"
+    )
+    pairs: bool = Field(
+        False, description="rate both answers of preference pairs; the score is their margin"
+    )
     chat_template: bool = Field(False, description="wrap the prompt in the model's chat template")
     max_length: int | None = Field(
         None, ge=32, description="longest prompt in tokens; default: the model's context"

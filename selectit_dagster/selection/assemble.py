@@ -136,6 +136,8 @@ def _context(
         work=work,
         passes=ResponsePasses(passes, records, curated.digest, request.model, progress),
         progress=progress,
+        rated=request.rated,
+        ranking=request.ranking,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,8 +52,24 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class RatedText:
+    """One of the texts that stand for a record: a turn, an answer, a response without thinking."""
+
+    name: str
+    instruction: str
+    input: str
+    response: str
+    score: float | None
+    models: list[ModelFacts]
+
+
+@dataclass(frozen=True)
 class Explanation:
-    """All that decides about one record's rank."""
+    """All that decides about one record's rank.
+
+    ``rated`` are the texts that were rated where those are not the record itself, each with
+    its models' answers; ``models`` is empty then.
+    """
 
     record_id: str
     instruction: str
@@ -66,6 +82,7 @@ class Explanation:
     ranked: int
     status: str
     reason: str
+    rated: list[RatedText] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -84,6 +101,14 @@ class Explanation:
         )
         for model in self.models:
             lines += ["", *_model_table(model, stored["num_ratings"])]
+        for text in self.rated:
+            score = "" if text.score is None else f", score {text.score:.6f}"
+            lines += ["", f"rated: {one_line(text.name)}{score}"]
+            for name in ("instruction", "input", "response"):
+                if value := getattr(text, name):
+                    lines.append(f"  {name}: {one_line(value)}")
+            for model in text.models:
+                lines += _model_table(model, stored["num_ratings"])
         lines.append("")
         if self.rank is None:
             lines.append(f"not ranked: {self.status} ({one_line(self.reason)})")
@@ -138,7 +163,11 @@ def dropped(record_id: str, records: Path) -> dict[str, str] | None:
 
 
 def explain(
-    record_id: str, records: Path, ranking: Path, scores: tuple[tuple[str, Path], ...]
+    record_id: str,
+    records: Path,
+    ranking: Path,
+    scores: tuple[tuple[str, Path], ...],
+    rated: Path | None = None,
 ) -> Explanation:
     """Explain one record's rank from the stored distributions.
 
@@ -150,6 +179,8 @@ def explain(
         Folders of the curated dataset and of the ranking.
     scores:
         (model name, score folder), as the ranking was made from.
+    rated:
+        Folder of the rated texts, where those are not the records.
 
     Raises
     ------
@@ -165,7 +196,6 @@ def explain(
         if ranked is None:
             raise _unknown(work, ranking / RANKING_FILE, record_id, records)
         record = _one(work, records / "records.parquet", record_id) or {}
-        models = []
         for name, folder in sorted(scores):
             found = require_manifest(folder, made_by=f"uncertainty_scores/{name}")
             if manifest.fingerprint["scores"].get(name) != found.digest:
@@ -173,7 +203,17 @@ def explain(
                     f"the scores of {name} in {folder} are not those that were ranked",
                     hint="materialise the ranking again",
                 )
-            models.append(_model_facts(name, folder, record_id, manifest.details, work))
+
+        def answers(text: str) -> list[ModelFacts]:
+            return [_model_facts(*s, text, manifest.details, work) for s in sorted(scores)]
+
+        texts = [] if rated is None else _rated_texts(work, rated, record_id)
+        parts = ranked.get("parts") or [ranked["score"]] * len(texts)
+        found_texts = [
+            RatedText(*text, score, answers(text[0]))
+            for text, score in zip(texts, parts, strict=False)
+        ]
+        models = [] if rated is not None else answers(record_id)
     return Explanation(
         record_id=record_id,
         instruction=record.get("instruction", ""),
@@ -186,7 +226,18 @@ def explain(
         ranked=manifest.counts["ranked"],
         status=ranked["status"],
         reason=ranked["reason"] or "",
+        rated=found_texts,
     )
+
+
+def _rated_texts(work: Workspace, rated: Path, record_id: str) -> list[tuple[str, str, str, str]]:
+    """Return (name, instruction, input, response) of a record's rated texts."""
+    query = (
+        "SELECT record_id, instruction, input, response "
+        f"FROM {work.table(rated / 'records.parquet')} "
+        f"WHERE parent = {_literal(record_id)} ORDER BY part"
+    )
+    return [tuple(row.values()) for b in work.batches(query) for row in b.to_pylist()]
 
 
 def _literal(text: str) -> str:

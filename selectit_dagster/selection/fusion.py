@@ -80,7 +80,7 @@ def fuse(
     from selectit_dagster.selection.ranking import RANKING_FILE
 
     stores = open_scores(request.scores, request.num_prompts, request.num_ratings)
-    records = request.records / "records.parquet"
+    records = _rated_file(request)
     with Workspace(out) as work:
         total = int(cast(int, work.row(f"SELECT count(*) FROM {work.table(records)}")[0]))
         for number, store in enumerate(stores):
@@ -180,7 +180,7 @@ def _write_sorted(
     work: Workspace,
 ) -> None:
     """Join the models' scores by record id, fuse and sort them, and write the ranking."""
-    records, numbers = request.records / "records.parquet", range(len(stores))
+    records, numbers = _rated_file(request), range(len(stores))
     tables = [work.folder / f"model-{i}.parquet" for i in numbers]
     weights = levels.fusion_weights(thetas) if request.variant == "paper" else thetas
     sum_of = " + ".join(f"m{i}.score * {float(w)!r}" for i, w in zip(numbers, weights, strict=True))
@@ -198,6 +198,8 @@ def _write_sorted(
         f"{status} AS status, {columns} "
         f"FROM (SELECT record_id, position FROM {work.table(records)}) {joins}"
     )
+    if request.rated is not None:
+        joined = _combined(request, joined, len(stores), work)
     query = (
         f"SELECT * FROM ({joined}) ORDER BY score DESC NULLS LAST, "
         f"CASE WHEN score IS NULL THEN record_id END, {tie}"
@@ -215,6 +217,30 @@ def _write_sorted(
             done += batch.num_rows
 
 
+def _rated_file(request: RankingRequest) -> Path:
+    return (request.rated or request.records) / "records.parquet"
+
+
+def _combined(request: RankingRequest, joined: str, models: int, work: Workspace) -> str:
+    """Return the query that makes one row per record of those of its rated texts."""
+    rule = {
+        "mean": "avg({0})",
+        "min": "min({0})",
+        "last": "arg_max({0}, part)",
+        # the chosen answer is the first part
+        "margin": "sum(CASE part WHEN 0 THEN {0} ELSE -{0} END)",
+    }[request.combine]
+    columns = [f"{rule.format(f's{i}')} AS s{i}, max(r{i}) AS r{i}" for i in range(models)]
+    score = f"CASE WHEN max(status) = 0 THEN round({rule.format('score')}, {SCORE_DECIMALS}) END"
+    return (
+        f"SELECT parent AS record_id, min(position) AS position, {score} AS score, "
+        f"CASE WHEN count(status) = count(*) THEN max(status) END AS status, "
+        f"{', '.join(columns)}, list(score ORDER BY part) AS parts FROM ({joined}) JOIN "
+        f"(SELECT record_id, parent, part FROM {work.table(_rated_file(request))}) "
+        "USING (record_id) GROUP BY parent"
+    )
+
+
 def _ranked_batch(batch: pa.RecordBatch, models: list[str], done: int) -> pa.RecordBatch:
     """Return the batch in the stored schema; ``done`` rows came before."""
     import pyarrow as pa
@@ -225,6 +251,8 @@ def _ranked_batch(batch: pa.RecordBatch, models: list[str], done: int) -> pa.Rec
     for index in np.flatnonzero(codes):
         found = [(n, batch.column(f"r{i}")[int(index)].as_py()) for i, n in enumerate(models)]
         reasons[index] = "; ".join(f"{name}: {text}" for name, text in found if text)
+    # the scores of the rated texts, where those are not the records
+    parts = {"parts": batch.column("parts")} if "parts" in batch.schema.names else {}
     return pa.record_batch(
         {
             "record_id": batch.column("record_id"),
@@ -233,6 +261,7 @@ def _ranked_batch(batch: pa.RecordBatch, models: list[str], done: int) -> pa.Rec
             "sentence_score": _score_map(batch, models),
             "status": pa.array(STATUSES).take(batch.column("status")),
             "reason": pa.array(reasons, pa.string()),
+            **parts,
         }
     )
 

@@ -58,6 +58,9 @@ class RankingRequest:
         ``none``, ``sentence-r`` or ``model-r``.
     thetas:
         (model name, fusion weight) where it is not the model's parameter count.
+    rated, combine:
+        Folder of the rated texts, where those are not the records; and how a record's texts
+        are combined: ``mean``, ``min``, ``last``, or ``margin`` (the first less the second).
     """
 
     records: Path
@@ -68,6 +71,8 @@ class RankingRequest:
     variant: str
     ablation: str
     thetas: tuple[tuple[str, float], ...] = ()
+    rated: Path | None = None
+    combine: str = "mean"
 
 
 def fusion_thetas(request: RankingRequest) -> dict[str, float]:
@@ -135,6 +140,14 @@ def ranking_fingerprint(request: RankingRequest) -> Fingerprint:
         "variant": request.variant,
         "ablation": request.ablation,
         "thetas": fusion_thetas(request),
+        **(
+            {
+                "rated": require_manifest(request.rated, made_by="rated_texts").digest,
+                "combine": request.combine,
+            }
+            if request.rated is not None
+            else {}
+        ),
     }
 
 
@@ -201,6 +214,7 @@ def _details(request: RankingRequest, thetas: dict[str, float], tally: Tally) ->
             "variant": request.variant,
             "ablation": request.ablation,
         },
+        **({"combine": request.combine} if request.rated is not None else {}),
         "score": tally.summary,
         # arms that need no ranking still draw from the same candidates
         "excluded_sha256": tally.excluded_sha256,

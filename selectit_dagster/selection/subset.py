@@ -69,6 +69,8 @@ class SelectionRequest:
     passes:
         Where passes of models over the records are kept for all arms; default: in the folder
         of the selection, until it is made.
+    rated:
+        Folder of the rated texts, where those are not the records.
     provenance:
         What the card says of the experiment: ``experiment``, ``source``, ``license``,
         ``models``, ``rating``.
@@ -87,6 +89,7 @@ class SelectionRequest:
     parameters: dict[str, Any] = field(default_factory=dict)
     tokenizer: ModelReference | None = None
     passes: Path | None = None
+    rated: Path | None = None
 
     @cached_property
     def rule(self) -> Arm:

@@ -67,13 +67,24 @@ class ChoiceStages(StageFactory):
             variant=rating.variant,
             ablation=rating.ablation,
             thetas=tuple((m.name, m.theta) for m in models if m.theta is not None),
+            rated=self.rated_folder,
+            combine="margin" if rating.pairs else rating.combine,
         )
+
+    @property
+    def rated_folder(self) -> Path | None:
+        """The folder of the rated texts, None where the records themselves are rated."""
+        from selectit_dagster.rating.rated_texts import rates_records
+
+        return None if rates_records(self.experiment.rating) else self.home.rated
 
     def sensitivity(self) -> Stage:
         """Build the stage that varies α, K, models and variant, and resamples the prompts."""
         from selectit_dagster.selection import sensitivity as engine
 
         rule, size = self.experiment.selection.size
+        if rule == "tokens":
+            rule, size = "share", 0.2
         request = engine.SensitivityRequest(
             ranking=self._ranking_request(None), size_rule=rule, size=size
         )
@@ -120,6 +131,7 @@ class ChoiceStages(StageFactory):
             parameters=spec.model_dump(mode="json", exclude={"kind"}),
             tokenizer=tuning.base_model if tuning else self.experiment.scoring_models[-1],
             passes=self.home.passes,
+            rated=self.rated_folder,
         )
         settings = {
             "arm": spec.model_dump(mode="json", exclude_defaults=True),

@@ -78,15 +78,18 @@ class DataStages(StageFactory):
     def scores(self, name: str) -> Stage:
         """Build the stage that rates every record with one scoring model."""
         from selectit_dagster.rating import scoring as engine
+        from selectit_dagster.rating.rated_texts import rated_texts
         from selectit_dagster.rating.score_folder import SCORE_ROWS, engine_digest, retire_rows
 
         experiment, folder = self.experiment, self.home.scores(name)
         model = next(m for m in experiment.scoring_models if m.name == name)
         rule, size = experiment.selection.size
         share = size if rule == "share" else 0.2
-        request = engine.ScoringRequest(
-            self.home.curated, model, experiment.rating, share, experiment.ray, self.home.pictures
-        )
+
+        def request() -> engine.ScoringRequest:
+            records = rated_texts(self.home.curated, experiment.rating, self.home.rated)
+            parts = (experiment.rating, share, experiment.ray, self.home.pictures)
+            return engine.ScoringRequest(records, model, *parts)
 
         def score(request: engine.ScoringRequest, out: Path, progress: Progress) -> Manifest:
             def work(watched: Progress) -> Manifest:
@@ -97,7 +100,7 @@ class DataStages(StageFactory):
         return self._stage(
             f"uncertainty_scores/{name}",
             folder,
-            StageSpec(score, engine.scoring_fingerprint, lambda: request),
+            StageSpec(score, engine.scoring_fingerprint, request),
             unit="prompts",
             settings={
                 "model": model.model_dump(mode="json"),

@@ -72,6 +72,6 @@ def apply_overrides(experiment: Experiment, overrides: Overrides | None) -> Expe
         model["theta"] = thetas.get(model["name"], model["theta"])
     sizes = {name: given.pop(name, None) for name in SIZES}
     if any(size is not None for size in sizes.values()):
-        value["selection"].update(sizes)
+        value["selection"].update({**sizes, "tokens": None})
     value["rating"].update(given)
     return check_experiment(value, source="the changed settings")

@@ -62,8 +62,10 @@ class ArmContext:
         ``details`` of the ranking's manifest; empty without a ranking.
     passes:
         The passes of the arm's model over all records: losses, entropies, embeddings.
-    reference:
-        Folder of the selected dataset that this arm is compared with, where it asks for one.
+    rated:
+        Folder of the rated texts, where those are not the records.
+    ranking:
+        Folder of the ranking, where there is one.
     """
 
     records: Path
@@ -76,7 +78,8 @@ class ArmContext:
     work: Workspace
     passes: ResponsePasses
     progress: Progress
-    reference: Path | None = None
+    rated: Path | None = None
+    ranking: Path | None = None
 
     def texts(self) -> str:
         """Return an SQL expression with the columns of all records."""

@@ -78,6 +78,8 @@ class StoredScoreArm(Arm):
             records=context.records.parent,
             scores=tuple((name, folder) for name, folder in context.scores if name in names),
             thetas=tuple((name, weights[name]) for name in names),
+            rated=context.rated,
+            combine=context.ranked_with.get("combine", "mean"),
             **stored,
         )
         sign = -1.0 if self.lowest_first else 1.0
