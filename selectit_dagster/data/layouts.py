@@ -66,10 +66,6 @@ KNOWN_COLUMNS: tuple[tuple[str, str | None, str], ...] = (
     ("input", None, "output"),
     ("source", None, "target"),
     ("human", None, "assistant"),
-    # preference pairs: the chosen answer is the response
-    ("instruction", "input", "chosen"),
-    ("prompt", None, "chosen"),
-    ("question", None, "chosen"),
 )
 CONVERSATION_KEYS = ("conversations", "messages", "conversation", "contents", "dialog", "dialogue")
 # columns that belong to a record, by the part that they are
