@@ -309,15 +309,19 @@ def _source_state(section: DatasetSection, on_hub: bool) -> tuple[str, float]:
         from selectit_dagster.artefacts.remote_files import token
 
         return token(section.path)[:16], _SETTLE  # an object is complete at once
-    return _file_state(Path(section.path))
+    from selectit_dagster.data.input_files import matches
+
+    return _file_state([found for path in (section.path, *section.more) for found in matches(path)])
 
 
-def _file_state(path: Path) -> tuple[str, float]:
-    """Return size and time of a file, or of every file of a folder, and its age in seconds."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    stats = [(str(file.relative_to(path.parent)), file.stat()) for file in files]
+def _file_state(paths: list[Path]) -> tuple[str, float]:
+    """Return size and time of files, and of every file of folders, and the newest's age."""
+    stats = []
+    for path in paths:
+        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+        stats += [(str(file.relative_to(path.parent)), file.stat()) for file in files]
     if not stats:
-        raise FileNotFoundError(f"there is no {path}")
+        raise FileNotFoundError(f"there is no {', '.join(map(str, paths)) or 'file that matches'}")
     newest = max(stat.st_mtime for _, stat in stats)
     state = sha256_json([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
     return state[:16], time.time() - newest

@@ -130,6 +130,10 @@ def _exists(key: str, value: str) -> bool:
         from selectit_dagster.artefacts.remote_files import exists
 
         return exists(value)
+    if key == "dataset.path" or key.startswith("dataset.more"):
+        from selectit_dagster.data.input_files import matches
+
+        return any(path.exists() for path in matches(value))
     return Path(value).exists()
 
 
@@ -140,6 +144,8 @@ def _paths(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:  # noqa: A
             dotted = f"{prefix}.{key}" if prefix else key
             if key in {"path", "adapter", "prompts"} and isinstance(value, str):
                 yield dotted, value
+            elif key == "more" and isinstance(value, list):
+                yield from ((f"{dotted}.{index}", path) for index, path in enumerate(value))
             else:
                 yield from _paths(value, dotted)
     elif isinstance(node, list):
