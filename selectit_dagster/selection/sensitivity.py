@@ -4,7 +4,8 @@ Everything is computed anew from the stored distributions, in memory, on a seede
 at most :data:`SAMPLE` records. Two questions are answered:
 
 * Settings: for each other value of a parameter, what share of the selected set stays
-  (overlap), and how alike are the rankings (Spearman's rank correlation).
+  (overlap), and how alike are the rankings (Spearman's rank correlation). Where two engines
+  ran the same weights, also what the engine changes.
 * Stability: the K prompts are drawn anew with replacement, many times. The same is done
   after the records were shuffled within each prompt, which destroys all agreement between
   prompts; what is kept then is chance. A set that is no more stable than that says nothing
@@ -13,7 +14,8 @@ at most :data:`SAMPLE` records. Two questions are answered:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ from selectit_dagster.artefacts.manifest import (
     Manifest,
     library_versions,
     make_or_current,
+    require_manifest,
 )
 from selectit_dagster.errors import UserError
 from selectit_dagster.progress import Progress, Silent
@@ -109,6 +112,7 @@ def sensitivity(
             "sampled": scores.sampled,
             **vary(scores, count),
         }
+        details["settings"] += engine_rows(request.ranking, scores, count)
         details["stability"] = stability(
             scores, count, resamples=request.resamples, seed=request.seed, progress=reporter
         )
@@ -123,6 +127,41 @@ def sensitivity(
         )
 
     return make_or_current(out, kind="sensitivity", fingerprint=fingerprint, make=make)
+
+
+def engine_rows(request: RankingRequest, scores: TokenScores, count: int) -> list[dict[str, Any]]:
+    """Return a row for each two models of the same weights that two engines ran.
+
+    Overlap and rank correlation are between these two alone, not with the ranking as it is.
+    """
+    from selectit_dagster.selection.resampling import chosen, rank_correlation
+
+    folders = dict(request.scores)
+    stored = [require_manifest(folders[n], made_by="the scores").fingerprint for n in scores.names]
+    weights = [{k: v for k, v in one.items() if k.startswith("model.")} for one in stored]
+    rows = []
+    for i, j in itertools.combinations(range(len(stored)), 2):
+        engines = [_engine(stored[i]), _engine(stored[j])]
+        if not weights[i] or weights[i] != weights[j] or engines[0] == engines[1]:
+            continue
+        one, two = (scores.fused(replace(scores.base, models=(k,))) for k in (i, j))
+        rows.append(
+            {
+                "factor": "engine",
+                "value": f"{engines[0]} against {engines[1]}",
+                "overlap": float((chosen(one, count) & chosen(two, count)).sum() / count),
+                "spearman": rank_correlation(one, two),
+            }
+        )
+    return rows
+
+
+def _engine(stored: Fingerprint) -> str:
+    """Return what ran a model, as a person says it."""
+    there = stored.get("server.engine")
+    if not there:
+        return f"this process ({stored.get('dtype')})"
+    return f"{there['engine']} {there['version']} ({there['dtype']})"
 
 
 def _count(request: SensitivityRequest, scores: TokenScores) -> int:

@@ -470,3 +470,23 @@ def test_an_arm_that_needs_weights_here_is_refused_for_a_model_behind_a_server()
         Experiment.model_validate(value)
     value["selection"]["arms"][1]["model"] = {"path": "small"}
     assert Experiment.model_validate(value).scoring_models[0].server
+
+
+def test_sensitivity_shows_what_the_engine_changes_when_both_are_there(
+    fake: FakeServer, records: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    from selectit_dagster.selection.ranking import RankingRequest
+    from selectit_dagster.selection.resampling import load_token_scores
+    from selectit_dagster.selection.sensitivity import engine_rows
+
+    score(request_for(records, tiny_model_folder, num_prompts=2), tmp_path / "a")
+    score(through(fake, records=records, folder=tiny_model_folder), tmp_path / "b")
+    score(through(fake, records=records, folder=tiny_model_folder), tmp_path / "c")
+    folders = tuple((name, tmp_path / name) for name in "abc")
+    request = RankingRequest(records, folders, 2, 5, 0.2, "paper", "none")
+    scores = load_token_scores(request, dict.fromkeys("abc", 1.0), 1)
+    rows = engine_rows(request, scores, 3)
+    assert [row["value"] for row in rows] == [
+        "this process (float32) against vllm 0.32.0 (float32)"
+    ] * 2
+    assert rows[0]["overlap"] == 1 and rows[0]["spearman"] > 0.99
