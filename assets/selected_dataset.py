@@ -137,10 +137,10 @@ def page_of(pipeline: Pipeline, access: Access) -> Page:
         # of the production arm alone: they read every record
         pictures=lambda stage, _: _pictures(stage) if stage.partition in (None, arm) else {},
         describe=lambda stage, manifest: {
-            **_describe(_history(pipeline, stage), stage, manifest),
+            **_describe(_history(pipeline, stage), _explorer(pipeline, stage), stage, manifest),
             "dagster/column_lineage": columns,
         },
-        track=lambda run, stage, manifest: _track(_history(pipeline, stage), run, stage),
+        track=lambda run, stage, manifest: _track(pipeline, run, stage),
     )
 
 
@@ -188,9 +188,20 @@ def _pictures(stage: Stage) -> dict[str, bytes]:
     }
 
 
-def _describe(history: History, stage: Stage, manifest: Manifest) -> Metadata:
+def _explorer(pipeline: Pipeline, stage: Stage) -> Path:
+    """Return the page on which people look into the arm's selection, written where need be."""
+    from selectit_dagster.report.explorer import EXPLORER, write_explorer
+
+    arm = stage.partition or pipeline.production_arm
+    folder = pipeline.home.explorer(arm)
+    write_explorer(pipeline.explorer(arm), folder)
+    return folder / EXPLORER
+
+
+def _describe(history: History, explorer: Path, stage: Stage, manifest: Manifest) -> Metadata:
     """Show the versions, what the newest changed, the dataset card, and the facts."""
     shown: Metadata = {"version": dg.MetadataValue.text(history.said())}
+    shown["explorer"] = dg.MetadataValue.path(str(explorer))
     add_table(shown, "versions", history.rows())
     version = history.current
     if version is not None and version.change is not None:
@@ -210,8 +221,11 @@ def _card(path: Path) -> str | None:
     return (text.split("---\n", 2)[-1] if text.startswith("---") else text)[:8000]
 
 
-def _track(history: History, run: TrackedRun, stage: Stage) -> None:
-    """Log the dataset, the figures of every version, and what the newest changed."""
+def _track(pipeline: Pipeline, run: TrackedRun, stage: Stage) -> None:
+    """Log the dataset, the page to look into it, every version, and what the newest changed."""
+    history = _history(pipeline, stage)
+    if stage.asset != asset_keys.PRODUCTION:
+        run.artifact(_explorer(pipeline, stage))
     log_dataset(run, stage, "selected")
     rows = [
         {"version.number": v.number, "version.records": v.selected}

@@ -81,6 +81,10 @@ class Home:
         """The versions of one arm's selection."""
         return self.folder / "history" / arm
 
+    def explorer(self, arm: str) -> Path:
+        """The page on which people look into one arm's selection."""
+        return self.folder / "explorer" / arm
+
     @property
     def what_ifs(self) -> Path:
         """Rankings and selections with other settings, made to be looked at."""

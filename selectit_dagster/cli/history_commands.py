@@ -18,7 +18,8 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _WHY = click.option("--because", required=True, help="The reason; it is kept.")
 
 
-def _arm_of(pipeline: Pipeline, arm: str | None) -> str:
+def arm_of(pipeline: Pipeline, arm: str | None) -> str:
+    """Return the arm that is meant; raises UserError when there is none of that name."""
     name = arm or pipeline.production_arm
     if name not in pipeline.arms:
         raise UserError(
@@ -46,7 +47,7 @@ def history_command(
     if experiment is None and arm is not None and arm.endswith((".yaml", ".yml")):
         experiment, arm = Path(arm), None
     pipeline = open_experiment(experiment, home)
-    arms = [_arm_of(pipeline, arm)] if arm else list(pipeline.arms)
+    arms = [arm_of(pipeline, arm)] if arm else list(pipeline.arms)
     found = {name: pipeline.history(name) for name in arms}
     for history in found.values():
         history.adopt()
@@ -103,7 +104,7 @@ def diff_command(
     from selectit_dagster.selection.difference import compare_selections, moved_rows
 
     pipeline = open_experiment(experiment, home)
-    name = _arm_of(pipeline, arm)
+    name = arm_of(pipeline, arm)
     folders = [_folder(pipeline, name, side) for side in (old, new)]
     change = compare_selections(*folders, examples=rows).summary()
     if as_json:
@@ -142,7 +143,7 @@ def rollback_command(
       selectit rollback v2 my.yaml --because "v3 is all of one kind"
     """  # noqa: D301
     pipeline = open_experiment(experiment, home)
-    click.echo(_change(pipeline, _arm_of(pipeline, arm), version, because))
+    click.echo(_change(pipeline, arm_of(pipeline, arm), version, because))
 
 
 @click.command("promote")

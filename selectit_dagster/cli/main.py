@@ -34,6 +34,7 @@ from selectit_dagster.cli.plan_command import plan_command
 from selectit_dagster.cli.publish_command import publish_command
 from selectit_dagster.cli.rank_command import rank_command
 from selectit_dagster.cli.report_command import report_command
+from selectit_dagster.cli.review_commands import explore_command, review_group
 from selectit_dagster.cli.run_command import run_command
 from selectit_dagster.cli.select_command import select_command
 from selectit_dagster.cli.sensitivity_command import sensitivity_command
@@ -63,6 +64,8 @@ for _command in (
     rollback_command,
     promote_command,
     prune_command,
+    explore_command,
+    review_group,
     explain_command,
     sensitivity_command,
     doctor_command,

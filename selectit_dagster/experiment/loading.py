@@ -14,6 +14,8 @@ from selectit_dagster.experiment.schema import Experiment
 from selectit_dagster.experiment.validation_messages import describe, shown
 
 _FILE_SUFFIXES = {".json", ".jsonl", ".csv", ".tsv", ".gz", ".zst", ".parquet", ".txt"}
+# keys of local paths, relative to the experiment file
+_PATH_KEYS = {"path", "adapter", "prompts", "shots_path", "file", "review"}
 
 
 def load_experiment(path: Path) -> Experiment:
@@ -87,9 +89,7 @@ def resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
     def walk(node: Any) -> None:  # noqa: ANN401 - nested plain data
         if isinstance(node, dict):
             for key, entry in node.items():
-                if key in {"path", "adapter", "prompts", "shots_path", "file"} and isinstance(
-                    entry, str
-                ):
+                if key in _PATH_KEYS and isinstance(entry, str):
                     node[key] = _local_or_hub(entry, folder)
                 elif key == "more" and isinstance(entry, list | tuple):
                     node[key] = tuple(_local_or_hub(path, folder) for path in entry)

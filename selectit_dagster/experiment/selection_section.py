@@ -40,6 +40,9 @@ class SelectionSection(Section):
     keep: int = Field(
         20, ge=1, description="versions of each selection to keep, those in use apart"
     )
+    review: str | None = Field(
+        None, description="marks of people, review.jsonl: they count in the production arm's choice"
+    )
     arms: tuple[ArmEntry, ...] = Field(
         default_factory=lambda: tuple(_arm({"kind": kind}) for kind in _DEFAULT_ARMS),
         min_length=1,

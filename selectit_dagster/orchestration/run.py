@@ -142,7 +142,7 @@ def _paths(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:  # noqa: A
     if isinstance(node, dict):
         for key, value in node.items():
             dotted = f"{prefix}.{key}" if prefix else key
-            if key in {"path", "adapter", "prompts"} and isinstance(value, str):
+            if key in {"path", "adapter", "prompts", "review"} and isinstance(value, str):
                 yield dotted, value
             elif key == "more" and isinstance(value, list):
                 yield from ((f"{dotted}.{index}", path) for index, path in enumerate(value))

@@ -22,6 +22,7 @@ from selectit_dagster.selection.dataset_writer import Written, write_selected
 from selectit_dagster.selection.difference import CANDIDATES_FILE
 from selectit_dagster.selection.ranking import RANKING_FILE
 from selectit_dagster.selection.response_passes import ResponsePasses
+from selectit_dagster.selection.review import MARKS, named, read_review, review_digest, reviewed
 
 if TYPE_CHECKING:
     from selectit_dagster.selection.subset import SelectionRequest
@@ -50,6 +51,10 @@ def assemble(request: SelectionRequest, count: int, out: Path, progress: Progres
     with Workspace(out) as work:
         context = _context(request, curated, ranking, count, out, work, progress)
         ordering = request.rule.arrange(context)
+        marks = read_review(request.review) if request.review is not None else {}
+        if marks:
+            ordering, left = reviewed(ordering, marks, context)
+            count = min(count, left)
         choice = choose(request.rule, ordering, _size(request, count), context)
         written = write_selected(
             context.records,
@@ -65,6 +70,8 @@ def assemble(request: SelectionRequest, count: int, out: Path, progress: Progres
             "selected": written.rows,
         }
         details = _details(request, ordering, written, counts, choice, context)
+        if marks:
+            details["review"] = {mark: named(marks, mark) for mark in MARKS}
         names = [*written.names, CARD_FILE]
         if choice.cut["last_selected"] is not None:
             _write_candidates(ordering, work)
@@ -237,6 +244,8 @@ def _without_score(request: SelectionRequest, counts: dict[str, int]) -> list[st
 def _settings(request: SelectionRequest, context: ArmContext) -> dict[str, Any]:
     """Return what decides the choice, one entry a setting, so that versions can be compared."""
     stated = dict(request.rule.settings())
+    if request.review is not None:
+        stated["review"] = review_digest(request.review)[:8]
     if request.by_scores:
         stated |= context.ranked_with.get("parameters", {})
         thetas = context.ranked_with.get("theta", {})

@@ -137,6 +137,12 @@ class History:
         state = self.state
         return next((v for v in state.versions if v.number == state.current), None)
 
+    def before_current(self) -> Version | None:
+        """Return the version before the current one, None where its files are gone."""
+        state = self.state
+        older = [v for v in state.versions if v.kept and v.number < state.current]
+        return older[-1] if older else None
+
     def place(self, version: Version) -> Path:
         """Return the folder of a version."""
         return self.folder / version.name

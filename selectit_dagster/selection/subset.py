@@ -27,6 +27,7 @@ from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.progress import Progress, Silent
 from selectit_dagster.selection.arms.arm import Arm, arm_of, arms
 from selectit_dagster.selection.ranking import RANKING_FILE
+from selectit_dagster.selection.review import review_digest
 
 if TYPE_CHECKING:
     from selectit_dagster.experiment import ModelReference
@@ -71,6 +72,8 @@ class SelectionRequest:
         of the selection, until it is made.
     rated:
         Folder of the rated texts, where those are not the records.
+    review:
+        Marks of people, which count in this choice.
     provenance:
         What the card says of the experiment: ``experiment``, ``source``, ``license``,
         ``models``, ``rating``.
@@ -90,6 +93,7 @@ class SelectionRequest:
     tokenizer: ModelReference | None = None
     passes: Path | None = None
     rated: Path | None = None
+    review: Path | None = None
 
     @cached_property
     def rule(self) -> Arm:
@@ -226,6 +230,8 @@ def selection_fingerprint(request: SelectionRequest) -> Fingerprint:
         fingerprint["seed"] = request.seed
     if identity := rule.identity():
         fingerprint["parameters"] = identity
+    if request.review is not None:
+        fingerprint["review"] = review_digest(request.review)
     if request.ranking is not None and request.kind != "full":
         ranking = _ranking_of(request.ranking, request.records, records)
         if request.by_scores:

@@ -45,6 +45,7 @@ def write_records(
             "turns": pa.array([1] * rows, pa.int16()),
             "raw": pa.array(lines, pa.binary()),
             "content_hash": pa.array(ids, pa.string()),
+            "flags": pa.array([[] for _ in ids], pa.list_(pa.string())),
         }
     )
     pq.write_table(table, folder / "records.parquet")

@@ -23,6 +23,7 @@ from selectit_dagster.selection.difference import compare_selections
 from selectit_dagster.selection.history import History, Version
 
 if TYPE_CHECKING:
+    from selectit_dagster.report.explorer import ExplorerRequest
     from selectit_dagster.selection.arms.arm import Arm
     from selectit_dagster.selection.ranking import RankingRequest
 
@@ -132,6 +133,7 @@ class ChoiceStages(StageFactory):
             tokenizer=tuning.base_model if tuning else self.experiment.scoring_models[-1],
             passes=self.home.passes,
             rated=self.rated_folder,
+            review=self._review(arm),
         )
         settings = {
             "arm": spec.model_dump(mode="json", exclude_defaults=True),
@@ -174,6 +176,31 @@ class ChoiceStages(StageFactory):
             beside=history.folders,
         )
         return dataclasses.replace(stage, note=history.note)
+
+    def _review(self, arm: str) -> Path | None:
+        """Return the marks that count in an arm's choice; arms it is compared with have none."""
+        path = self.experiment.selection.review
+        return Path(path) if path is not None and arm == self.production_arm else None
+
+    def explorer(self, arm: str, *, only: tuple[str, ...] | None = None) -> ExplorerRequest:
+        """Return what the page of an arm's current version shows; ``only`` for a blind one."""
+        from selectit_dagster.report.explorer import ExplorerRequest
+        from selectit_dagster.selection.review import read_review
+
+        history, review = self.history(arm), self._review(arm)
+        current, before = history.current, history.before_current()
+        return ExplorerRequest(
+            title=self.experiment.name,
+            arm=arm,
+            version=current.name if current is not None else "",
+            records=self.home.curated,
+            ranking=self.home.ranking,
+            selected=self.home.selected(arm),
+            scores=self._score_folders(),
+            before=history.place(before) if before is not None else None,
+            marks=read_review(review) if review is not None and only is None else {},
+            only=only,
+        )
 
     def history(self, arm: str) -> History:
         """Return the versions of an arm's selection."""
