@@ -42,7 +42,7 @@ MOST_RECORDS = 50_000
 _MOST_CHARACTERS = 80_000_000
 _CHUNK, _TITLE, _NEAR_CUT, _FORMAT = 2000, 160, 10_000, 1
 _GROUP_FIELDS = ("category", "source", "task", "type", "topic", "domain", "language", "lang")
-_INSTEAD = re.compile(r"(?:has the same text as|similar to) (\S+)$")
+_INSTEAD = re.compile(r"^(?:has the same .*? as|is [0-9.]+ similar to) (.+)$", re.DOTALL)
 _NONE = 65_535
 
 

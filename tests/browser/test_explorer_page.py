@@ -102,7 +102,9 @@ def test_a_record_opens_to_its_distributions_levels_reasons_and_neighbours(page)
     page.wait_for_timeout(400)
     page.keyboard.press("Enter")
     page.wait_for_selector("#record .bars")
-    assert "twice: has the same text as r001" in page.inner_text("#record")
+    assert "twice: has the same instruction and the very same response as r001" in page.inner_text(
+        "#record"
+    )
 
 
 def test_filters_and_columns_narrow_and_sort(page):

@@ -96,11 +96,18 @@ def test_a_title_is_text(tmp_path, name):
 def test_repeats_are_known_by_the_record_that_stayed(tmp_path):
     path = tmp_path / "dropped.jsonl"
     rows = [
-        {"record_id": "b", "step": "duplicate", "reason": "has the same text as a"},
+        {
+            "record_id": "b",
+            "step": "duplicate",
+            "reason": "has the same instruction and the very same response as a",
+        },
         {"record_id": "c", "step": "near_duplicate", "reason": "is 0.910 similar to a"},
         {"record_id": "d", "step": "refusal", "reason": "the response declines to answer"},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert explorer._repeats(path) == {
-        "a": [["b", "has the same text as a"], ["c", "is 0.910 similar to a"]]
+        "a": [
+            ["b", "has the same instruction and the very same response as a"],
+            ["c", "is 0.910 similar to a"],
+        ]
     }
