@@ -8,22 +8,20 @@ a row (its key and the seed) and not to the batch it happens to be in.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from selectit_dagster.inference.decoding_loops import decode
-from selectit_dagster.inference.execution_modes import EQUAL, PADDED, PREFIX, SINGLE
+from selectit_dagster.inference.execution_modes import PREFIX
 from selectit_dagster.inference.prompt_rows import Batch, Row
 
 if TYPE_CHECKING:
     import torch
 
     from selectit_dagster.inference.engine import Engine
-    from selectit_dagster.inference.runner import ModelRunner
 
 
 @dataclass(frozen=True)
@@ -121,39 +119,13 @@ def generate_batch(
     def work(some: list[int]) -> list[Generated]:
         state = _Rows(engine, [members[i] for i in some], decoding, seed)
         answers = [row.ids for row in state.rows]
-        for mode, alike in _grouped(engine.runner, answers, state.limits, batch.prefix):
+        for mode, alike in engine.runner.grouped(answers, batch.prefix, state.limits):
             prefix = batch.prefix if mode == PREFIX else 0
             decode(engine.runner, mode, [answers[i] for i in alike], prefix, _Chooser(state, alike))
         return state.results()
 
     names = [f"row {row.key!r}" for row in members]
     return list(engine.runner.each(names, lengths, work, batch.prefix))
-
-
-def _grouped(
-    runner: ModelRunner, rows: Sequence[Sequence[int]], limits: Sequence[int], prefix: int
-) -> Iterator[tuple[str, list[int]]]:
-    """Yield the numbers of rows that may be generated together, and how."""
-    by_regime: dict[tuple[int, bool], list[int]] = defaultdict(list)
-    for number, (row, limit) in enumerate(zip(rows, limits, strict=True)):
-        regime = runner.regimes.of_length(len(row))
-        if regime != runner.regimes.of_length(len(row) + limit):
-            # its positions change meaning on the way, so no cache holds
-            yield SINGLE, [number]
-            continue
-        shares = runner.share_prefix and prefix > 0 and regime == runner.regimes.of_length(prefix)
-        by_regime[regime, shares].append(number)
-    for (_, shares), some in by_regime.items():
-        longest = max(len(rows[number]) + limits[number] for number in some)
-        mode = runner.modes.of_generation(longest, shared=shares)
-        if mode in (PREFIX, PADDED):
-            yield mode, some
-            continue
-        by_length: dict[int, list[int]] = defaultdict(list)
-        for number in some:
-            by_length[len(rows[number])].append(number)
-        for same in by_length.values():
-            yield from [(mode, same)] if mode == EQUAL else [(mode, [n]) for n in same]
 
 
 class _Chooser:

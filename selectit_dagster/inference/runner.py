@@ -88,7 +88,7 @@ class ModelRunner:
         """
         found: dict[int, Any] = {}
         with self.inference():
-            for mode, some in self._grouped(rows, prefix):
+            for mode, some in self.grouped(rows, prefix):
                 made = self.run_pass(
                     mode, [rows[i] for i in some], [places[i] for i in some], prefix
                 )
@@ -103,7 +103,7 @@ class ModelRunner:
         """
         found: dict[int, Any] = {}
         with self.inference():
-            for _, some in self._grouped(rows, 0):
+            for _, some in self.grouped(rows, 0):
                 tokens, _ = self._padded([rows[i] for i in some])
                 self._forget()
                 states = self.model.base_model(input_ids=tokens, use_cache=False)
@@ -136,17 +136,27 @@ class ModelRunner:
 
     # --- one pass -----------------------------------------------------------------------------
 
-    def _grouped(self, rows: Sequence[Ids], prefix: int) -> Iterator[tuple[str, list[int]]]:
-        """Yield the rows' numbers by execution mode, those that may run together."""
+    def grouped(
+        self, rows: Sequence[Ids], prefix: int, limits: Sequence[int] | None = None
+    ) -> Iterator[tuple[str, list[int]]]:
+        """Yield the numbers of rows that may run together, and in which execution mode.
+
+        ``limits`` says how many tokens each row may generate; None is a pass for logits.
+        """
         by_regime: dict[tuple[int, bool], list[int]] = defaultdict(list)
         of_prefix = self.regimes.of_length(prefix)
+        ends = [len(row) + (limits[n] if limits else 0) for n, row in enumerate(rows)]
         for number, row in enumerate(rows):
             regime = self.regimes.of_length(len(row))
+            if regime != self.regimes.of_length(ends[number]):
+                # its positions change meaning on the way, so no cache holds
+                yield SINGLE, [number]
+                continue
             shares = self.share_prefix and prefix > 0 and regime == of_prefix
             by_regime[regime, shares].append(number)
+        choose = self.modes.of_generation if limits else self.modes.of_pass
         for (_, shares), some in by_regime.items():
-            longest = max(len(rows[number]) for number in some)
-            mode = self.modes.of_pass(longest, shared=shares)
+            mode = choose(max(ends[number] for number in some), shared=shares)
             if mode in (PREFIX, PADDED):
                 yield mode, some
                 continue
