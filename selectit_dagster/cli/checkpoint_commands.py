@@ -10,6 +10,8 @@ import click
 
 from selectit_dagster.errors import UserError
 
+_MUCH_ROUNDING = 0.05
+
 
 @click.command("merge")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
@@ -25,7 +27,14 @@ def merge_command(checkpoint: Path, output: Path) -> None:
 
     must_be_folder(checkpoint)
     manifest = merge(None, checkpoint, output)
-    click.echo(f"{manifest.counts['parameters']:,} parameters -> {output}")
+    dtype, rounding = manifest.details["dtype"], manifest.details["rounding"]
+    click.echo(f"{manifest.counts['parameters']:,} parameters in {dtype} -> {output}")
+    if rounding > _MUCH_ROUNDING:
+        click.echo(
+            f"rounding to {dtype} moved the weights by {rounding:.0%} of what training moved "
+            "them; the adapter beside its base model keeps all of it",
+            err=True,
+        )
 
 
 def must_be_folder(checkpoint: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from selectit_dagster.cli.options import EXPERIMENT, HOME, open_experiment
+from selectit_dagster.errors import UserError
+from selectit_dagster.experiment import TuningSection
 
 _LISTS = ("problems", "warnings", "devices")
 
@@ -42,14 +44,28 @@ def doctor_command(
     for model in parsed.scoring_models:
         models.append(doctor.model_facts(model, parsed.rating))
         _show(f"Model {model.name}", models[-1], as_json)
+    tuning = _tuning(parsed.tuning) if parsed.tuning is not None else {"ok": True}
+    if parsed.tuning is not None:
+        _show("Tuning", tuning, as_json)
     if with_plan:
         from selectit_dagster.orchestration.run_plan import plan, plan_lines
 
         click.echo("\n".join(["Plan", *plan_lines(plan(pipeline))]), err=as_json)
     if as_json:
-        click.echo(json.dumps({"machine": machine, "models": models}, default=str))
-    if not (usable and all(found["ok"] for found in models)):
+        facts = {"machine": machine, "models": models, "tuning": tuning}
+        click.echo(json.dumps(facts, default=str))
+    if not (usable and all(found["ok"] for found in (*models, tuning))):
         sys.exit(2)
+
+
+def _tuning(tuning: TuningSection) -> dict[str, Any]:
+    """Try the tuning's adapter on its base model, without weights."""
+    from selectit_dagster.tuning.adapters import tuning_facts
+
+    try:
+        return {"ok": True, "problems": [], **tuning_facts(tuning)}
+    except UserError as error:
+        return {"ok": False, "problems": [str(error)], "path": tuning.base_model.path}
 
 
 def _show(title: str, facts: dict[str, Any], quietly: bool) -> None:

@@ -94,7 +94,21 @@ def evaluation_fingerprint(request: EvaluationRequest) -> Fingerprint:
         "seed": request.seed,
         "versions": library_versions("torch", "transformers"),
         "benchmarks": {b.name: _benchmark_identity(b) for b in request.benchmarks},
+        **_adapter(request),
     }
+
+
+def _adapter(request: EvaluationRequest) -> dict[str, str]:
+    from selectit_dagster.inference.adapter_loading import adapter_facts
+    from selectit_dagster.inference.devices import resolve_device, resolve_dtype
+
+    tuned = request.checkpoint / "adapter" if request.checkpoint is not None else None
+    adapter = tuned if tuned is not None and tuned.is_dir() else request.base.adapter
+    if adapter is None:
+        return {}
+    return adapter_facts(
+        adapter, resolve_dtype(request.base.dtype, resolve_device(request.base.device))
+    )
 
 
 def _benchmark_identity(benchmark: Benchmark) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import UserError, first_line
+from selectit_dagster.inference.adapter_loading import apply_adapter
 from selectit_dagster.inference.devices import is_out_of_memory, resolve_device, resolve_dtype
 from selectit_dagster.inference.model_identity import commit_of, local_path
 
@@ -82,7 +83,7 @@ def load_model(
     device_map: str | None = None,
     quantization: Any = None,  # noqa: ANN401 - one class per library of transformers
 ) -> LoadedModel:
-    """Load the reference's model, its adapter merged in, and its tokenizer.
+    """Load the reference's model with its adapter, and its tokenizer.
 
     Parameters
     ----------
@@ -121,7 +122,10 @@ def load_model(
     if quantization is not None:  # several weights lie in one number, which the model knows
         parameters = int(model.num_parameters())
     if reference.adapter is not None:
-        model = _merge_adapter(model, reference.adapter)
+        with quiet():
+            # what is trained over an adapter was trained over weights that it is merged into
+            within = training or quantization is not None
+            model = apply_adapter(model, reference.adapter, merged=within or None)
     if device_map is None and quantization is None:
         with _explained(reference, "model"):
             model = model.to(device)
@@ -144,16 +148,26 @@ def load_config(reference: ModelReference) -> Any:  # noqa: ANN401 - one class p
         )
 
 
-def parameters_unloaded(reference: ModelReference) -> int:
-    """Return a model's parameter count (tied weights once) from its configuration alone."""
+def model_unloaded(reference: ModelReference) -> PreTrainedModel:
+    """Return the model without its weights (on torch's ``meta`` device): its shapes alone."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"), quiet():
-        empty = AutoModelForCausalLM.from_config(
-            load_config(reference), trust_remote_code=reference.trust_remote_code
+    config = load_config(reference)
+    with torch.device("meta"), quiet(), _explained(reference, "model"):
+        return AutoModelForCausalLM.from_config(
+            config, trust_remote_code=reference.trust_remote_code
         )
-    return sum(weight.numel() for weight in empty.parameters())
+
+
+def parameters_unloaded(reference: ModelReference) -> int:
+    """Return a model's parameter count (tied weights once) from its configuration alone."""
+    return sum(weight.numel() for weight in model_unloaded(reference).parameters())
+
+
+def vocabulary_size(config: Any) -> int | None:  # noqa: ANN401 - one class per architecture
+    """Return how many tokens the model knows, None where its configuration does not say."""
+    return getattr(config.get_text_config(), "vocab_size", None)
 
 
 def context_length(config: Any, tokenizer: Any = None) -> int | None:  # noqa: ANN401
@@ -207,40 +221,6 @@ def _load_weights(
             hint="fetch the model again; a partial copy would give random numbers",
         )
     return model
-
-
-def _merge_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
-    from peft import PeftModel
-
-    try:
-        with quiet():
-            folder = _adapter_folder(adapter)
-            merged = PeftModel.from_pretrained(model, folder).merge_and_unload(safe_merge=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(
-            f"the adapter {adapter} does not go onto its base model: {first_line(error)}",
-            hint="name the base model that the adapter was trained on",
-        ) from error
-    return merged
-
-
-def _adapter_folder(adapter: str) -> str:
-    """Return the adapter's folder; of one on the hub, what is fetched holds no pickle.
-
-    Given a name, peft would take ``adapter_model.bin`` where there is nothing else.
-    """
-    from huggingface_hub import snapshot_download
-
-    if Path(adapter).expanduser().is_dir():
-        return str(Path(adapter).expanduser())
-    wanted = ["adapter_config.json", "adapter_model.safetensors"]
-    folder = snapshot_download(adapter, allow_patterns=wanted)
-    if not (Path(folder) / wanted[1]).exists():
-        raise UserError(
-            f"the adapter {adapter} has no {wanted[1]}: weights are read from safetensors only",
-            hint="save the adapter again with save_pretrained(..., safe_serialization=True)",
-        )
-    return folder
 
 
 def _refuse_pickles(reference: ModelReference) -> None:

@@ -111,8 +111,12 @@ def model_facts(model: ScoringModel, rating: RatingSection) -> dict[str, Any]:
 
 def _try(model: ScoringModel, rating: RatingSection, facts: dict[str, Any]) -> None:
     """Fill ``facts`` step by step; what fails raises UserError and leaves the rest out."""
-    from selectit_dagster.inference.model_loading import load_config, load_tokenizer
-    from selectit_dagster.rating.preparation import max_length, vocabulary_size
+    from selectit_dagster.inference.model_loading import (
+        load_config,
+        load_tokenizer,
+        vocabulary_size,
+    )
+    from selectit_dagster.rating.preparation import max_length
     from selectit_dagster.rating.prompts import load_prompts
     from selectit_dagster.rating.rating_tokens import Encoder, find_rating_tokens
     from selectit_dagster.rating.token_rows import RowMaker

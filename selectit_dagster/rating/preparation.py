@@ -80,7 +80,11 @@ def open_run(
 
 def row_maker(request: ScoringRequest) -> tuple[RowMaker, list[str]]:
     """Return what makes the request's token rows, and warnings; loads no weights."""
-    from selectit_dagster.inference.model_loading import load_config, load_tokenizer
+    from selectit_dagster.inference.model_loading import (
+        load_config,
+        load_tokenizer,
+        vocabulary_size,
+    )
 
     rating = request.rating
     encoder = Encoder(load_tokenizer(request.model), chat_template=rating.chat_template)
@@ -141,8 +145,3 @@ def max_length(
     if asked > context:
         return context, [f"max_length {asked} is beyond the model's context: {context} is used"]
     return asked, []
-
-
-def vocabulary_size(config: PreTrainedConfig) -> int | None:
-    """Return how many tokens the model knows, None where its configuration does not say."""
-    return getattr(config.get_text_config(), "vocab_size", None)

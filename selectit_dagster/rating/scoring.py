@@ -109,7 +109,16 @@ def scoring_fingerprint(request: ScoringRequest) -> Fingerprint:
         "max_length": rating.max_length,
         "too_long": rating.too_long,
         **_server(request),
+        **_adapter(request),
     }
+
+
+def _adapter(request: ScoringRequest) -> dict[str, str]:
+    from selectit_dagster.inference.adapter_loading import adapter_facts
+
+    if request.model.adapter is None or request.engine == "server":
+        return {}
+    return adapter_facts(request.model.adapter, _dtype(request))
 
 
 def _server(request: ScoringRequest) -> dict[str, Any]:

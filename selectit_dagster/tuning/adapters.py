@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import itertools
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from selectit_dagster.experiment import ModelReference, TuningSection
+
+
+# classes that choose among experts
+_ROUTES = re.compile("Router|Gating")
+# last names that peft takes for parts of experts, in some architectures
+_RENAMED = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 
 
 def precision_of(tuning: TuningSection, device: str) -> str:
@@ -93,23 +101,76 @@ def prepare(model: PreTrainedModel, tuning: TuningSection) -> PreTrainedModel:
         return model
     from peft import LoraConfig, get_peft_model
 
+    targets = lora_targets(model, tuning)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=tuning.rank,
         lora_alpha=tuning.lora_alpha,
-        lora_dropout=tuning.dropout,
-        target_modules=list(tuning.target_modules) if tuning.target_modules else "all-linear",
+        lora_dropout=targets.dropout,
+        target_modules=targets.modules,
+        target_parameters=targets.parameters or None,
     )
     try:
         with quiet():
             return get_peft_model(model, config)
-    except ValueError as error:
-        known = sorted(linear_names(model))
+    except (ValueError, TypeError) as error:
+        asked = (
+            f"tuning.target_modules {list(tuning.target_modules)} do"
+            if (tuning.target_modules)
+            else "LoRA does"
+        )
+        known = ", ".join(sorted(linear_names(model)))
         raise UserError(
-            f"tuning.target_modules {list(tuning.target_modules or ())} do not go onto "
-            f"{tuning.base_model.path}: {first_line(error)}",
-            hint=f"its linear layers are {', '.join(known)}; leave the key out to take them all",
+            f"{asked} not go onto {tuning.base_model.path}: {first_line(error)}",
+            hint=f"its linear layers are {known}; leave tuning.target_modules out to take them all"
+            if tuning.target_modules
+            else f"name some of its linear layers in tuning.target_modules: {known}",
         ) from error
+
+
+@dataclass(frozen=True)
+class LoraTargets:
+    """What LoRA is put onto: modules (or ``all-linear``), and weights that are no module."""
+
+    modules: str | list[str]
+    parameters: list[str]
+    dropout: float
+
+
+def lora_targets(model: PreTrainedModel, tuning: TuningSection) -> LoraTargets:
+    """Choose what LoRA adapts: the given modules, or every linear map but the output layer.
+
+    In a mixture of experts these are also the experts' stacked matrices; its routers stay as
+    they are. LoRA on a weight that is no module of its own (the stacked ones, and those that
+    peft takes for them by their names) has no dropout: there is no input to drop.
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    modules: list[str] = []
+    parameters: list[str] = []
+    classes = {name: type(module).__name__ for name, module in model.named_modules()}
+    mixture = any("Experts" in kind or _ROUTES.search(kind) for kind in classes.values())
+    if tuning.target_modules:
+        last = {name.rsplit(".", 1)[-1] for name in tuning.target_modules}
+        dropout = 0.0 if mixture and last & _RENAMED else tuning.dropout
+        return LoraTargets(list(tuning.target_modules), [], dropout)
+    if not mixture:
+        return LoraTargets("all-linear", [], tuning.dropout)
+    output = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        parents = itertools.accumulate(name.split("."), lambda above, part: f"{above}.{part}")
+        if any(_ROUTES.search(classes[above]) for above in parents) or module is output:
+            continue
+        if "Experts" in classes[name]:
+            own = module.named_parameters(recurse=False)
+            parameters += [f"{name}.{key}" for key, weight in own if weight.dim() == 3]
+        elif isinstance(module, torch.nn.Linear | Conv1D):
+            if name.rsplit(".", 1)[-1] not in _RENAMED:
+                modules.append(name)
+            elif tuning.method != "qlora":  # 4-bit weights are reached as modules only
+                parameters.append(f"{name}.weight")
+    return LoraTargets(modules, parameters, 0.0 if parameters else tuning.dropout)
 
 
 def linear_names(model: PreTrainedModel) -> set[str]:
@@ -135,12 +196,43 @@ def trainable_facts(model: PreTrainedModel) -> dict[str, Any]:
     # counts 4-bit weights by what they stand for, not by the bytes that hold them
     trained, parameters = model.get_nb_trainable_parameters()
     names = model.base_model.targeted_module_names
-    return {
+    weights = model.base_model.targeted_parameter_names
+    facts = {
         "trainable_parameters": trained,
         "parameters": parameters,
-        "adapted_modules": len(names),
+        "adapted_modules": len(names) + len(weights),
         "target_modules": sorted({name.rsplit(".", 1)[-1] for name in names}),
     }
+    if weights:
+        shown = {".".join(name.rsplit(".", 2)[-2:]) for name in weights}
+        facts |= {"target_parameters": sorted(shown), "dropout": 0.0}
+    return facts
+
+
+def tuning_facts(tuning: TuningSection) -> dict[str, Any]:
+    """Try the adapter on the base model without its weights: what would be trained.
+
+    Raises
+    ------
+    UserError
+        When the settings do not go with the model or the machine.
+    """
+    from selectit_dagster.inference.model_loading import (
+        load_config,
+        load_tokenizer,
+        model_unloaded,
+        vocabulary_size,
+    )
+    from selectit_dagster.tuning.examples import require_end_token
+
+    device = training_device(tuning)
+    if tuning.method == "qlora":
+        require_four_bit(device)
+    require_end_token(
+        load_tokenizer(tuning.base_model), vocabulary_size(load_config(tuning.base_model))
+    )
+    facts = trainable_facts(prepare(model_unloaded(tuning.base_model), tuning))
+    return {"path": tuning.base_model.path, "method": tuning.method, "device": device, **facts}
 
 
 def save_trained(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:  # noqa: ANN401
@@ -153,8 +245,9 @@ def save_trained(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None: 
         config = stage / "adapter_config.json"
         if config.exists():
             value = read_json(config)
-            if isinstance(value.get("target_modules"), list):
-                value["target_modules"] = sorted(value["target_modules"])
+            for name in ("target_modules", "target_parameters"):
+                if isinstance(value.get(name), list):
+                    value[name] = sorted(value[name])
             write_json(config, dict(sorted(value.items())))
 
 

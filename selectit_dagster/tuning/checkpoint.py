@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +15,15 @@ from selectit_dagster.artefacts.manifest import (
 )
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.experiment import ModelReference
+from selectit_dagster.inference.adapter_loading import WEIGHTS, apply_adapter
 from selectit_dagster.inference.model_identity import model_identity
-from selectit_dagster.inference.model_loading import LoadedModel, load_model, quiet
+from selectit_dagster.inference.model_loading import LoadedModel, load_config, load_model, quiet
 from selectit_dagster.tuning.templates import encode_prompt, render_prompt
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    import torch
+
+    Weights = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def load_checkpoint(base: ModelReference, checkpoint: Path | None) -> LoadedModel:
-    """Load a tuned model, its adapter merged in; the base model itself for None.
+    """Load a tuned model, its adapter in force; the base model itself for None.
 
-    Merged, a LoRA model costs no more per token than its base, and its logits are those of
-    the adapter on the base to the rounding of the weights' dtype.
+    Its logits are those of the adapter on the base: see
+    :mod:`selectit_dagster.inference.adapter_loading`.
 
     Raises
     ------
@@ -77,6 +80,11 @@ def load_checkpoint(base: ModelReference, checkpoint: Path | None) -> LoadedMode
     """
     if checkpoint is None:
         return load_model(base)
+    return _tuned(base, _of_base(base, checkpoint))
+
+
+def _of_base(base: ModelReference, checkpoint: Path) -> Checkpoint:
+    """Open a checkpoint and refuse another base model than it was tuned from."""
     opened = open_checkpoint(checkpoint)
     expected = opened.manifest.fingerprint["base_model"]
     if model_identity(base) != expected:
@@ -85,31 +93,29 @@ def load_checkpoint(base: ModelReference, checkpoint: Path | None) -> LoadedMode
             f"{expected}, expected {model_identity(base)}",
             hint="name the base model that it was tuned from, or tune again",
         )
+    return opened
+
+
+def _tuned(base: ModelReference, opened: Checkpoint) -> LoadedModel:
     if opened.model is not None:
         # the tokenizer lies beside the weights; code, if trusted, was copied by transformers
         return load_model(
             base.model_copy(update={"path": str(opened.model), "revision": None, "adapter": None})
         )
-    return _with_adapter(base, Path(str(opened.adapter)))
-
-
-def _with_adapter(base: ModelReference, adapter: Path) -> LoadedModel:
-    """Load ``base`` (with its own adapter, if it has one) and merge ``adapter`` into it."""
     if base.adapter is None:
-        return load_model(base.model_copy(update={"adapter": str(adapter)}))
-    from dataclasses import replace
-
-    from peft import PeftModel
-
-    loaded = load_model(base)
+        return load_model(base.model_copy(update={"adapter": str(opened.adapter)}))
+    # merged as it was in training: the second adapter was trained over the result
+    loaded = load_model(base, training=True)
     with quiet():
-        tuned = PeftModel.from_pretrained(loaded.model, str(adapter), use_safetensors=True)
-    model: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
-    return replace(loaded, model=model.eval())
+        return replace(loaded, model=apply_adapter(loaded.model, str(opened.adapter)))
 
 
 def merge(base: ModelReference | None, adapter: Path, out: Path) -> Manifest:
     """Write the base model with the adapter merged in as safetensors, with its tokenizer.
+
+    It is merged in float32 and written in the dtype of the base model's files. What rounding
+    to that dtype costs is in the manifest, as ``details["rounding"]``: the length of the
+    rounding error over the length of what training changed, both over all weights.
 
     Parameters
     ----------
@@ -125,24 +131,37 @@ def merge(base: ModelReference | None, adapter: Path, out: Path) -> Manifest:
     UserError
         When ``out`` is not empty, or a bare adapter comes without a base model.
     """
+    import torch
+
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty", hint="name a folder that does not exist yet")
+    opened = None
     if read_manifest(adapter) is not None:
         base = base or open_checkpoint(adapter).base
-        loaded = load_checkpoint(base, adapter)
+        opened = _of_base(base, adapter)
     elif base is None:
         raise UserError(
             f"{adapter} is no checkpoint folder with a manifest, so its base model is not known",
             hint="name the base model, or give the checkpoint's folder",
         )
-    elif not (adapter / "adapter_model.safetensors").exists():
+    elif not (adapter / WEIGHTS).exists():
         raise UserError(
-            f"{adapter} holds no adapter_model.safetensors",
+            f"{adapter} holds no {WEIGHTS}",
             hint="give a checkpoint's folder, or a PEFT adapter saved as safetensors",
         )
+    exact = base.model_copy(update={"dtype": "float32", "device": "cpu"})
+    dtype = str(getattr(load_config(base), "dtype", None) or "float32").removeprefix("torch.")
+    loaded = load_model(exact)
+    before = {name: _as(weight, dtype) for name, weight in loaded.model.state_dict().items()}
+    if opened is not None and opened.model is not None:
+        loaded = _tuned(exact, opened)
     else:
-        loaded = _with_adapter(base, adapter)
+        with quiet():
+            tuned = apply_adapter(loaded.model, (opened and opened.adapter) or adapter)
+        loaded = replace(loaded, model=tuned)
+    rounding = _rounding(loaded.model.state_dict(), before, dtype)
     with staged_folder(out) as stage, quiet():
+        loaded.model.to(getattr(torch, dtype))
         loaded.model.save_pretrained(stage, safe_serialization=True)
         loaded.tokenizer.save_pretrained(stage)
         files = [path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file()]
@@ -152,8 +171,32 @@ def merge(base: ModelReference | None, adapter: Path, out: Path) -> Manifest:
             fingerprint={"base_model": model_identity(base)},
             files=files,
             counts={"parameters": loaded.parameters},
-            details={"base_model": base.path, "dtype": loaded.dtype, "adapter": str(adapter)},
+            details={
+                "base_model": base.path,
+                "dtype": dtype,
+                "adapter": str(adapter),
+                "rounding": rounding,
+            },
         )
+
+
+def _rounding(after: Weights, before: Weights, dtype: str) -> float:
+    """Return |round(W + D) - (W + D)| / |D| over all weights; 0 where nothing changed."""
+    lost = changed = 0.0
+    for name, weight in after.items():
+        if name in before and weight.is_floating_point():
+            wide = weight.double()
+            changed += float((wide - before[name].double()).square().sum())
+            lost += float((_as(weight, dtype).double() - wide).square().sum())
+    return (lost / changed) ** 0.5 if changed else 0.0
+
+
+def _as(weight: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Return a copy in ``dtype``; whole numbers stay what they are."""
+    import torch
+
+    wanted = getattr(torch, dtype) if weight.is_floating_point() else weight.dtype
+    return weight.detach().to(wanted, copy=True)
 
 
 def answer(
@@ -188,13 +231,12 @@ def answer(
     ids = torch.tensor([encode_prompt(tokenizer, prompt, template)], device=loaded.device)
     set_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
-    pad = tokenizer.pad_token_id
     with torch.inference_mode():
         written = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.eos_token_id if pad is None else pad,
+            pad_token_id=tokenizer.eos_token_id,
             **({"do_sample": False, "temperature": None, "top_p": None} | sampling),
         )
     return str(tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)).strip()

@@ -88,25 +88,25 @@ def build_examples(
     tokenizer: PreTrainedTokenizerBase,
     template: Template,
     max_length: int,
+    vocabulary: int | None = None,
 ) -> tuple[list[Example], list[Skipped]]:
-    """Return the examples, and the records that do not fit into ``max_length`` tokens.
+    """Return the examples, and the records that cannot be trained.
+
+    They have more than ``max_length`` tokens, or one that is not among the model's
+    ``vocabulary``, or no response.
 
     Raises
     ------
     UserError
         When the tokenizer has no end token, or no record at all fits.
     """
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"tokenizer {tokenizer.name_or_path} has no end token: a tuned model would not stop",
-            hint="choose a base model whose tokenizer has an eos_token",
-        )
+    require_end_token(tokenizer, vocabulary)
     examples: list[Example] = []
     skipped: list[Skipped] = []
     for start in range(0, len(records), _CHUNK):
         chunk = records[start : start + _CHUNK]
         for example in _encoded(chunk, tokenizer, template):
-            reason = _misfit(example, max_length)
+            reason = _misfit(example, max_length, vocabulary)
             if reason:
                 skipped.append(Skipped(example.record_id, reason, len(example.input_ids)))
             else:
@@ -135,8 +135,27 @@ def trained_text(
     ]
 
 
-def _misfit(example: Example, max_length: int) -> str:
+def require_end_token(tokenizer: PreTrainedTokenizerBase, vocabulary: int | None) -> None:
+    """Refuse a tokenizer without an end token, or with one that the model has no place for."""
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"tokenizer {tokenizer.name_or_path} has no end token: a tuned model would not stop",
+            hint="choose a base model whose tokenizer has an eos_token",
+        )
+    if vocabulary is not None and tokenizer.eos_token_id >= vocabulary:
+        raise UserError(
+            f"the end token of {tokenizer.name_or_path} is number {tokenizer.eos_token_id}, and "
+            f"the model knows {vocabulary} tokens",
+            hint="resize the model's embeddings to its tokenizer and save it again, or set "
+            "another eos_token in its tokenizer_config.json",
+        )
+
+
+def _misfit(example: Example, max_length: int, vocabulary: int | None) -> str:
     """Return why the example cannot be trained; empty when it can."""
+    if vocabulary is not None and max(example.input_ids) >= vocabulary:
+        largest = max(example.input_ids)
+        return f"token {largest} is not in the model's vocabulary of {vocabulary}"
     length, trained = len(example.input_ids), len(example.input_ids) - example.prompt_length
     if trained <= 1:
         return "the response is empty"

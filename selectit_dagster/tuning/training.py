@@ -103,14 +103,14 @@ def _trainer(
 
     from selectit_dagster.tuning.resumable import ResumableTrainer
 
-    pad = base.tokenizer.pad_token_id
     keeps = "logits_to_keep" in inspect.signature(base.model.forward).parameters
     return ResumableTrainer(
         model=model,
         args=training_arguments(plan, tuning, seed, out / RESUME),
         train_dataset=plan.examples,
         data_collator=Collator(
-            int(base.tokenizer.eos_token_id if pad is None else pad),
+            # padding is masked; the tokenizer's own pad token may lie outside the embeddings
+            int(base.tokenizer.eos_token_id),
             multiple_of=8 if plan.device.startswith("cuda") else 1,
             keep_from_response=keeps,
         ),

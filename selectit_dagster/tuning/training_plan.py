@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import UserError
-from selectit_dagster.inference.model_loading import context_length, load_config, load_tokenizer
+from selectit_dagster.inference.model_loading import (
+    context_length,
+    load_config,
+    load_tokenizer,
+    vocabulary_size,
+)
 from selectit_dagster.tuning.adapters import precision_of, require_four_bit, training_device
 from selectit_dagster.tuning.examples import (
     Example,
@@ -57,6 +62,7 @@ def make_plan(dataset: Path, tuning: TuningSection) -> Plan:
         tokenizer,
         Template(tuning.template, tuning.custom_template),
         max_length,
+        vocabulary_size(config),
     )
     longest = max(len(example.input_ids) for example in examples)
     share = tuning.batch_size // tuning.processes

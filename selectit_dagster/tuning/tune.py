@@ -41,6 +41,8 @@ _NO_CONTENT = {"base_model", "seeds", "checkpoint_every", "engine"}
 # what of a run under way can go on elsewhere: the resume points, then the logs they cut back
 RESUME_POINTS = UnfinishedWork((".resume/**/*", "log.jsonl"))
 _SILENT = Silent()
+# what configurations call the number of their experts
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _VERSIONS = ("torch", "transformers", "peft", "accelerate", "tokenizers")
 
 
@@ -74,7 +76,19 @@ def tuning_fingerprint(request: TuningRequest) -> Fingerprint:
         "seed": request.seed,
         **{f"tuning.{name}": value for name, value in settings.items()},
         "versions": library_versions(*_VERSIONS),
+        **_experts(request.tuning),
     }
+
+
+def _experts(tuning: TuningSection) -> dict[str, str]:
+    """Say that a mixture's experts are adapted and its routers not: before 0.2 some were."""
+    if tuning.method == "full" or tuning.target_modules:
+        return {}
+    from selectit_dagster.inference.model_loading import load_config
+
+    config = load_config(tuning.base_model).get_text_config()
+    mixture = any((getattr(config, name, None) or 0) > 1 for name in _EXPERTS)
+    return {"lora_targets": "experts, no routers"} if mixture else {}
 
 
 def tune(request: TuningRequest, out: Path, progress: Progress = _SILENT) -> Manifest:
