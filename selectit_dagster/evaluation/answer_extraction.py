@@ -25,16 +25,41 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _THOUSANDS = re.compile(r"(\d),(\d)")
 _PAPER_NUMBER = re.compile(r"[-+]?\d*\.\d+|\d+")
 _RUN_ON = re.compile(r"\n+\s*(?:Question|Q)\s*:")
-_STATED_NUMBER = re.compile(
-    r"(?:####|answer is:?|answer:|\\boxed\{)\s*[*$€£\\(\[]*\s*"
-    r"(-?\s?[$€£]?\d[\d,]*(?:\.\d+)?|-?\.\d+)",
+_STATEMENT = re.compile(
+    r"(?:####|\banswer(?:\s+(?:is|would be|should be|will be))?\s*[:=]|"
+    r"\banswer\s+(?:is|would be|should be|will be)\b|\\boxed\s*\{)",
     re.IGNORECASE,
 )
+_NUMBER = re.compile(r"(?<![\w.])[-+]?\s?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+_EQUALS = re.compile(
+    r"=\s*([-+]?\s?(?:\d[\d,]*(?:\.\d+)?|\.\d+))(?![\d.,]*\d)(?!\s*[-+*/×÷^]\s*[\d(])"
+)
+_BARE = re.compile(
+    r"(?:approximately|approx\.?|about|around|roughly|~|≈)?\s*[-+]?\s?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
+    r"\s*\W*",
+    re.IGNORECASE,
+)
+# currencies and typesetting that may stand around a number, and signs that mean "minus"
+_CURRENCY = re.compile(
+    r"\\?(?:\b(?:US|USD|CA|AU|EUR|GBP)\s?(?=[$€£¥₹\d]))?\\?[$€£¥₹](?=\s?[-+.\d])|\b(?:US|USD|EUR|GBP)\s?(?=\d)"
+)
+_TYPESETTING = re.compile(r"\\[,!;() \[\]]|\\(?:text|mathrm|mathbf)\s*\{|\*{2,3}|`+")
+_MINUS = str.maketrans({"\u2212": "-", "\u2013": "-", "\uff0d": "-", "\u00a0": " ", "\u202f": " "})
+_SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)")
 _PAPER_STATED = re.compile(r"the answer is (.*?)\.")
 _STRICT_STATED = re.compile(
     r"the answer is:?\s*(.*?)\s*(?:\.(?=\s|$)|\n|$)", re.IGNORECASE | re.MULTILINE
 )
 _LETTER = re.compile(r"\(([A-Z])\)")
+_BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_UNBOX = re.compile(r"\\(?:boxed|text|mathrm|mathbf)\s*\{([^{}]*)\}")
+_OPTION = re.compile(
+    r"[*_$\"']*(?:(?i:option|choice|answer)\s+)?[*_]*(?:[(\[{]\s*([A-Za-z])\s*[)\]}]|"
+    r"([A-Z])(?=[*_$\"']*(?:$|[).:,;\n]|\s+[-–—(]|\s+(?:because|since|as)\b)))|"
+    r"[*_]*(?i:option|choice)\s+[*_]*([A-Za-z])\b",
+)
+_JUDGEMENTS = {"yes", "no", "true", "false", "valid", "invalid"}
+_BEYOND_LATIN = 0x250
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
@@ -57,18 +82,35 @@ def plain_score(answer: str, reference: str) -> float:
 
 
 def gsm8k_answer(output: str, protocol: Protocol = "paper") -> str:
-    """Return the number that an output gives, as text; "" when there is none (strict).
+    r"""Return the number that an output gives, as text; "" when there is none (strict).
 
     paper: the last number (commas between digits dropped; a sign counts only before a
     decimal point), or the whole output when it has none. strict: the last number that the
-    output states ("the answer is", "####"), before it runs on into another question.
+    output states ("the answer is", "####", ``\boxed``), or to which its last line comes
+    ("3 * 6 = 18"), before it runs on into another question.
     """
     if protocol == "paper":
         text = _THOUSANDS.sub(r"\1\2", output)
         numbers = _PAPER_NUMBER.findall(text)
         return numbers[-1] if numbers else text
-    stated = _STATED_NUMBER.findall(_RUN_ON.split(output)[0])
-    return re.sub(r"[^\d.-]", "", stated[-1]) if stated else ""
+    text = _typeset(_RUN_ON.split(output)[0])
+    places = list(_STATEMENT.finditer(text))
+    if places:
+        return _number_in(_SENTENCE_END.split(text[places[-1].end() :].lstrip())[0])
+    lines = [line.strip() for line in text.strip().splitlines()]
+    last = lines[-1] if lines else ""
+    return _number_in(last) if _EQUALS.search(last) or _BARE.fullmatch(last) else ""
+
+
+def _typeset(text: str) -> str:
+    """Return ``text`` with plain minus signs, without currencies and marks of typesetting."""
+    return _CURRENCY.sub("", _TYPESETTING.sub(" ", text.translate(_MINUS)))
+
+
+def _number_in(text: str) -> str:
+    """Return the number that a clause comes to: the last result, else its first number."""
+    results = _EQUALS.findall(text) or _NUMBER.findall(text)[:1]
+    return re.sub(r"[^\d.-]", "", results[-1]) if results else ""
 
 
 def gsm8k_reference(solution: str) -> str:
@@ -99,23 +141,39 @@ def bbh_answer(output: str, protocol: Protocol = "paper") -> str:
     if protocol == "paper":
         found = _PAPER_STATED.search(output)
         return found.group(1).strip() if found else output.strip().split("\n\n")[0].strip()
-    found = _STRICT_STATED.search(_RUN_ON.split(output)[0])
-    return found.group(1).strip(" *\"'`") if found else ""
+    text = _RUN_ON.split(output)[0]
+    found = _STRICT_STATED.search(text) or _BOXED.search(text)
+    return _UNBOX.sub(r"\1", found.group(1)).strip(" *\"'`$") if found else ""
 
 
 def bbh_score(answer: str, reference: str, protocol: Protocol = "paper") -> float:
     """Compare: without case and punctuation (paper); the option's letter, or all characters.
 
-    strict compares the letter where the reference is an option like ``(B)``, and otherwise
-    the texts without case and with blanks made one.
+    strict compares the letter where the reference is an option like ``(B)``, the first word
+    where it is yes or no and their like, the value where it is a number, and otherwise the
+    texts without case and with blanks made one.
     """
     if protocol == "paper":
         return plain_score(answer, reference)
     option = _LETTER.fullmatch(reference.strip())
     if option:
-        given = _LETTER.match(answer) or re.match(r"([A-Z])(?![A-Za-z])", answer)
-        return float(given is not None and given.group(1) == option.group(1))
+        return float(option_letter(answer) == option.group(1))
+    wanted = reference.strip().casefold()
+    if wanted in _JUDGEMENTS:
+        first = re.match(r"\W*(\w+)", answer)
+        return float(first is not None and first.group(1).casefold() == wanted)
+    if re.fullmatch(r"-?\d+(?:\.\d+)?", wanted):
+        return gsm8k_score(_number_in(_typeset(answer)), wanted, "strict")
     return float(_one_blank(answer) == _one_blank(reference))
+
+
+def option_letter(answer: str) -> str:
+    """Return the option that an answer begins with ("(B)", "[B]", "option b", "B."), or "".
+
+    A letter on its own counts only where no sentence goes on: "A lot" is not option A.
+    """
+    found = _OPTION.match(answer.strip())
+    return next((g.upper() for g in found.groups() if g), "") if found else ""
 
 
 def _one_blank(text: str) -> str:
@@ -154,8 +212,10 @@ def _squad_tokens(text: str, protocol: Protocol) -> list[str]:
     if protocol == "paper":
         return _ARTICLES.sub(" ", plain(text)).split()
     text = unicodedata.normalize("NFKC", text).casefold()
-    text = "".join(" " if unicodedata.category(c)[0] in "PS" else c for c in text)
-    return (_ARTICLES.sub(" ", text) if text.isascii() else text).split()
+    # a mark goes without a trace, as in SQuAD's own script: "U.S." and "US" are one token
+    text = "".join(c for c in text if unicodedata.category(c)[0] not in "PS")
+    latin = all(ord(c) < _BEYOND_LATIN for c in text if c.isalpha())
+    return (_ARTICLES.sub(" ", text) if latin else text).split()
 
 
 # --- HumanEval --------------------------------------------------------------------------

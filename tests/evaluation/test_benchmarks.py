@@ -279,7 +279,7 @@ def test_the_paper_protocol_samples_and_strict_asks_all(shared_data):
         ("humaneval", "paper"): 164,
     }
     for (name, protocol), count in expected.items():
-        task = task_of(name, bench / name, protocol=protocol)
+        task = task_of(name, shared_data / "bench" / name, protocol=protocol)
         questions = task.questions()
         assert len(questions) == count, (name, protocol)
         assert len({q.question_id for q in questions}) == count
@@ -444,3 +444,35 @@ def test_a_harness_task_without_a_number_per_question_is_refused(harness, engine
     with pytest.raises(UserError, match="lm-eval task writing has no metric that is") as caught:
         task.run(engine, journal, seed=1, report=lambda done, total: None)
     assert "choose another task" in caught.value.hint
+
+
+SMALL = {
+    "mmlu": "mmlu_folder",
+    "bbh": "bbh_folder",
+    "gsm8k": "gsm8k_folder",
+    "tydiqa": "tydiqa_folder",
+    "humaneval": "humaneval_file",
+    "exact-match": "exact_file",
+}
+
+
+@pytest.mark.parametrize("protocol", ["paper", "strict"])
+@pytest.mark.parametrize("name", SMALL)
+def test_the_reference_answer_of_every_question_scores_1(name, protocol, request):
+    task = task_of(name, request.getfixturevalue(SMALL[name]), protocol=protocol)
+    assert task.validate() == []
+
+
+def test_a_reference_that_its_own_scorer_refuses_is_named(gsm8k_folder):
+    path = gsm8k_folder / "test.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:-1], json.dumps({"question": "?", "answer": "#### many"})]))
+    assert task_of("gsm8k", gsm8k_folder, protocol="strict").validate() == ["test/2"]
+
+
+@pytest.mark.parametrize("protocol", ["paper", "strict"])
+@pytest.mark.parametrize("name", ["mmlu", "bbh", "gsm8k", "tydiqa", "humaneval"])
+def test_the_reference_answer_of_every_published_question_scores_1(name, protocol, shared_data):
+    if (name, protocol) == ("humaneval", "paper"):
+        pytest.skip("20 times the same program as in the strict protocol")
+    assert task_of(name, shared_data / "bench" / name, protocol=protocol).validate() == []

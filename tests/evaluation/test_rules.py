@@ -140,3 +140,73 @@ def test_published_gsm8k_solutions_score_all_right(shared_data):
             for s in solutions
         )
         assert right == len(solutions) == 1319
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "The answer is 3 * 6 = 18.",
+        "3 * 6 = 18",
+        "x = 18",
+        "The answer is x = 18.",
+        "She pays 3 * 6 dollars. The answer is US$18.",
+        "US$18",
+        "So it is $\\boxed{18}$.",
+        "\\boxed{x = 18}",
+        "The answer is approximately 18 apples.",
+        "approximately 18",
+        "The answer is 18 (since 18 = 3 * 6).",
+        "**Answer:** 18",
+        "The answer is not 5. The answer is 18!",
+        "The answer is \\(18\\).",
+    ],
+)
+def test_strict_gsm8k_reads_the_number_however_it_is_stated(output):
+    assert (
+        answer_extraction.gsm8k_score(
+            answer_extraction.gsm8k_answer(output, "strict"), "18", "strict"
+        )
+        == 1.0
+    )
+
+
+def test_strict_gsm8k_knows_the_unicode_minus_and_asks_for_a_statement():
+    assert answer_extraction.gsm8k_answer("The answer is \u221218.", "strict") == "-18"
+    assert answer_extraction.gsm8k_answer("Then she has 18 left over for", "strict") == ""
+
+
+@pytest.mark.parametrize(
+    ("output", "reference", "right"),
+    [
+        ("the answer is option (B).", "(B)", True),
+        ("the answer is [B].", "(B)", True),
+        ("So the answer is $\\boxed{(B)}$.", "(B)", True),
+        ("The answer is Option B, because it fits.", "(B)", True),
+        ("the answer is (B) 5 apples.", "(B)", True),
+        ("the answer is A lot of things.", "(A)", False),
+        ("the answer is (A), not (B).", "(B)", False),
+        ("the answer is yes, because he turned.", "Yes", True),
+        ("the answer is not valid.", "valid", False),
+        ("the answer is \u221224.", "-24", True),
+        ("the answer is 24.", "-24", False),
+        ("the answer is ) ] >.", ") ] >", True),
+    ],
+)
+def test_strict_bbh_reads_options_judgements_and_numbers(output, reference, right):
+    assert answer_extraction.bbh_score(
+        answer_extraction.bbh_answer(output, "strict"), reference, "strict"
+    ) == float(right)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("U.S.", "US"),
+        ("1,200", "1200"),
+        ("«Сибирь»", "сибирь"),
+        ("the U.K.", "UK"),
+        ("৩,০০০", "৩০০০"),
+    ],
+)
+def test_strict_tydiqa_drops_marks_without_a_trace(one, other):
+    assert answer_extraction.tydiqa_score(one, [other], "strict") == 1.0

@@ -30,6 +30,7 @@ class BbhTask(Task):
     macro = True
     default_shots = 3
     per_group = 40
+    reads_strictly = True
     hub = question_files.HubData("lukaemon/bbh")
     hub_prompts = question_files.HubData("Joschka/big_bench_hard", "few_shot_prompts")
     _heads: dict[str, list[str]] | None = None
@@ -115,6 +116,10 @@ class BbhTask(Task):
     def metric_name(self) -> str:
         """Return the protocol's metric."""
         return self.metric if self.protocol == "paper" else "option-match"
+
+    def gold(self, question: Question) -> str:
+        """Return the answer as the worked examples end."""
+        return f"Let's think step by step. So the answer is {question.reference}."
 
     def answer(self, output: str, question: Question) -> str:
         """Return the stated answer."""

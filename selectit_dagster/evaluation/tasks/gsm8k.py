@@ -37,6 +37,7 @@ class Gsm8kTask(Task):
     metric = "plain-exact-match"
     default_shots = 8
     per_group = 200
+    reads_strictly = True
     hub = question_files.HubData("openai/gsm8k", "main")
     _shots: list[str] | None = None
 
@@ -105,6 +106,10 @@ class Gsm8kTask(Task):
     def metric_name(self) -> str:
         """Return the protocol's metric."""
         return self.metric if self.protocol == "paper" else "number-match"
+
+    def gold(self, question: Question) -> str:
+        """Return the number as the worked examples end."""
+        return f"2 + 3 = 5. The answer is {question.reference}."
 
     def answer(self, output: str, question: Question) -> str:
         """Return the number that the output gives."""

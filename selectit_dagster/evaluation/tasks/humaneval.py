@@ -70,6 +70,10 @@ class HumanEvalTask(Task):
         """Return the function's head and docstring."""
         return Prompt(question.payload["prompt"], question.question_id)
 
+    def gold(self, question: Question) -> str:
+        """Return the published solution."""
+        return str(question.payload["canonical_solution"])
+
     def decoding(self) -> Decoding:
         """Return the protocol's decoding."""
         longest = self.benchmark.max_new_tokens or 512

@@ -109,6 +109,10 @@ class MmluTask(Task):
         longest = super().longest_prompt(engine)
         return min(longest, _PAPER_LONGEST) if self.protocol == "paper" else longest
 
+    def gold(self, question: Question) -> str:
+        """Return all probability on the right letter."""
+        return json.dumps({label: float(label == question.reference) for label in self.labels})
+
     def answer(self, output: str, question: Question) -> str:
         """Return the most likely letter of an output ``{"A": probability, ...}``."""
         shares: dict[str, float] = json.loads(output)

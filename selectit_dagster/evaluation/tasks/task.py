@@ -100,6 +100,7 @@ class Task(ABC):
     labels: ClassVar[tuple[str, ...]] = ()
     hub: ClassVar[question_files.HubData | None] = None
     instructs: ClassVar[bool] = False
+    reads_strictly: ClassVar[bool] = False
 
     def __init__(self, benchmark: Benchmark, template: Template | None = None) -> None:
         self.benchmark = benchmark
@@ -112,8 +113,29 @@ class Task(ABC):
     @property
     def revision(self) -> int:
         """Number of this benchmark's rules; raised for settings under which results change."""
-        # with a limit a group may hold one question, whose interval was too narrow
-        return 2 if self.macro and self.benchmark.limit is not None else 1
+        # with a limit a group may hold one question, whose interval was too narrow; the strict
+        # reading of answers missed some ways to state one
+        small = self.macro and self.benchmark.limit is not None
+        return 2 if small or (self.reads_strictly and self.protocol == "strict") else 1
+
+    def gold(self, question: Question) -> str:
+        """Return the reference answer as a model would write it."""
+        return question.reference
+
+    def validate(self) -> list[str]:
+        """Return the questions whose reference answer does not score 1 by the task's own rules.
+
+        No model is loaded: the reference is written as a model would write it, read and scored.
+        A benchmark whose score comes from a judge has nothing to validate without one.
+        """
+        questions = self.all_questions()
+        samples = 1 if self.labels else self.decoding().samples
+        scored = self.score(questions, [[self.gold(q)] * samples for q in questions])
+        return [
+            question.question_id
+            for question, found in zip(questions, scored, strict=True)
+            if found.score is not None and found.score < 1.0
+        ]
 
     @property
     def folder(self) -> Path | None:

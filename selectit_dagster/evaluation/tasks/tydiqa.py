@@ -56,6 +56,7 @@ class TydiqaTask(Task):
     macro = True
     default_shots = 1
     per_group = 100
+    reads_strictly = True
     hub = question_files.HubData("google-research-datasets/tydiqa", "secondary_task")
     _data: _Data | None = None
 
@@ -153,6 +154,11 @@ class TydiqaTask(Task):
     def metric_name(self) -> str:
         """Return the protocol's metric."""
         return self.metric if self.protocol == "paper" else "strict-answer-f1"
+
+    def gold(self, question: Question) -> str:
+        """Return the first of the reference answers."""
+        answers: list[str] = question.payload["answers"]
+        return answers[0] if answers else ""
 
     def answer(self, output: str, question: Question) -> str:
         """Return the answer span."""
