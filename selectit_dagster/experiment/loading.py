@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from selectit_dagster.experiment.schema import Experiment
 from selectit_dagster.experiment.validation_messages import describe, shown
 
 _FILE_SUFFIXES = {".json", ".jsonl", ".csv", ".tsv", ".gz", ".zst", ".parquet", ".txt"}
-# keys of local paths, relative to the experiment file
-_PATH_KEYS = {"path", "adapter", "prompts", "shots_path", "file", "review"}
+# keys whose values are files or folders; those of HUB_KEYS may name something on the hub instead
+HUB_KEYS = {"path", "adapter"}
+PATH_KEYS = HUB_KEYS | {"prompts", "shots_path", "file", "review"}
 
 
 def load_experiment(path: Path) -> Experiment:
@@ -89,7 +91,7 @@ def resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
     def walk(node: Any) -> None:  # noqa: ANN401 - nested plain data
         if isinstance(node, dict):
             for key, entry in node.items():
-                if key in _PATH_KEYS and isinstance(entry, str):
+                if key in PATH_KEYS and isinstance(entry, str):
                     node[key] = _local_or_hub(entry, folder)
                 elif key == "more" and isinstance(entry, list | tuple):
                     node[key] = tuple(_local_or_hub(path, folder) for path in entry)
@@ -101,6 +103,22 @@ def resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
 
     walk(value)
     return Experiment.model_validate(value)
+
+
+def named_paths(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401 - plain data
+    """Yield the dotted key and the value of every path that an experiment's plain data names."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            dotted = f"{prefix}.{key}" if prefix else key
+            if key in PATH_KEYS and isinstance(value, str):
+                yield dotted, value
+            elif key == "more" and isinstance(value, list | tuple):
+                yield from ((f"{dotted}.{index}", str(path)) for index, path in enumerate(value))
+            else:
+                yield from named_paths(value, dotted)
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from named_paths(value, f"{prefix}.{index}")
 
 
 def is_hub_name(value: str) -> bool:

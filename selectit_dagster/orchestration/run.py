@@ -11,7 +11,6 @@ import logging
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +21,7 @@ from selectit_dagster.artefacts.files import folder_lock
 from selectit_dagster.artefacts.home import open_home
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import is_hub_name, load_experiment
+from selectit_dagster.experiment.loading import HUB_KEYS, named_paths
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.progress import duration
@@ -112,21 +112,27 @@ def preflight(pipeline: Pipeline) -> None:
     """
     missing = [
         f"{key}: {value} does not exist"
-        for key, value in _paths(pipeline.experiment.model_dump(mode="json"))
-        if not is_hub_name(value) and not _exists(key, value)
+        for key, value in named_paths(pipeline.experiment.model_dump(mode="json"))
+        if not _exists(key, value)
     ]
     if missing:
         raise UserError(
             "\n  ".join([f"experiment {pipeline.experiment.name}:", *missing]),
             hint="relative paths are relative to the experiment file's folder",
         )
+    _check_benchmarks(pipeline)
     if pipeline.store is not None:
         pipeline.store.check_place()
 
 
 def _exists(key: str, value: str) -> bool:
-    """Tell whether a local path exists, or an address where there may be one."""
-    if key == "dataset.path" and is_address(value):
+    """Tell whether a named file exists, here or at an address or on the hub where it may be."""
+    last = key.rsplit(".", 1)[-1]
+    if last in HUB_KEYS and is_hub_name(value):
+        return True
+    if last == "shots_path" and value == "lm-eval":
+        return True
+    if key.startswith("dataset.") and is_address(value):
         from selectit_dagster.artefacts.remote_files import exists
 
         return exists(value)
@@ -137,20 +143,14 @@ def _exists(key: str, value: str) -> bool:
     return Path(value).exists()
 
 
-def _paths(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401 - plain data
-    """Yield every path in the experiment with its dotted key."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            dotted = f"{prefix}.{key}" if prefix else key
-            if key in {"path", "adapter", "prompts", "review"} and isinstance(value, str):
-                yield dotted, value
-            elif key == "more" and isinstance(value, list):
-                yield from ((f"{dotted}.{index}", path) for index, path in enumerate(value))
-            else:
-                yield from _paths(value, dotted)
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            yield from _paths(value, f"{prefix}.{index}")
+def _check_benchmarks(pipeline: Pipeline) -> None:
+    """Refuse a benchmark's folder that lacks a file of the published layout."""
+    from selectit_dagster.evaluation.tasks import make_task
+
+    for benchmark in pipeline.experiment.benchmarks:
+        task = make_task(benchmark)
+        if task.folder is not None:
+            task.files()
 
 
 def _limited(phases: list[list[Stage]], upto: str | None) -> list[list[Stage]]:
