@@ -208,6 +208,7 @@ def _describe(history: History, explorer: Path, stage: Stage, manifest: Manifest
         shown["change"] = dg.MetadataValue.text(version.change["text"])
         add_table(shown, "entered_and_left", moved_rows(version.change))
         shown["change_from_the_version_before"] = dg.MetadataValue.json(version.change)
+    add_table(shown, "quota", manifest.details.get("quota") or [])
     if (card := _card(stage.folder / "README.md")) is not None:
         shown["dataset_card"] = dg.MetadataValue.md(card)
     shown["selection"] = details(manifest)

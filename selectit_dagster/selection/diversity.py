@@ -49,6 +49,15 @@ class Diversity(Section):
         return True
 
 
+def centred(rows: Matrix) -> Matrix:
+    """Return the rows less their mean.
+
+    Mean hidden states of a causal model share one dominating direction, beside which all
+    records look alike.
+    """
+    return rows - rows.mean(axis=0, keepdims=True)
+
+
 def normalised(rows: Matrix) -> Matrix:
     """Return the rows at unit length; a row of zeros stays one."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -58,8 +67,7 @@ def normalised(rows: Matrix) -> Matrix:
 def skip_near(embeddings: Matrix, count: int, similarity: float) -> tuple[Indices, list[str]]:
     """Take rows in order unless too like one that was taken; return indices and notes.
 
-    The mean of the first rows is subtracted: mean hidden states of a causal model share one
-    dominating direction, beside which all records look alike. When the rows end before
+    The mean of the first rows is subtracted, see :func:`centred`. When the rows end before
     ``count`` are taken, skipped ones follow in their order.
     """
     unit = normalised(embeddings - embeddings[:_CHUNK].mean(axis=0, keepdims=True))
@@ -191,7 +199,7 @@ def spread(
     if setting.method == "near":
         return skip_near(embeddings, count, setting.similarity)
     pool = min(len(embeddings), max(count, setting.pool))
-    found = METHODS[setting.method](embeddings[:pool], quality[:pool], count)
+    found = METHODS[setting.method](centred(embeddings[:pool]), quality[:pool], count)
     left = len(embeddings) - pool
     return found, [f"{left:,} candidates below the best {pool:,} were not looked at"] * bool(left)
 

@@ -3,6 +3,7 @@
 # ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 _LANGUAGE_CHARACTERS = 400
 _ROUNDS = 50
-NONE = "(none)"
+_LEAST_LANGUAGE = 0.01
+NONE, OTHER = "(none)", "(other)"
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
@@ -66,25 +68,31 @@ def groups_of(quota: Quota, context: ArmContext, ids: Sequence[str]) -> tuple[li
         return _length_bands(context, ids, quota.bands)
     if quota.by == "cluster":
         return _clusters(quota, context, ids)
-    column = "raw" if quota.by == "column" else "response"
-    values = _column(context, ids, column)
     if quota.by == "column":
-        named = [_field(value, str(quota.column)) for value in values]
+        named = [_field(value, str(quota.column)) for value in _column(context, ids, "raw")]
         if all(name == NONE for name in named):
             raise UserError(
                 f"quota: no record has the column {quota.column!r}",
                 hint="name a column of the input, or another quota.by",
             )
     else:
-        import py3langid
-
-        starts = [value[:_LANGUAGE_CHARACTERS] for value in values]
-        named = [
-            str(py3langid.classify(start)[0]) if any(map(str.isalpha, start)) else NONE
-            for start in starts
-        ]
+        named = _languages(_column(context, ids, "instruction || ' ' || response"))
     names, codes = np.unique(np.array(named, dtype=object).astype(str), return_inverse=True)
     return names.tolist(), codes.astype(np.int64)
+
+
+def _languages(texts: Sequence[str]) -> list[str]:
+    """Return each text's language; those of few texts are one group: mostly guesses."""
+    import py3langid
+
+    starts = [text[:_LANGUAGE_CHARACTERS] for text in texts]
+    found = [
+        str(py3langid.classify(start)[0]) if any(map(str.isalpha, start)) else NONE
+        for start in starts
+    ]
+    counts = Counter(found)
+    least = _LEAST_LANGUAGE * len(found)
+    return [name if counts[name] >= least else OTHER for name in found]
 
 
 def _column(context: ArmContext, ids: Sequence[str], column: str) -> list[Any]:

@@ -10,7 +10,13 @@ from pydantic import Field
 
 from selectit_dagster.selection.arms.arm import ArmContext, Need, Ordering, register
 from selectit_dagster.selection.arms.response_arm import ResponseArm
-from selectit_dagster.selection.diversity import METHODS, candidate_rows, pool_of, write_order
+from selectit_dagster.selection.diversity import (
+    METHODS,
+    candidate_rows,
+    centred,
+    pool_of,
+    write_order,
+)
 
 
 class Coverage(ResponseArm):
@@ -30,7 +36,7 @@ class Coverage(ResponseArm):
         count = context.count or len(ids)
         kept, notes = pool_of(ids, max(count, self.pool), self.seed)
         rule = METHODS[self.kind]
-        found = rule(embeddings[places[kept]], np.ones(len(kept)), min(count, len(kept)))
+        found = rule(centred(embeddings[places[kept]]), np.ones(len(kept)), min(count, len(kept)))
         table = write_order(context, [ids[kept[i]] for i in found], None)
         return Ordering(
             f"SELECT record_id, score FROM {table} ORDER BY place",
