@@ -129,7 +129,9 @@ def build_location(files: list[Path], home: Path | str | None = None) -> dg.Defi
                 f"{other} and {file} would have the same assets, {access.experiment}/...",
                 hint="give one of the experiments another name",
             )
-    return dg.Definitions.merge(*parts, dg.Definitions(executor=watched_executor(root, folders)))
+    return dg.Definitions.merge(
+        *parts, retention(), dg.Definitions(executor=watched_executor(root, folders))
+    )
 
 
 def _broken(file: Path, error: UserError) -> dg.AssetSpec:

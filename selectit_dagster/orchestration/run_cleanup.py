@@ -6,11 +6,16 @@ to ``selectit run`` for its own runs and for those that a killed one left behind
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import urllib.request
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from selectit_dagster.errors import redacted
 from selectit_dagster.orchestration.asset_keys import EXPERIMENT_TAG, Access
 from selectit_dagster.orchestration.resources import PipelineResource, TrackingResource
 from selectit_dagster.orchestration.run_monitoring import is_alive
@@ -18,6 +23,7 @@ from selectit_dagster.orchestration.run_monitoring import is_alive
 if TYPE_CHECKING:
     from selectit_dagster.orchestration.tracking import Tracker
 
+LOGGER = logging.getLogger("selectit_dagster")
 REMEDY_TAG = "selectit/next"
 _MLFLOW_STATUS = {
     dg.DagsterRunStatus.SUCCESS: "FINISHED",
@@ -97,7 +103,28 @@ def close_run(
         instance.report_engine_event(f"What to do next. {text}", run)
         instance.add_run_tags(run.run_id, {REMEDY_TAG: text[:1000]})
         tracker.remember_remedy(run.run_id, f"**What to do next.** {text}")
+        alert(run, text, f"{tracker.dagster_url}/runs/{run.run_id}")
     return closed
+
+
+def alert(run: dg.DagsterRun, text: str, url: str) -> None:
+    """Tell the webhook that $SELECTIT_ALERT_WEBHOOK names of a failed run; it may be away."""
+    address = os.environ.get("SELECTIT_ALERT_WEBHOOK", "")
+    if not address.startswith(("http://", "https://")):
+        return
+    body = {
+        "text": f"{run.job_name} failed. {redacted(text)} {url}",
+        "run": run.run_id,
+        "job": run.job_name,
+        "url": url,
+    }
+    request = urllib.request.Request(  # noqa: S310 - http or https alone, as its owner says
+        address, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        urllib.request.urlopen(request, timeout=10).close()  # noqa: S310 - likewise
+    except (OSError, ValueError) as error:
+        LOGGER.warning("the alert could not be sent: %s", redacted(str(error)))
 
 
 def _is_of_another(run: dg.DagsterRun, experiment: str | None) -> bool:

@@ -328,6 +328,10 @@ def test_mlflow_answers_to_the_names_by_which_it_is_called(compose):
     hosts = word.partition("=")[2].split(",")
     called = compose.services["code-cpu"].environment["MLFLOW_TRACKING_URI"].partition("//")[2]
     assert called in hosts and "localhost:*" in hosts and "127.0.0.1:*" in hosts
+    origins = next(
+        w for w in compose.services["mlflow"].command if w.startswith("--cors-allowed-origins=")
+    )
+    assert origins.partition("=")[2].split(",") == ["http://localhost", "https://localhost"]
     assert "*" not in hosts and "--disable-security-middleware" not in TEXT
 
 

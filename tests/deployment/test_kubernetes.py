@@ -176,8 +176,10 @@ def test_the_instance_in_the_cluster_agrees_with_the_one_in_compose():
     deployed = yaml.safe_load((ROOT / "docker" / "dagster.yaml").read_text(encoding="utf-8"))
     daemon, more = VALUES["dagsterDaemon"], VALUES["additionalInstanceConfig"]
     assert more["concurrency"]["pools"] == deployed["concurrency"]["pools"]
-    limit = daemon["runCoordinator"]["config"]["queuedRunCoordinator"]["maxConcurrentRuns"]
-    assert limit == deployed["concurrency"]["runs"]["max_concurrent_runs"]
+    queue = daemon["runCoordinator"]["config"]["queuedRunCoordinator"]
+    runs = deployed["concurrency"]["runs"]
+    assert queue["maxConcurrentRuns"] == runs["max_concurrent_runs"]
+    assert queue["tagConcurrencyLimits"] == runs["tag_concurrency_limits"]
     assert daemon["runRetries"]["maxRetries"] == deployed["run_retries"]["max_retries"]
     assert daemon["runRetries"]["retryOnAssetOrOpFailure"] is False
     ticks = VALUES["scheduler"]["config"]["daemonScheduler"]["maxTickRetries"]

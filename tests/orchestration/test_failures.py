@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
+import http.server
+import json
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -22,6 +26,7 @@ from selectit_dagster.errors import PassingError, TransientError, UserError
 from selectit_dagster.orchestration import asset_runner, run_cleanup, run_monitoring
 from selectit_dagster.orchestration.instance import DAGSTER_YAML, open_instance
 from selectit_dagster.orchestration.resources import make_tracker
+from selectit_dagster.orchestration.retention import forget_runs
 from selectit_dagster.orchestration.run import StageFailedError, run_experiment
 from selectit_dagster.orchestration.stages.stage import Stage
 
@@ -125,6 +130,40 @@ def test_a_failed_run_is_closed_and_says_what_to_do_next(world):
     run_cleanup.close_run(world.instance, run, world.tracker)  # a second sensor comes by
     events = world.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
     assert sum("What to do next" in (e.message or "") for e in events) == 1
+
+
+def test_a_failed_run_is_told_to_the_webhook_and_one_that_is_away_harms_nothing(world, monkeypatch):
+    told: list[dict] = []
+
+    class Hook(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_) -> None: ...
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Hook)
+    threading.Thread(target=server.handle_request, daemon=True).start()
+    monkeypatch.setenv("SELECTIT_ALERT_WEBHOOK", f"http://127.0.0.1:{server.server_port}/hook")
+    for _ in range(2):  # the second time nobody answers
+        run = world.instance.get_run_by_id(world.materialise(UserError("no such file")).run_id)
+        run_cleanup.close_run(world.instance, run, world.tracker)
+        server.server_close()
+    (first,) = told
+    assert "no such file" in first["text"]
+    assert first["url"].endswith(f"/runs/{first['run']}")
+
+
+def test_old_runs_go_and_those_that_made_what_is_newest_stay(world):
+    first, second = (world.materialise().run_id for _ in range(2))
+    failed = world.materialise(UserError("no such file")).run_id
+    now = dt.datetime.now(dt.UTC)
+    assert forget_runs(world.instance, now - dt.timedelta(days=1)) == 0
+    assert forget_runs(world.instance, now + dt.timedelta(seconds=1)) == 2
+    assert [run.run_id for run in world.instance.get_runs()] == [second]
+    assert world.instance.get_latest_materialization_event(dg.AssetKey("stage")) is not None
+    assert {first, failed}.isdisjoint(run.run_id for run in world.instance.get_runs())
 
 
 def test_a_run_of_other_assets_in_the_same_project_is_left_alone(world):
