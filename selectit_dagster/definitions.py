@@ -22,6 +22,7 @@ from selectit_dagster.orchestration import automation
 from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.resources import PipelineResource, TrackingResource
+from selectit_dagster.orchestration.retention import retention
 from selectit_dagster.orchestration.run_cleanup import closing_sensors
 from selectit_dagster.orchestration.run_launcher import watched_executor
 from selectit_dagster.orchestration.version_change import version_job
