@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -71,9 +72,30 @@ def model_identity(reference: ModelReference) -> dict[str, str]:
             identity["code"] = hash_files(folder, ("*.py",))
     else:
         identity = {"source": reference.path, "commit": commit_of(reference) or ""}
+    if _read_otherwise(reference, identity.get("tokenizer") or identity["commit"]):
+        identity["tokenizer_read_from"] = "tokenizer.json"
     if reference.adapter is not None:
         identity["adapter"] = _adapter_identity(reference.adapter)
     return identity
+
+
+def _read_otherwise(reference: ModelReference, key: str) -> bool:
+    """Tell whether the tokenizer's class does not follow its file; remembered by ``key``.
+
+    An earlier version followed the class.
+    """
+    from selectit_dagster.inference.tokenizer_files import names_a_class, reads_file_otherwise
+
+    if not names_a_class(reference):
+        return False
+    name = sha256_json([key, version("transformers"), version("tokenizers")])
+    entry = cache_folder() / "tokenizers" / f"{name}.json"
+    with contextlib.suppress(UserError, KeyError, TypeError):
+        return bool(read_json(entry)["otherwise"])
+    found = reads_file_otherwise(reference)
+    with contextlib.suppress(UserError, OSError):
+        write_json(entry, {"otherwise": found})
+    return found
 
 
 def hash_files(folder: Path, patterns: tuple[str, ...]) -> str:

@@ -17,6 +17,7 @@ from selectit_dagster.errors import UserError, first_line
 from selectit_dagster.inference.adapter_loading import apply_adapter
 from selectit_dagster.inference.devices import is_out_of_memory, resolve_device, resolve_dtype
 from selectit_dagster.inference.model_identity import commit_of, local_path
+from selectit_dagster.inference.tokenizer_files import reads_file_otherwise
 
 if TYPE_CHECKING:
     import torch
@@ -54,21 +55,22 @@ class LoadedModel:
 
 
 def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
-    """Load the reference's tokenizer.
+    """Load the reference's tokenizer, as its ``tokenizer.json`` says where there is one.
 
     Raises
     ------
     UserError
         When there is none, or it cannot be read.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    place, commit = local_path(reference), commit_of(reference)
     with _explained(reference, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
-            local_path(reference),
-            revision=commit_of(reference),
-            trust_remote_code=reference.trust_remote_code,
+            place, revision=commit, trust_remote_code=reference.trust_remote_code
         )
+        if reads_file_otherwise(reference, tokenizer):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(place, revision=commit)
     # what does not fit is named record by record; the library's warning names nothing
     seen = getattr(tokenizer, "deprecation_warnings", None)
     if isinstance(seen, dict):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from selectit_dagster.errors import UserError, first_line
+from selectit_dagster.rating.prompts import QUESTION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,6 +46,12 @@ class Encoder:
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.trailing = 0 if chat_template else _trailing_specials(tokenizer)
+        # whether a question's last tokens are others when a rating follows: then those count,
+        # since they are what the model saw in training
+        self.continued = False
+        before, after = self.wrap("", QUESTION)
+        question, one, two = self.encode_whole([before + after + end for end in ("", "1", "2")])
+        self.continued = one[:-1] == two[:-1] != question
 
     def wrap(self, before: str, after: str) -> tuple[str, str]:
         """Return what stands before and after a text's cuttable middle, template included.
@@ -86,7 +93,13 @@ class Encoder:
             ) from error
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return one row of token ids per text."""
+        """Return one row of token ids per text, up to where the rating token comes."""
+        if not self.continued:
+            return self.encode_whole(texts)
+        return [row[:-1] for row in self.encode_whole([f"{text}1" for text in texts])]
+
+    def encode_whole(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return one row of token ids per text, to the text's end."""
         if not texts:
             return []
         rows = self.tokenizer(
@@ -155,9 +168,9 @@ def find_rating_tokens(
 
 def _tokens_after(encoder: Encoder, context: str, num_ratings: int) -> tuple[int, ...]:
     digits = [str(rating) for rating in range(1, num_ratings + 1)]
-    base, *continued = encoder.encode([context, *(context + digit for digit in digits)])
+    base = encoder.encode([context])[0]
     ids: list[int] = []
-    for digit, row in zip(digits, continued, strict=True):
+    for digit, row in zip(digits, encoder.encode_whole([context + d for d in digits]), strict=True):
         if row[: len(base)] != base:
             reason = f'"{digit}" merges with the text before it'
             raise _refusal(encoder, context, num_ratings, reason)
@@ -178,13 +191,14 @@ def _refusal(encoder: Encoder, context: str, num_ratings: int, reason: str) -> U
     base = encoder.encode([context])[0]
     lines = []
     for rating in range(1, num_ratings + 1):
-        row = encoder.encode([f"{context}{rating}"])[0]
+        row = encoder.encode_whole([f"{context}{rating}"])[0]
         lines.append(f"  {rating}: {_shown(encoder, row[-tail:])}")
     return UserError(
         f"the tokenizer of {encoder.tokenizer.name_or_path} cannot be asked for ratings 1 to "
         f"{num_ratings}: {reason}.\n  the question ends in {_shown(encoder, base[-tail:])}; with "
         "a rating after it, the text ends in\n" + "\n".join(lines),
-        hint="use a model whose tokenizer writes a digit as one token of its own",
+        hint="use a model whose tokenizer writes a digit as one token of its own; with a chat "
+        "template (rating.chat_template: true) other text stands before the rating",
     )
 
 

@@ -6,14 +6,12 @@ Imported only inside functions: its class needs transformers at the moment it is
 from __future__ import annotations
 
 import math
-import random
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch  # noqa: TID253 - see above
 from transformers import Trainer  # noqa: TID253 - see above
@@ -27,11 +25,9 @@ from selectit_dagster.artefacts.files import read_json, write_json
 from selectit_dagster.errors import UserError
 from selectit_dagster.inference.model_loading import quiet
 from selectit_dagster.tuning.example_batches import LengthGroupedOrder
-from selectit_dagster.tuning.optimizer_states import read_state, write_state
 
 MARKER = "complete.json"
-OPTIMISER = "optimizer.safetensors"
-SCALER = "scaler.safetensors"
+OPTIMISER = "optimizer.pt"
 Step = dict[str, float]
 
 
@@ -151,61 +147,16 @@ class ResumableTrainer(Trainer):
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        # weights only: the stock method also pickles its arguments
+        # the stock method also pickles its arguments; what it saves beside is read as plain
+        # tensors and numbers (torch.load with weights_only=True)
         if self.args.should_save:
             with quiet():
                 self.model.save_pretrained(output_dir, state_dict=state_dict)
 
-    # the stock methods pickle what follows
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.args.should_save:
-            state = {
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.lr_scheduler.state_dict(),
-            }
-            write_state(Path(output_dir) / OPTIMISER, state)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
-        state = read_state(Path(checkpoint) / OPTIMISER)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.lr_scheduler.load_state_dict(state["scheduler"])
-
-    def _save_scaler(self, output_dir: str) -> None:
-        scaler = getattr(self.accelerator, "scaler", None)
-        if scaler is not None and self.args.should_save:
-            write_state(Path(output_dir) / SCALER, scaler.state_dict())
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        scaler = getattr(self.accelerator, "scaler", None)
-        if checkpoint is not None and scaler is not None:
-            scaler.load_state_dict(read_state(Path(checkpoint) / SCALER))
-
     def _save_rng_state(self, output_dir: str) -> None:
         # every process saves its own, perhaps before the first one has made the folder
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        state = {
-            "python": random.getstate(),
-            "numpy": np.random.get_state(),  # noqa: NPY002 - what others draw from
-            "cpu": torch.random.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None,
-        }
-        write_state(self._random_file(output_dir), state)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
-        state = read_state(self._random_file(checkpoint))
-        random.setstate(state["python"])
-        np.random.set_state(state["numpy"])  # noqa: NPY002 - likewise
-        torch.random.set_rng_state(state["cpu"])
-        if state["cuda"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda"])
-
-    def _random_file(self, folder: str) -> Path:
-        return Path(folder) / f"random-{self.args.process_index}.safetensors"
+        super()._save_rng_state(output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ANN401 - Trainer's own
         super()._save_checkpoint(model, trial)

@@ -129,8 +129,8 @@ def test_a_vocabulary_without_digits_is_refused() -> None:
 def test_several_tokens_for_a_digit_are_refused() -> None:
     tokenizer = byte_level()
     encoder = Encoder(wrapped(tokenizer))
-    encode = encoder.encode
-    encoder.encode = lambda texts: [  # type: ignore[method-assign]
+    encode = encoder.encode_whole
+    encoder.encode_whole = lambda texts: [  # type: ignore[method-assign]
         [*row, 0] if text[-1].isdigit() else row
         for text, row in zip(texts, encode(texts), strict=True)
     ]
@@ -194,3 +194,34 @@ def test_real_vocabularies(shared_data: Path, name: str, ids: list[int]) -> None
     tokenizer = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / name)
     encoder = Encoder(tokenizer)
     assert list(find_rating_tokens(encoder, contexts(encoder), 5)) == ids
+
+
+def neox_style() -> Tokenizer:
+    """A blank and a line break at a text's end are one token, before a digit they are two."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        [*CORPUS, *["The answer is: \n"] * 20],
+        trainers.BpeTrainer(vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
+    )
+    return tokenizer
+
+
+def test_where_a_rating_changes_the_questions_last_tokens_the_row_is_that_of_training() -> None:
+    tokenizer = wrapped(neox_style())
+    question = f"Rate from 1 to 9.{QUESTION}"
+    assert tokenizer(question)["input_ids"] != tokenizer(f"{question}3")["input_ids"][:-1]
+    encoder = Encoder(tokenizer)
+    ids = find_rating_tokens(encoder, contexts(encoder), 9)
+    assert [tokenizer.decode([i]) for i in ids] == [str(n) for n in range(1, 10)]
+    maker = RowMaker(encoder, load_prompts(None, 5))
+    records = [("Say hello.", "Hello! 123"), ("", " \n"), ("a b", "12 \n\n")]
+    wanted = [(i, k) for i in range(3) for k in range(5)]
+    for row, (i, k) in zip(maker.make(records, wanted), wanted, strict=True):
+        text = rating_text(maker.prompts[k], *records[i]).whole
+        for rating in (1, 5):
+            whole = tokenizer(f"{text}{rating}")["input_ids"]
+            assert [*row.tokens, ids[rating - 1]] == whole
+    for prefix, row in zip(maker.shared_prefixes(), maker.make(records, wanted[:5]), strict=True):
+        assert list(row.tokens[: len(prefix)]) == list(prefix)

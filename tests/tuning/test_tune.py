@@ -175,7 +175,7 @@ def test_a_run_killed_and_resumed_ends_with_the_same_bytes(
     points = sorted(path.name for path in (out / ".resume").glob("checkpoint-*"))
     assert points == ["checkpoint-4", "checkpoint-8"]
     # as if the machine had died while it wrote the last resume point
-    (out / ".resume" / "checkpoint-8" / "optimizer.safetensors").write_bytes(b"half")
+    (out / ".resume" / "checkpoint-8" / "optimizer.pt").write_bytes(b"half")
     with (out / "log.jsonl").open("a") as log:
         log.write('{"step": 11, "lo')
     recorder = Recorder()

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from selectit_dagster.tuning.optimizer_states import read_state, write_state
 from tools.miniature.batches import RECIPES, Recipe, batch
 from tools.miniature.card import write_card
 from tools.miniature.corpus import rating_guides
@@ -96,7 +95,7 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """The file that an interrupted run goes on from."""
-        return self.folder / "checkpoint.safetensors"
+        return self.folder / "checkpoint.pt"
 
     def save(self) -> None:
         """Write the checkpoint whole or not at all."""
@@ -108,7 +107,11 @@ class Run:
             "seconds": self.seconds,
             "history": self.history,
         }
-        write_state(self.checkpoint, state)
+        import torch
+
+        partial = self.checkpoint.with_name(f".{self.checkpoint.name}.partial")
+        torch.save(state, partial)
+        partial.replace(self.checkpoint)
 
     def resume(self) -> None:
         """Go on from the checkpoint, if there is one.
@@ -118,9 +121,11 @@ class Run:
         ValueError
             If the checkpoint belongs to another recipe.
         """
+        import torch
+
         if not self.checkpoint.exists():
             return
-        state = read_state(self.checkpoint)
+        state = torch.load(self.checkpoint, weights_only=True)
         if state["recipe"] != asdict(self.recipe):
             raise ValueError(f"{self.checkpoint} was made by another recipe; remove it first")
         self.model.load_state_dict(state["model"])
