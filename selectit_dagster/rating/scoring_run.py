@@ -227,6 +227,7 @@ class Run:
             "device": facts.device,
             "workers": facts.workers,
             "way": notes.mode,
+            "linear_layers": facts.linear_layers,
             "batch_tokens": setup.plan["batch_tokens"],
             "max_length": setup.rows.max_length,
             "prefix_tokens": [len(prefix) for prefix in self.maker.prefixes],

@@ -394,6 +394,7 @@ def test_a_real_model_rates_as_a_plain_loop_does(
     request = request_for(records, tiny_model_folder, num_prompts=2)
     manifest = score(request, tmp_path / "scores")
     assert manifest.details["way"] == "prefix"
+    assert manifest.details["linear_layers"].startswith(("packed", "plain: "))
     assert manifest.details["parameters"] > 0
     stored = read_scores(tmp_path / "scores", 2)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
