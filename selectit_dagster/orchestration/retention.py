@@ -1,7 +1,5 @@
 """Old runs and their event logs: a weekly job that deletes them, where it is told how old."""
 
-from __future__ import annotations
-
 import datetime as dt
 import os
 

@@ -11,14 +11,16 @@ from command import ROOT, selectit
 
 pytestmark = pytest.mark.browser
 
-_GROUPS = ["g1_data", "g2_rating", "g3_selection", "g4_tuning", "g5_evaluation", "g6_comparison"]
+_GROUPS = ["data", "rating", "selection", "tuning", "tuning_evaluation", "verdict"]
 _WIDE = {"width": 1400, "height": 900}
 
 
 def _partition(site, page) -> str:
     """Open SelectIT's subset in Dagster and return the id of the run that made it."""
     page.set_viewport_size(_WIDE)
-    page.goto(f"{site.dagster}/assets/selective_alpaca?view=partitions&partition=selectit")
+    page.goto(
+        f"{site.dagster}/assets/{site.name}/selected_dataset?view=partitions&partition=selectit"
+    )
     page.get_by_text("Latest materialization").first.wait_for()
     run = page.locator('a[href*="/runs/"]').filter(has_text=re.compile("^[0-9a-f]{8}$")).first
     run.wait_for()
@@ -34,12 +36,20 @@ def _follow(page, link) -> str:
 
 
 def test_the_asset_graph_shows_the_chain(site, page, picture):
-    expanded = ",".join(f"global@global:{group}" for group in _GROUPS)
+    place = "__repository__@selectit"
+    expanded = ",".join(f"{place}:{site.name}_{group}" for group in _GROUPS)
     page.set_viewport_size({"width": 3000, "height": 1350})  # wide enough for the nodes' details
     page.goto(f"{site.dagster}/asset-groups?expanded={expanded}")
     page.get_by_text("Hide navigation").click()
     page.reload()  # the graph fits itself to the window only when it is drawn
-    for asset in ("raw_dataset", "curated_dataset", "ranking", "selective_alpaca", "report"):
+    for asset in (
+        "raw_dataset",
+        "curated_dataset",
+        "ranking",
+        "selected_dataset",
+        "production_dataset",
+        "report",
+    ):
         page.get_by_text(asset, exact=True).last.wait_for()
     page.get_by_text("2 / 2 Passed").first.wait_for()
     page.get_by_text("Loading...").first.wait_for(state="hidden")
@@ -69,11 +79,11 @@ def test_the_asset_page_links_to_its_mlflow_run_and_back(site, page, picture):
     page.set_viewport_size({"width": 1400, "height": 1250})  # down to the plots
     picture(page, "asset-page")
     _follow(page, page.locator(f'a[href^="{site.mlflow}"][href*="/runs/"]'))
-    page.get_by_text("selectit · selective_alpaca").first.wait_for()
+    page.get_by_text("selectit · selected_dataset").first.wait_for()
     back = page.get_by_role("link", name=re.compile("Dagster run")).first
     assert (back.get_attribute("href") or "").startswith(site.dagster)
     _follow(page, back)
-    page.get_by_text("selective_alpaca").first.wait_for()
+    page.get_by_text("selected_dataset").first.wait_for()
     page.get_by_text(re.compile("^Success$")).first.wait_for()
 
 
@@ -90,23 +100,24 @@ def test_two_runs_are_compared_in_mlflow(site, page):
     _partition(site, page)
     address = _follow(page, page.locator(f'a[href^="{site.mlflow}"][href*="compare-runs"]'))
     page.get_by_text(re.compile(r"Comparing \d+ Runs")).first.wait_for()
-    for name in ("selectit · selective_alpaca", "random-1 · selective_alpaca"):
+    for name in ("selectit · selected_dataset", "random-1 · selected_dataset"):
         page.get_by_text(name).first.wait_for()
     assert "workflowType=machine_learning" in address
 
 
 def test_the_arms_are_compared_by_benchmark_columns(site, page, picture):
     page.set_viewport_size({"width": 1400, "height": 820})
-    page.goto(f"{site.dagster}/assets/arm_comparison")
+    page.goto(f"{site.dagster}/assets/{site.name}/arm_comparison")
     _follow(page, page.locator(f'a[href^="{site.mlflow}"][href*="viewStateShareKey=arms"]'))
-    for name in ("Group: selectit", "Group: random"):
-        page.get_by_text(name).first.wait_for()
+    for name in ("selectit", "random", "base"):
+        page.get_by_role("link", name=name, exact=True).first.wait_for()
+    page.get_by_text("3 matching runs").wait_for()  # a row for each arm, and no other
     page.get_by_role("columnheader", name="miniature", exact=True).first.wait_for()
     picture(page, "mlflow-arms")
 
 
 def test_every_question_is_a_row_of_a_table_in_mlflow(site, page):
-    page.goto(f"{site.dagster}/assets/untuned_evaluation")
+    page.goto(f"{site.dagster}/assets/{site.name}/untuned_evaluation")
     address = _follow(page, page.locator(f'a[href^="{site.mlflow}"][href*="/runs/"]'))
     run, _, rest = address.partition("?")
     page.goto(f"{run}/artifacts/answers/miniature.json?{rest}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from selectit_dagster.definitions import build_defs
+from selectit_dagster.definitions import build_defs, build_location
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT = ROOT / "experiments" / "default.yaml"
@@ -105,6 +105,15 @@ def test_bad_artefacts_block_what_follows(graph):
     assert ("uncertainty_scores/small", "one_row_per_record_and_prompt") in blocking
     assert ("selected_dataset", "subset_of_the_right_size") in blocking
     assert ("lora_checkpoints", "loads_and_answers") in blocking
+
+
+def test_old_runs_are_deleted_weekly_only_where_that_was_asked_for(tmp_path, monkeypatch):
+    assert not build_location([DEFAULT], tmp_path).get_repository_def().has_job("forget_old_runs")
+    monkeypatch.setenv("SELECTIT_KEEP_RUNS_DAYS", "90")
+    repository = build_location([DEFAULT], tmp_path).get_repository_def()
+    assert repository.get_schedule_def("forget_old_runs_schedule").cron_schedule == "30 3 * * 0"
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert repository.get_job("forget_old_runs").execute_in_process(instance=instance).success
 
 
 def test_a_key_prefix_moves_every_asset(tmp_path):
