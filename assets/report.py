@@ -23,7 +23,7 @@ def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
         access, asset_keys.REPORT, PAGE, deps=deps, group=asset_keys.VERDICT, kinds={"python"}
     )
     def report(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        """Write the run's report: one HTML file that needs no network, and Markdown.
+        """Write the run's report: one HTML file that needs no network.
 
         What was asked, what became of every record, the scores, the best and the worst
         records, the arms with their intervals, what it cost, and with which versions.
@@ -34,19 +34,17 @@ def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
 
 
 def _describe(stage: Stage, manifest: Manifest) -> Metadata:
-    """Show where the report is and its Markdown form."""
-    shown: Metadata = {"report": dg.MetadataValue.path(str(stage.folder / "report.html"))}
-    path = stage.folder / "report.md"
-    if path.exists():
-        shown["summary"] = dg.MetadataValue.md(path.read_text(encoding="utf-8")[:60_000])
-    return shown
+    """Show where the report is, what is in it and what it warns of."""
+    return {
+        "report": dg.MetadataValue.path(str(stage.folder / "report.html")),
+        "sections": dg.MetadataValue.text(", ".join(manifest.details["sections"])),
+        "warnings": dg.MetadataValue.text("\n".join(manifest.details["warnings"]) or "none"),
+    }
 
 
 def _track(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
     """Store the report with the run."""
-    for name in ("report.html", "report.md"):
-        if (stage.folder / name).exists():
-            run.artifact(stage.folder / name)
+    run.artifact(stage.folder / "report.html")
 
 
 PAGE = Page(describe=_describe, metrics=no_metrics, track=_track)

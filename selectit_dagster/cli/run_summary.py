@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from selectit_dagster.artefacts.accounting import Account
 from selectit_dagster.artefacts.manifest import read_manifest
+from selectit_dagster.cli.tables import table_text
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.run import RunOutcome
 from selectit_dagster.progress import duration
-
-
-def _columns(rows: list[list[str]]) -> list[str]:
-    """Return rows as text columns, the first one left, the others right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  "
-        + row[0].ljust(widths[0])
-        + "".join(f"  {c.rjust(w)}" for c, w in zip(row[1:], widths[1:], strict=True))
-        for row in rows
-    ]
+from selectit_dagster.report.sections import results
 
 
 def _records(pipeline: Pipeline) -> list[str]:
@@ -43,22 +34,20 @@ def _records(pipeline: Pipeline) -> list[str]:
         if chosen is not None:
             rows.append([f"selected by {arm}", f"{chosen.counts['selected']:,}"])
     notes = [f"  note: {note}" for note in (raw.details.get("notes") or [])] if raw else []
-    if raw is not None and raw.details.get("layout"):
-        rows.insert(0, ["layout", str(raw.details["layout"])])
-    return ["Records", *_columns(rows), *notes] if rows else []
+    layout = raw.details.get("layout") if raw is not None else None
+    title = f"Records (layout {layout})" if layout else "Records"
+    cells = [{"records": name, "number": value} for name, value in rows]
+    return [table_text(cells, title, heads=False), *notes] if rows else []
 
 
 def _arms(pipeline: Pipeline) -> list[str]:
     comparison = read_manifest(pipeline.home.comparison)
     if comparison is None:
         return []
-    path = pipeline.home.comparison / "table.md"
-    lines = ["", "Arms"]
-    if path.exists():
-        text = path.read_text(encoding="utf-8").strip()
-        lines += [f"  {line}" for line in text.splitlines()]
+    columns, rows = results(comparison.details)
+    cells = [dict(zip(columns, row, strict=True)) for row in rows]
     sentences = comparison.details.get("sentences") or []
-    return [*lines, "", *(f"  {sentence}" for sentence in sentences)]
+    return ["", table_text(cells, "Arms"), "", *(f"  {sentence}" for sentence in sentences)]
 
 
 def _warnings(pipeline: Pipeline, outcome: RunOutcome) -> list[str]:

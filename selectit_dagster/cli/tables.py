@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import click
 
 from selectit_dagster.display import one_line
 
@@ -27,21 +30,41 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size:,} B"
 
 
-def show_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> None:
-    """Print rows as a table under the names of the first row; nothing where there are none."""
+def table_text(rows: Sequence[Mapping[str, Any]], title: str = "", *, heads: bool = True) -> str:
+    """Return rows as a table under the names of the first row; nothing where there are none."""
     if not rows:
-        return
+        return ""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD)
+    # texts, never markup: a record id may hold brackets
+    table = Table(
+        title=Text(title) if title else None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_header=heads,
+    )
     for name in rows[0]:
-        right = all(isinstance(row.get(name), int | float | None) for row in rows)
+        right = all(_is_number(row.get(name)) for row in rows)
         table.add_column(Text(name), justify="right" if right else "left", overflow="fold")
     for row in rows:
-        # texts, never markup: a record id may hold brackets
         table.add_row(*(Text(shown(row.get(name))) for name in rows[0]))
-    width = None if sys.stdout.isatty() else 200
-    Console(file=sys.stdout, width=width, highlight=False).print(table)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
+    console = Console(width=width, highlight=False, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def _is_number(value: Any) -> bool:  # noqa: ANN401 - any cell
+    if isinstance(value, str):
+        return not value or value.lstrip("+-").replace(",", "").replace(".", "", 1).isdigit()
+    return value is None or isinstance(value, int | float)
+
+
+def show_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> None:
+    """Print rows as a table; nothing where there are none."""
+    if rows:
+        click.echo(table_text(rows, title))

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import re
-import unicodedata
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_home import NASTY, fill, make_pipeline
 
 from selectit_dagster.artefacts.files import write_text
-from selectit_dagster.report.blocks import (
-    Distribution,
-    Record,
-    Records,
-    Report,
+from selectit_dagster.report.explorer import write_explorer
+from selectit_dagster.report.report import (
+    ReportRequest,
     Section,
-    Table,
-    Text,
-    clipped,
-    visible,
+    render,
+    report_fingerprint,
+    table,
+    text,
+    write_report,
 )
-from selectit_dagster.report.compose import ReportRequest, report_fingerprint, write_report
-from selectit_dagster.report.render import html, markdown
+from selectit_dagster.report.sections import warnings
 
 
 class Page(HTMLParser):
@@ -47,11 +46,16 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
 
+def request_of(pipeline, **changes):
+    stages = tuple(pipeline.folders())
+    return ReportRequest(pipeline.experiment, pipeline.home, stages, **changes)
+
+
 @pytest.fixture(scope="module")
 def written(finished):
+    write_explorer(finished.explorer("selectit"), finished.home.explorer("selectit"))
     out = finished.home.folder / "report-under-test"
-    manifest = write_report(ReportRequest(finished.experiment, finished.home), out)
-    return manifest, out
+    return write_report(request_of(finished), out), out
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +68,14 @@ def test_the_page_needs_no_network(written, page):
         assert tag not in {"script", "link", "iframe", "object", "embed", "base"}
         for name in ("src", "href", "srcset", "poster", "action"):
             if value := attributes.get(name):
-                assert value.startswith(("data:image/png;base64,", "#")), (tag, value)
+                assert value.startswith(("data:image/png;base64,", "#", "../explorer/")), value
     style = (written[1] / "report.html").read_text(encoding="utf-8").split("</style>")[0]
     assert "@import" not in style
     assert "url(" not in style
 
 
 def test_every_section_is_there_and_every_link_finds_it(page):
-    anchors = [a["href"][1:] for tag, a in page.tags if tag == "a"]
+    anchors = [a["href"][1:] for tag, a in page.tags if tag == "a" and a["href"][0] == "#"]
     sections = [a["id"] for tag, a in page.tags if tag == "section"]
     assert anchors == sections
     for title in ("What was asked", "Did it help?", "What became of every record", "Scores"):
@@ -88,8 +92,8 @@ def test_every_section_is_there_and_every_link_finds_it(page):
 
 def test_text_from_records_stays_text(page):
     assert "<script>alert('x')</script>" in page.text  # as text: the parser found no such tag
-    assert "⟨U+202E⟩" in page.text
-    assert "⟨U+0007⟩" in page.text
+    assert r"\u202e" in page.text
+    assert r"\x07" in page.text
     assert "\u202e" not in page.text
 
 
@@ -102,62 +106,73 @@ def test_each_arm_has_its_sentence_and_its_interval(page):
     assert re.search(r"selectit sums 2 [\d.]+ [\d.]+ to [\d.]+", page.text)
 
 
-def test_the_best_record_comes_with_every_distribution(page):
-    best = next(i for i, (tag, a) in enumerate(page.tags) if a.get("class") == "record")
-    labels = [a["aria-label"] for tag, a in page.tags[best:] if a.get("role") == "img"][:6]
-    assert labels[0] == "prompt 1: rating 1 0 %, rating 2 0 %, rating 3 0 %, rating 4 0 %, " + (
-        "rating 5 100 %"
-    )
-    assert [label.split(":")[0] for label in labels] == ["prompt 1", "prompt 2", "prompt 3"] * 2
-    assert sum(a.get("class") == "record" for tag, a in page.tags) == 20
+def test_the_answer_comes_before_the_settings(page):
+    sections = [a["id"] for tag, a in page.tags if tag == "section"]
+    assert sections[:3] == ["did-it-help", "the-selected-subsets", "what-was-asked"]
 
 
-def test_warnings_come_first(written, page):
-    text = page.text
-    assert text.index("the rating tokens had little probability: <b>look</b>") < text.index(
-        "What was asked dataset" if "What was asked dataset" in text else "setting value"
+def test_each_record_that_is_named_is_one_click_from_its_reasons(page, finished):
+    links = [a["href"] for tag, a in page.tags if tag == "a" and a["href"][0] != "#"]
+    assert "../explorer/selectit/explorer.html" in links
+    assert sum("explorer.html#" in link for link in links) == 20
+    best = next(link for link in links if "#" in link)
+    assert best == "../explorer/selectit/explorer.html#nasty"
+    assert (finished.home.report / best.split("#")[0]).resolve().exists()
+
+
+def test_wide_tables_say_that_they_scroll_and_pictures_have_a_dark_form(written):
+    page = (written[1] / "report.html").read_text(encoding="utf-8")
+    assert page.count('<p class="hint wide">') == page.count('<table class="wide">') > 3
+    assert re.search(r"prefers-color-scheme: dark\) \{ img \{ filter: invert", page)
+
+
+def test_warnings_stand_under_the_answer(written, page):
+    told = "the rating tokens had little probability: <b>look</b>"
+    assert (
+        page.text.index("Did it help?") < page.text.index(told) < page.text.index("setting value")
     )
-    assert "the selected set is no more stable than chance" in text  # made-up scores
-    assert "records that did not fit and were not trained on: selectit_seed-1 1" in text
-    assert written[0].counts["warnings"] == 3
+    assert "the selected set is no more stable than chance" in page.text  # made-up scores
+    assert "records that did not fit and were not trained on: selectit_seed-1 1" in page.text
+    assert written[0].counts["warnings"] == len(written[0].details["warnings"]) >= 3
 
 
 def test_failed_tracking_calls_are_told(finished):
-    from selectit_dagster.progress import Silent
-    from selectit_dagster.report.compose import compose
-
     note = finished.home.mlflow / "tracking-failures.jsonl"
     write_text(note, '{"at": "", "what": "x", "error": "y"}\n' * 3)
     try:
-        report = compose(finished, finished.home.folder / "scratch", Silent())
+        assert any("3 MLflow calls failed" in line for line in warnings(request_of(finished)))
     finally:
         note.unlink()
-    assert any("3 MLflow calls failed" in warning for warning in report.warnings)
 
 
-def test_markdown_says_the_same_without_pictures(written, page):
-    text = (written[1] / "report.md").read_text(encoding="utf-8")
-    assert "Read 60 = kept 58 + rejected 1 + duplicate 1 + contaminated 0." in text
-    assert "<script>" not in text.replace(r"\<script\>", "")
-    headings = [line[3:] for line in text.splitlines() if line.startswith("## ")]
-    assert [h for h in headings if h != "Read this first"] == written[0].details["sections"]
-    tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert all(line.endswith("|") for line in tables)
+def test_people_and_rater_are_compared_where_there_are_marks(finished, tmp_path):
+    marks = {"nasty": "keep", "r001": "keep", "r002": "drop", "r003": "drop", "r004": "unsure"}
+    review = tmp_path / "review.jsonl"
+    lines = [json.dumps({"record_id": name, "mark": mark}) for name, mark in marks.items()]
+    review.write_text("\n".join(lines))
+    selection = finished.experiment.selection.model_copy(update={"review": str(review)})
+    experiment = finished.experiment.model_copy(update={"selection": selection})
+    request = replace(request_of(finished), experiment=experiment)
+    write_report(request, tmp_path / "out")
+    page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert "People marked 2 ranked records keep and 2 drop (1 unsure)" in page.text
+    assert re.search(r"AUC: a kept record has the higher score [\d.]+ [\d.]+ [\d.]+", page.text)
+    assert "people-and-rater" in [a.get("id") for _, a in page.tags]
 
 
 def test_nothing_is_written_twice_and_a_change_is_noticed(finished, written):
-    request = ReportRequest(finished.experiment, finished.home)
+    request = request_of(finished)
     before = (written[1] / "report.html").stat().st_mtime_ns
     again = write_report(request, written[1])
     assert again == written[0]
     assert (written[1] / "report.html").stat().st_mtime_ns == before
     other = finished.experiment.model_copy(update={"description": "other"})
-    assert report_fingerprint(ReportRequest(other, finished.home)) != report_fingerprint(request)
+    assert report_fingerprint(replace(request, experiment=other)) != report_fingerprint(request)
 
 
 def test_a_selection_without_tuning_says_so_in_one_line(tmp_path):
     pipeline = fill(make_pipeline(tmp_path, tuning=False), upto="selected_dataset")
-    write_report(ReportRequest(pipeline.experiment, pipeline.home), pipeline.home.report)
+    write_report(request_of(pipeline), pipeline.home.report)
     page = Page((pipeline.home.report / "report.html").read_text(encoding="utf-8"))
     assert "Did it help? This experiment stops at the selection: no tuning." in page.text
     assert "a seeded random draw" in page.text
@@ -165,39 +180,26 @@ def test_a_selection_without_tuning_says_so_in_one_line(tmp_path):
 
 def test_an_empty_home_gives_a_report_that_names_what_is_missing(tmp_path):
     pipeline = make_pipeline(tmp_path, tuning=True)
-    manifest = write_report(ReportRequest(pipeline.experiment, pipeline.home), pipeline.home.report)
+    manifest = write_report(request_of(pipeline), pipeline.home.report)
     text = Page((pipeline.home.report / "report.html").read_text(encoding="utf-8")).text
     for asset in ("raw_dataset", "ranking", "selected_dataset", "arm_comparison"):
         assert f"Not there yet: materialise {asset}." in text
-    assert manifest.counts["records"] == 0
+    assert manifest.counts["pictures"] == 0
 
 
-def _report(text: str) -> Report:
-    entry = Distribution("m", 1, [0.5, 0.5], 1, 0.1)
-    record = Record("id" + text, 1, 0.5, {"m": 0.5}, text, text, text, [entry])
-    blocks = [Text(text), Table([text, "n"], [[text, 1]]), Records(text, [record])]
-    return Report(text, text, text, [Section("Section", blocks)], [text])
+def _page(finished, words: str) -> Page:
+    blocks = [text(words), table([words, "n"], [[words, 1], [(words, "#x"), 2]], words)]
+    experiment = finished.experiment.model_copy(update={"name": words, "description": words})
+    request = replace(request_of(finished), experiment=experiment)
+    return Page(render(request, [Section("Section", blocks)], [words]))
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.text(st.characters(exclude_categories=[]), min_size=1, max_size=60) | st.just(NASTY))
-def test_no_text_of_a_record_can_become_markup(text):
-    plain, hostile = Page(html(_report("plain"))), Page(html(_report(text)))
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    words=st.text(st.characters(exclude_categories=[]), min_size=1, max_size=60) | st.just(NASTY)
+)
+def test_no_text_of_a_record_can_become_markup(finished, words):
+    plain, hostile = _page(finished, "plain"), _page(finished, words)
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in plain.tags]
-    lines = markdown(_report(text)).splitlines()
-    assert not [line for line in lines if re.search(r"(?<!\\)<[A-Za-z/!]", line)]
-
-
-@example("\u1680 \u3000")  # spaces of other scripts, which Python takes for unprintable
-@example("a\u202eb\x00c\u2028d\ud800")
-@given(st.text(st.characters(exclude_categories=[]), max_size=50))
-def test_visible_text_holds_no_hidden_character(text):
-    shown = visible(text, keep_lines=False)
-    kept = [c for c in shown if not c.isprintable() and unicodedata.category(c) != "Zs"]
-    # joiners make emoji and letters of several scripts
-    assert not set(kept) - {"\u200c", "\u200d"}
-
-
-def test_long_text_says_how_much_is_left_out():
-    assert clipped("x" * 12, 10) == "x" * 10 + "… (2 more characters)"
-    assert clipped("x" * 10, 10) == "x" * 10

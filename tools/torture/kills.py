@@ -201,7 +201,7 @@ def preload() -> None:
     import selectit_dagster.evaluation.evaluate
     import selectit_dagster.orchestration.in_process
     import selectit_dagster.orchestration.instance
-    import selectit_dagster.report.compose
+    import selectit_dagster.report.sections
     import selectit_dagster.tuning.resumable
     import selectit_dagster.tuning.training  # noqa: F401
 

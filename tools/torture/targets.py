@@ -137,14 +137,13 @@ def parquet(data: bytes) -> None:
 
 def texts(data: bytes) -> None:
     """Normalise, flag and show texts; read answers from outputs."""
-    from selectit_dagster.report.blocks import visible
-    from selectit_dagster.report.render import escape_markdown
+    from selectit_dagster.display import visible
     from selectit_dagster.selection.dataset_card import line
 
     text = data.decode("utf-8", "replace")
     normal = normal_record(text, text[::2], text)
     flag_batch([normal], [text])
-    for function in (normal_form, words, one_line, visible, escape_markdown, line):
+    for function in (normal_form, words, one_line, visible, line):
         function(text)
     for protocol in ("paper", "strict"):
         answer_extraction.gsm8k_score(answer_extraction.gsm8k_answer(text, protocol), "5", protocol)

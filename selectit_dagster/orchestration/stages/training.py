@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from selectit_dagster.experiment import TuningSection
@@ -139,14 +140,62 @@ class TrainingStages(StageFactory):
 
     def report(self) -> Stage:
         """Build the stage that writes the report."""
-        from selectit_dagster.report import compose as engine
-        from selectit_dagster.report import provenance
+        from selectit_dagster.report import report as engine
 
-        request = engine.ReportRequest(self.experiment, self.home)
+        def request() -> engine.ReportRequest:
+            return engine.ReportRequest(
+                self.experiment,
+                self.home,
+                stages=tuple(self.folders()),
+                production_arm=self.production_arm,
+                planned=tuple(self._planned()),
+            )
+
         return self._stage(
             "report",
             self.home.report,
-            StageSpec(engine.write_report, engine.report_fingerprint, lambda: request),
+            StageSpec(engine.write_report, engine.report_fingerprint, request),
             unit="sections",
-            inputs=[folder for _, folder in provenance.stages(self)],
+            inputs=[folder for _, folder in self.folders()],
         )
+
+    def folders(self) -> list[tuple[str, Path]]:
+        """Return the title and the folder of every stage but the report, in order."""
+        home, units = self.home, self.units.values()
+        found = [("raw_dataset", home.raw), ("curated_dataset", home.curated)]
+        models = (model.name for model in self.experiment.scoring_models)
+        found += [(f"uncertainty_scores/{name}", home.scores(name)) for name in models]
+        found += [("ranking", home.ranking), ("sensitivity", home.sensitivity)]
+        found += [(f"{self.selected_asset} [{arm}]", home.selected(arm)) for arm in self.arms]
+        if self.experiment.tuning is not None:
+            found += [(f"lora_checkpoints [{u.key}]", self._checkpoint_folder(u)) for u in units]
+            found.append(("untuned_evaluation", self._evaluation_folder(None)))
+            found += [
+                (f"benchmark_evaluations [{u.key}]", self._evaluation_folder(u)) for u in units
+            ]
+            found.append(("arm_comparison", home.comparison))
+        return found
+
+    def _planned(self) -> Iterator[dict[str, str | int | float | None]]:
+        """Yield what was planned before the run beside what its stages took."""
+        from selectit_dagster.orchestration.run_plan import actual_seconds, kept_plan
+        from selectit_dagster.progress import duration
+
+        if (made := kept_plan(self.home)) is None:
+            return
+        took = actual_seconds(self)  # type: ignore[arg-type]
+        for row in made.rows:
+            real = took.get(row.stage, 0.0)
+            yield {
+                "stage": row.stage,
+                "planned": duration(row.seconds),
+                "took": duration(real),
+                **(
+                    {
+                        f"planned {made.currency}": f"{made.money(row.seconds):,.2f}",
+                        f"took {made.currency}": f"{made.money(real):,.2f}",
+                    }
+                    if made.per_hour
+                    else {}
+                ),
+            }
