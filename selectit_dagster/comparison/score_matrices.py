@@ -90,6 +90,8 @@ def unlike_the_paper(name: str, facts: dict[str, Any]) -> tuple[str, ...]:
     remarks = []
     if facts.get("protocol", "paper") != "paper":
         remarks.append(f"{name}: {facts['protocol']} protocol")
+    if facts.get("form") == "chat":
+        remarks.append(f"{name}: asked in the model's chat template")
     if facts.get("worked_examples") == OWN_SHOTS:
         remarks.append(f"{name}: worked examples written for this project")
     if facts.get("task") == "tydiqa":

@@ -115,6 +115,8 @@ def _benchmark_identity(benchmark: Benchmark) -> dict[str, Any]:
     from selectit_dagster.evaluation.tasks import make_task
 
     settings = benchmark.model_dump(mode="json", exclude=_IDLE_SETTINGS)
+    if benchmark.form == "completion":  # as it was before there was a choice
+        settings = {k: v for k, v in settings.items() if k not in {"form", "enable_thinking"}}
     task = make_task(benchmark)
     identity = {"settings": settings, "data": task.data_identity()}
     # where the first revision's results were right they stay valid

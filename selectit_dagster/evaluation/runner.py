@@ -75,7 +75,7 @@ def run_task(task: Task, engine: Engine, journal: Journal, *, seed: int, report:
             f"{engine.context} tokens",
             hint="use a model with a longer context, or fewer shots and max_new_tokens",
         )
-    if task.labels:
+    if task.chooses:
         outputs, facts = _choose(task, asked, engine, journal, report)
     else:
         outputs, facts = _generate(task, asked, engine, journal, seed, report)
@@ -91,6 +91,8 @@ def run_task(task: Task, engine: Engine, journal: Journal, *, seed: int, report:
     rows.sort(key=lambda row: order[row["question_id"]])
     fewer = sum(a.shots < task.shots for a in asked)
     facts |= {"shots": task.shots, "questions_with_fewer_shots": fewer, **task.facts()}
+    if task.chats:
+        facts |= {"form": "chat", "enable_thinking": task.benchmark.enable_thinking}
     if unjudged := [row["question_id"] for row in rows if row["status"] == "not_judged"]:
         facts["not_judged"] = unjudged
     pairs = [(a.question, s) for a, s in zip(asked, scored, strict=True)]
@@ -130,12 +132,12 @@ def fit_prompts(
     The questions that fit, and those that do not fit even without examples.
     """
     limit = task.longest_prompt(engine)
-    special = not (task.instructs and task.template.name == "chat")
+    special = not task.templated
     asked: list[Asked] = []
     too_long: list[Question] = []
     for question in questions:
         for shots in range(task.shots, -1, -1):
-            prompt = task.prompt(question, shots, engine)
+            prompt = task.written(question, shots, engine)
             ids = engine.encode(prompt.text, special=special)
             if len(ids) <= limit:
                 share = f"{prompt.share}\x00{shots}"
@@ -150,7 +152,7 @@ def _generate(
     task: Task, asked: Sequence[Asked], engine: Engine, journal: Journal, seed: int, report: Report
 ) -> tuple[list[list[str]], dict[str, Any]]:
     """Return the texts of each question's samples, and counts of why they ended."""
-    decoding = task.decoding()
+    decoding = task.decoded()
     rows = [
         Row(f"{a.question.question_id}\x00{sample}", a.ids, _share(a, decoding))
         for a in asked

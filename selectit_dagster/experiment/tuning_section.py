@@ -64,13 +64,19 @@ class Benchmark(Section):
     """One held-out benchmark."""
 
     name: Name = Field(description="name in tables and files")
-    task: Literal[
-        "exact-match", "mmlu", "bbh", "gsm8k", "tydiqa", "humaneval", "alpaca-eval", "lm-eval"
-    ] = Field(description="the kind of task")
+    task: Line = Field(description="the kind of task; a name of the registry of benchmarks")
     path: Line | None = Field(
         None, description="local folder or file in the published layout; default: the hub"
     )
     protocol: Literal["paper", "strict"] = Field("paper", description="scoring rules")
+    form: Literal["completion", "chat"] = Field(
+        "completion",
+        description="chat: the question is a message in the model's chat template, and the "
+        "answer is read from its reply; the published protocols are completion",
+    )
+    enable_thinking: bool | None = Field(
+        None, description="form: chat; what the template of a thinking model is told"
+    )
     limit: int | None = Field(None, ge=1, description="number of questions; default: protocol's")
     shots: int | None = Field(None, ge=0, description="worked examples; default: the protocol's")
     shots_path: Line | None = Field(
@@ -88,6 +94,20 @@ class Benchmark(Section):
     allow_unsandboxed_code: bool = Field(
         False, description="task: humaneval; run generated programs without a sandbox"
     )
+
+    @model_validator(mode="after")
+    def _known_task_and_form(self) -> Benchmark:
+        from selectit_dagster.evaluation.tasks.task import tasks
+
+        if self.task not in (known := tasks()):
+            raise ValueError(
+                f"found task {self.task!r}, expected: one of {', '.join(sorted(known))}"
+            )
+        if self.form == "chat" and not known[self.task].may_chat:
+            raise ValueError(f"task {self.task} has no chat form")
+        if self.enable_thinking is not None and self.form != "chat":
+            raise ValueError("enable_thinking needs form: chat")
+        return self
 
 
 class ComparisonSection(Section):

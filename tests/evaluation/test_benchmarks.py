@@ -8,14 +8,21 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation import question_files
 from selectit_dagster.evaluation.answer_journal import Journal
+from selectit_dagster.evaluation.evaluate import (
+    EvaluationRequest,
+    evaluate,
+    evaluation_fingerprint,
+)
 from selectit_dagster.evaluation.pairwise_judge import LocalJudge, Pair, ServerJudge, render
 from selectit_dagster.evaluation.runner import fit_prompts
 from selectit_dagster.evaluation.tasks import make_task
+from selectit_dagster.evaluation.tasks.task import Question
 from selectit_dagster.experiment import Benchmark, ServedModel
 from tests.inference_server import FakeServer
 
@@ -468,6 +475,79 @@ def test_a_reference_that_its_own_scorer_refuses_is_named(gsm8k_folder):
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:-1], json.dumps({"question": "?", "answer": "#### many"})]))
     assert task_of("gsm8k", gsm8k_folder, protocol="strict").validate() == ["test/2"]
+
+
+@pytest.mark.parametrize("name", ["mmlu", "bbh", "gsm8k", "humaneval"])
+def test_the_reference_answer_in_a_chat_models_reply_scores_1(name, request):
+    path = request.getfixturevalue(SMALL[name])
+    assert task_of(name, path, protocol="strict", form="chat").validate() == []
+
+
+def test_a_reply_in_prose_and_fences_becomes_a_program_that_keeps_helpers(humaneval_file):
+    task = task_of("humaneval", humaneval_file, protocol="strict", form="chat")
+    parts = {
+        "prompt": "import math\n\n\ndef half(x):\n    return x / 2\n\n\ndef area(r):\n    pass\n",
+        "test": "def check(f):\n    assert f(2) == 2\n",
+        "entry_point": "area",
+    }
+    question = Question("q", "", "", "1", parts)
+    replies = [
+        "<think>```python\nwrong\n```</think>Sure:\n```python\n"
+        "def area(r):\n    return half(2 * r)\n```",
+        "```\ndef area(r):\n    return two()\n\ndef two():\n    return 2\n```\nDone.",
+        "def area(r):\n    return r",
+    ]
+    scored = task.score([question] * 3, [[reply] for reply in replies])
+    assert [one.score for one in scored] == [1.0, 1.0, 1.0]
+    assert task.reply("<think>it never ends") == ""
+
+
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [("The answer is (B).", "B"), ("B", "B"), ("**C.** because", "C"), ("A cat sat", "")],
+)
+def test_a_letter_is_read_from_a_reply(mmlu_folder, reply, letter):
+    task = task_of("mmlu", mmlu_folder, form="chat")
+    assert task.answer(task.reply(reply), task.questions()[0]) == letter
+
+
+def test_the_chat_form_uses_the_models_template_and_is_recorded(
+    gsm8k_folder, tiny_reference, tmp_path, monkeypatch
+):
+    from selectit_dagster.inference import model_loading
+
+    template = (
+        "{% for m in messages %}<u>{{ m['content'] }}</u>{% endfor %}<a>"
+        "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    )
+    load = model_loading.load_model
+
+    def with_template(reference):
+        loaded = load(reference)
+        loaded.tokenizer.chat_template = template
+        return loaded
+
+    monkeypatch.setattr(model_loading, "load_model", with_template)
+    settings = {"name": "g", "task": "gsm8k", "path": str(gsm8k_folder), "shots": 0}
+    chat = Benchmark(**settings, form="chat", enable_thinking=False, max_new_tokens=4)
+    manifest = evaluate(
+        EvaluationRequest(tiny_reference, None, (chat,), "alpaca", None, 1), tmp_path / "out"
+    )
+    row = pq.read_table(tmp_path / "out" / "g.parquet").to_pylist()[0]
+    assert row["prompt"].startswith("<u>Answer the following question.")
+    assert row["prompt"].endswith("</u><a><think></think>")
+    facts = manifest.details["benchmarks"]["g"]
+    assert (facts["form"], facts["enable_thinking"], facts["stop"]) == ("chat", False, [])
+    settings = {"benchmarks": (Benchmark(**settings, max_new_tokens=4),)}
+    plain = EvaluationRequest(tiny_reference, None, settings["benchmarks"], "alpaca", None, 1)
+    stored = evaluation_fingerprint(plain)["benchmarks"]["g"]["settings"]
+    assert "form" not in stored
+
+
+def test_thinking_gets_room(gsm8k_folder):
+    for thinks, room in ((True, 8192), (None, 1024)):
+        task = task_of("gsm8k", gsm8k_folder, form="chat", enable_thinking=thinks)
+        assert (task.decoded().max_new_tokens, task.decoded().stop) == (room, ())
 
 
 @pytest.mark.parametrize("protocol", ["paper", "strict"])

@@ -30,6 +30,7 @@ from selectit_dagster.evaluation.tasks.task import (
     Scored,
     Task,
     kept_nowhere,
+    register,
 )
 from selectit_dagster.inference.generation import Decoding
 from selectit_dagster.tuning.templates import render_prompt
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from selectit_dagster.inference.engine import Engine
 
 
+@register("alpaca-eval")
 class AlpacaEvalTask(Task):
     """Open instructions, judged pairwise or not at all."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation import answer_extraction, question_files
-from selectit_dagster.evaluation.tasks.task import Prompt, Question, Task
+from selectit_dagster.evaluation.tasks.task import Prompt, Question, Task, register
 from selectit_dagster.inference.generation import Decoding
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _RULE = re.compile(r"\A[^\n]*\n-{3,}\n")
 
 
+@register("bbh")
 class BbhTask(Task):
     """Few-shot chain of thought, exact match, mean over tasks."""
 
@@ -31,6 +32,7 @@ class BbhTask(Task):
     default_shots = 3
     per_group = 40
     reads_strictly = True
+    may_chat = True
     hub = question_files.HubData("lukaemon/bbh")
     hub_prompts = question_files.HubData("Joschka/big_bench_hard", "few_shot_prompts")
     _heads: dict[str, list[str]] | None = None
@@ -108,6 +110,11 @@ class BbhTask(Task):
         known = self.worked_examples()[question.group]
         text = "\n\nQ: ".join([*known[: shots + 1], question.text])
         return Prompt(f"{text}\nA:", question.group)
+
+    def message(self, question: Question, shots: int, engine: Engine) -> str:
+        """Return the prompt and what the answer is to end with."""
+        text = self.prompt(question, shots, engine).text.removesuffix("A:").rstrip()
+        return f'{text}\n\nThink step by step and end with "So the answer is" and the answer.'
 
     def decoding(self) -> Decoding:
         """Return greedy decoding up to a blank line."""

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.artefacts.files import sha256_json
 from selectit_dagster.evaluation import question_files
-from selectit_dagster.evaluation.tasks.task import Prompt, Question, Task
+from selectit_dagster.evaluation.tasks.task import Prompt, Question, Task, register
 from selectit_dagster.tuning.templates import render_prompt
 
 if TYPE_CHECKING:
     from selectit_dagster.inference.engine import Engine
 
 
+@register("exact-match")
 class ExactMatchTask(Task):
     """Exact match of the whole answer, blanks around it ignored."""
 

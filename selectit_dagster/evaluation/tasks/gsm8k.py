@@ -21,7 +21,7 @@ from selectit_dagster.artefacts.files import sha256_json
 from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation import answer_extraction, question_files
 from selectit_dagster.evaluation.tasks.gsm8k_shots import SHOTS
-from selectit_dagster.evaluation.tasks.task import Prompt, Question, Task
+from selectit_dagster.evaluation.tasks.task import Prompt, Question, Task, register
 from selectit_dagster.inference.generation import Decoding
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _HARNESS = "lm-eval"
 
 
+@register("gsm8k")
 class Gsm8kTask(Task):
     """Eight-shot chain of thought, exact match."""
 
@@ -38,6 +39,7 @@ class Gsm8kTask(Task):
     default_shots = 8
     per_group = 200
     reads_strictly = True
+    may_chat = True
     hub = question_files.HubData("openai/gsm8k", "main")
     _shots: list[str] | None = None
 
@@ -98,6 +100,11 @@ class Gsm8kTask(Task):
         head = f"Answer the following question{'s' if shots else ''}."
         parts = [head, *self.worked_examples()[:shots]]
         return Prompt("\n\n".join([*parts, f"Question: {question.text}\nAnswer:"]), "")
+
+    def message(self, question: Question, shots: int, engine: Engine) -> str:
+        """Return the prompt and what the answer is to end with."""
+        text = self.prompt(question, shots, engine).text.removesuffix("Answer:").rstrip()
+        return f'{text}\n\nReason step by step and end with "The answer is" and the number.'
 
     def decoding(self) -> Decoding:
         """Return greedy decoding up to the end of the line."""

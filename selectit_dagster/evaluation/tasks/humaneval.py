@@ -9,6 +9,7 @@ accepts that.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from selectit_dagster.evaluation.tasks.task import (
     Scored,
     Task,
     kept_nowhere,
+    register,
 )
 from selectit_dagster.inference.generation import Decoding
 
@@ -28,14 +30,17 @@ if TYPE_CHECKING:
     from selectit_dagster.inference.engine import Engine
 
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+_FENCE = re.compile(r"```[ \t]*[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _AT_A_TIME = 100
 _FIELDS = ("prompt", "canonical_solution", "test", "entry_point")
 
 
+@register("humaneval")
 class HumanEvalTask(Task):
     """Sampled completions, run against their tests."""
 
     metric = "pass-at-k"
+    may_chat = True
     hub = question_files.HubData("openai/openai_humaneval")
     _layers: sandbox.Verdict | None = None
 
@@ -70,9 +75,20 @@ class HumanEvalTask(Task):
         """Return the function's head and docstring."""
         return Prompt(question.payload["prompt"], question.question_id)
 
+    def message(self, question: Question, shots: int, engine: Engine) -> str:
+        """Ask for the whole function in a fence."""
+        return (
+            "Complete this Python function. Answer with the whole function, its imports and "
+            f"helpers in one code block.\n\n```python\n{question.payload['prompt']}```"
+        )
+
     def gold(self, question: Question) -> str:
-        """Return the published solution."""
-        return str(question.payload["canonical_solution"])
+        """Return the published solution, as a chat model writes the whole function."""
+        solution = str(question.payload["canonical_solution"])
+        if self.chats:
+            whole = question.payload["prompt"] + solution
+            return f"Here it is:\n\n```python\n{whole}```\nIt follows the docstring."
+        return solution
 
     def decoding(self) -> Decoding:
         """Return the protocol's decoding."""
@@ -91,7 +107,7 @@ class HumanEvalTask(Task):
         from selectit_dagster.evaluation.metrics import score_all
 
         programs = [
-            program(question, text)
+            program(question, self.reply(text), chats=self.chats)
             for question, texts in zip(questions, outputs, strict=True)
             for text in texts
         ]
@@ -130,10 +146,21 @@ class HumanEvalTask(Task):
         }
 
 
-def program(question: Question, completion: str) -> str:
-    """Return the program that passes when the completion passes the problem's tests."""
+def program(question: Question, completion: str, *, chats: bool = False) -> str:
+    """Return the program that passes when the completion passes the problem's tests.
+
+    A chat model's reply is prose around fences. Where they hold the function itself, it stands
+    behind the prompt's imports and helpers, which it may repeat; else they are its body.
+    """
     parts = question.payload
-    return f"{parts['prompt']}{completion}\n{parts['test']}\ncheck({parts['entry_point']})\n"
+    head, function = parts["prompt"], f"def {parts['entry_point']}("
+    if chats:
+        fences = _FENCE.findall(completion) or [completion]
+        last = max((i for i, code in enumerate(fences) if function in code), default=-1)
+        completion = fences[last] if last >= 0 else fences[0]
+        if last >= 0 and function in head:
+            head = head[: head.rindex(function)]
+    return f"{head}{completion}\n{parts['test']}\ncheck({parts['entry_point']})\n"
 
 
 def _count(reasons: Any) -> dict[str, int]:  # noqa: ANN401 - an iterable of texts

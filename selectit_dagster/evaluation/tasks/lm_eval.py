@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation import question_files
-from selectit_dagster.evaluation.tasks.task import Prompt, Question, Task
+from selectit_dagster.evaluation.tasks.task import Prompt, Question, Task, register
 
 if TYPE_CHECKING:
     from selectit_dagster.evaluation.answer_journal import Journal
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _TASK_FILES = (".yaml", ".yml", ".py", ".json", ".jsonl", ".txt", ".csv")
 
 
+@register("lm-eval")
 class LmEvalTask(Task):
     """A task of the harness."""
 

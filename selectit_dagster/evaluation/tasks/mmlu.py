@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from selectit_dagster.display import one_line
 from selectit_dagster.errors import UserError
-from selectit_dagster.evaluation import question_files
-from selectit_dagster.evaluation.tasks.task import Prompt, Question, Task
+from selectit_dagster.evaluation import answer_extraction, question_files
+from selectit_dagster.evaluation.tasks.task import Prompt, Question, Task, register
 
 if TYPE_CHECKING:
     from selectit_dagster.inference.engine import Engine
@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 _PAPER_LONGEST = 2048
 
 
+@register("mmlu")
 class MmluTask(Task):
     """Five-shot multiple choice."""
 
     metric = "accuracy"
     labels = ("A", "B", "C", "D")
     default_shots = 5
+    may_chat = True
     hub = question_files.HubData("cais/mmlu", "all")
     _shots: dict[str, list[Question]] | None = None
 
@@ -109,11 +111,22 @@ class MmluTask(Task):
         longest = super().longest_prompt(engine)
         return min(longest, _PAPER_LONGEST) if self.protocol == "paper" else longest
 
+    def message(self, question: Question, shots: int, engine: Engine) -> str:
+        """Return the prompt and what the answer is to look like."""
+        text = self.prompt(question, shots, engine).text.removesuffix("Answer:").rstrip()
+        return f"{text}\n\nAnswer with the letter of the right option."
+
     def gold(self, question: Question) -> str:
-        """Return all probability on the right letter."""
+        """Return all probability on the right letter, or a chat model's sentence."""
+        if self.chats:
+            return f"The answer is ({question.reference})."
         return json.dumps({label: float(label == question.reference) for label in self.labels})
 
     def answer(self, output: str, question: Question) -> str:
-        """Return the most likely letter of an output ``{"A": probability, ...}``."""
+        """Return the most likely letter of ``{"A": probability, ...}``, or the one replied."""
+        if self.chats:
+            stated = answer_extraction.bbh_answer(output, "strict")
+            letters = map(answer_extraction.option_letter, (stated, output))
+            return next((letter for letter in letters if letter in self.labels), "")
         shares: dict[str, float] = json.loads(output)
         return max(shares, key=lambda label: (shares[label], -self.labels.index(label)))

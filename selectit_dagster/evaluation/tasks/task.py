@@ -1,19 +1,25 @@
 """What a benchmark is: questions, prompts, how to decode, how to score.
 
-Each benchmark is one small class in a file of its own; the class says what is particular to
-it, and everything else (sampling, fitting into the context, batching, storing, resuming,
-intervals) is done once, elsewhere.
+Each benchmark is one small class in a file of its own, which enters itself into the registry
+with :func:`register`; the class says what is particular to it, and everything else (sampling,
+fitting into the context, batching, storing, resuming, intervals) is done once, elsewhere. Other
+packages add benchmarks through the entry point group ``selectit_dagster.benchmarks``.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
+import pkgutil
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from selectit_dagster.errors import UserError
+from selectit_dagster.errors import UserError, first_line
 from selectit_dagster.evaluation import question_files
 from selectit_dagster.inference.generation import Decoding
 
@@ -24,6 +30,10 @@ if TYPE_CHECKING:
     from selectit_dagster.inference.engine import Engine
 
 
+ENTRY_POINTS = "selectit_dagster.benchmarks"
+# room for an answer in prose, and for one that is thought out first
+_CHAT_TOKENS, _THINKING_TOKENS = 1024, 8192
+_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 Keep = Callable[[str, Callable[[], Any]], Any]
 
 
@@ -101,6 +111,7 @@ class Task(ABC):
     hub: ClassVar[question_files.HubData | None] = None
     instructs: ClassVar[bool] = False
     reads_strictly: ClassVar[bool] = False
+    may_chat: ClassVar[bool] = False
 
     def __init__(self, benchmark: Benchmark, template: Template | None = None) -> None:
         self.benchmark = benchmark
@@ -129,7 +140,7 @@ class Task(ABC):
         A benchmark whose score comes from a judge has nothing to validate without one.
         """
         questions = self.all_questions()
-        samples = 1 if self.labels else self.decoding().samples
+        samples = 1 if self.chooses else self.decoded().samples
         scored = self.score(questions, [[self.gold(q)] * samples for q in questions])
         return [
             question.question_id
@@ -166,6 +177,21 @@ class Task(ABC):
         if self._commit is None:
             self._commit = question_files.hub_commit(self.hub_data)
         return self._commit
+
+    @property
+    def chats(self) -> bool:
+        """Whether the question is put as a message in the model's own chat template."""
+        return self.benchmark.form == "chat"
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the likelihoods of the labels decide, rather than a generated answer."""
+        return bool(self.labels) and not self.chats
+
+    @property
+    def templated(self) -> bool:
+        """Whether a chat template wrote the prompt, special tokens and all."""
+        return self.chats or (self.instructs and self.template.name == "chat")
 
     def most_shots(self) -> int:
         """Return how many worked examples there are for every question; 0: it takes none."""
@@ -221,18 +247,57 @@ class Task(ABC):
     def prompt(self, question: Question, shots: int, engine: Engine) -> Prompt:
         """Return the prompt with ``shots`` worked examples."""
 
+    def message(self, question: Question, shots: int, engine: Engine) -> str:
+        """Return what a chat model is asked; the prompt of the completion form."""
+        return self.prompt(question, shots, engine).text
+
+    def written(self, question: Question, shots: int, engine: Engine) -> Prompt:
+        """Return the prompt in the form that the experiment asks for."""
+        if not self.chats:
+            return self.prompt(question, shots, engine)
+        tokenizer, thinks = engine.tokenizer, self.benchmark.enable_thinking
+        if not tokenizer.chat_template:
+            raise UserError(
+                f"benchmark {self.benchmark.name}: form is chat, and the tokenizer of "
+                f"{tokenizer.name_or_path} has no chat template",
+                hint="leave form out for the completion form of base models",
+            )
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": self.message(question, shots, engine)}],
+            tokenize=False,
+            add_generation_prompt=True,
+            **({} if thinks is None else {"enable_thinking": thinks}),
+        )
+        return Prompt(str(text), question.group)
+
     def decoding(self) -> Decoding:
         """Return how answers are generated; not asked of multiple choice."""
         return Decoding(self.benchmark.max_new_tokens or 32)
+
+    def decoded(self) -> Decoding:
+        """Return :meth:`decoding`, in the chat form with more room and only the model's own end."""
+        decoding = self.decoding()
+        if not self.chats:
+            return decoding
+        room = _THINKING_TOKENS if self.benchmark.enable_thinking else _CHAT_TOKENS
+        longest = self.benchmark.max_new_tokens or max(room, decoding.max_new_tokens)
+        return replace(decoding, stop=(), max_new_tokens=longest)
+
+    def reply(self, output: str) -> str:
+        """Return an output without what a chat model thought; "" when it never came to an end."""
+        if not self.chats:
+            return output
+        text = _THOUGHT.sub("", output).rsplit("</think>", 1)[-1]
+        return text.split("<think>", 1)[0].strip()
 
     def longest_prompt(self, engine: Engine) -> int:
         """Return the longest prompt in tokens; above it worked examples are left out.
 
         A quarter of a small context, and otherwise the longest answer, is kept free.
         """
-        if self.labels:
+        if self.chooses:
             return engine.context - 2
-        return engine.context - min(self.decoding().max_new_tokens, engine.context // 4)
+        return engine.context - min(self.decoded().max_new_tokens, engine.context // 4)
 
     def answer(self, output: str, question: Question) -> str:
         """Read the answer from one output."""
@@ -256,7 +321,7 @@ class Task(ABC):
         from selectit_dagster.evaluation.metrics import score_all
 
         answers = [
-            self.answer(texts[0], question)
+            self.answer(self.reply(texts[0]), question)
             for question, texts in zip(questions, outputs, strict=True)
         ]
         references = [question.reference for question in questions]
@@ -284,3 +349,46 @@ class Task(ABC):
     def extra_files(self, rows: Sequence[tuple[Question, Scored]], out: Path) -> list[str]:
         """Write further files of this benchmark into ``out`` and return their names."""
         return []
+
+
+_TASKS: dict[str, type[Task]] = {}
+T = TypeVar("T", bound=type[Task])
+
+
+def register(name: str) -> Callable[[T], T]:
+    """Enter a benchmark into the registry under the name of its task."""
+
+    def enter(task: T) -> T:
+        taken = _TASKS.get(name)
+        if taken is not None and taken.__module__ != task.__module__:
+            raise UserError(
+                f"two benchmarks are called {name!r}: in {taken.__module__} and {task.__module__}",
+                hint="take one of the packages out of the environment",
+            )
+        _TASKS[name] = task
+        return task
+
+    return enter
+
+
+@cache
+def _load_all() -> None:
+    """Import this package's benchmarks, then those that other packages add."""
+    package = importlib.import_module("selectit_dagster.evaluation.tasks")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            entry.load()
+        except Exception as error:
+            raise UserError(
+                f"the benchmark {entry.name!r} of another package cannot be loaded: "
+                f"{first_line(error)}",
+                hint=f"mend or take out the package that brings {entry.value}",
+            ) from error
+
+
+def tasks() -> dict[str, type[Task]]:
+    """Return every benchmark that there is, by the name of its task."""
+    _load_all()
+    return dict(_TASKS)

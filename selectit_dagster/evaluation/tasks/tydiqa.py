@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation import answer_extraction, question_files
-from selectit_dagster.evaluation.tasks.task import Prompt, Question, Task
+from selectit_dagster.evaluation.tasks.task import Prompt, Question, Task, register
 from selectit_dagster.inference.generation import Decoding
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class _Data:
     borrowed: list[str]
 
 
+@register("tydiqa")
 class TydiqaTask(Task):
     """One-shot reading, F1, mean over languages."""
 
