@@ -21,7 +21,7 @@ from selectit_dagster.inference.devices import is_out_of_memory
 Result = TypeVar("Result")
 
 # how the reasons of row failures begin that lie in the device and not in the row
-_MEMORY, _MODEL = "out of memory", "the model failed"
+_MEMORY, MODEL_FAILED = "out of memory", "the model failed"
 _ROW_ERRORS = (RuntimeError, ValueError, IndexError, MemoryError)
 
 
@@ -31,7 +31,7 @@ class DeviceBrokenError(TransientError):
 
 def is_device_failure(reason: str | None) -> bool:
     """Tell whether a row failed by its device: such a row is asked again by a later run."""
-    return reason is not None and reason.startswith((_MEMORY, _MODEL))
+    return reason is not None and reason.startswith((_MEMORY, MODEL_FAILED))
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class RowRetries:
                 outcome.results.update(zip(rows, work(rows), strict=True))
             except _ROW_ERRORS as error:
                 full = is_out_of_memory(error)
-                reason = f"{_MODEL}: {first_line(error)[:200]}"
+                reason = f"{MODEL_FAILED}: {first_line(error)[:200]}"
                 if full:
                     self._lower(positions, alone=len(rows) == 1)
                     reason = f"{_MEMORY} with {lengths[rows[0]]} tokens"

@@ -250,7 +250,9 @@ def test_one_bad_prompt_costs_its_record_alone(
         fake, records=folder, folder=tiny_model_folder, rating={"max_failed_share": 0.2}
     )
     setattr(fake, switch, token_of(tiny_model_folder, "±"))
-    score(request, tmp_path / "s")
+    first = score(request, tmp_path / "s")
+    fake.dead = True
+    assert score(request, tmp_path / "s") == first
     stored = read_scores(tmp_path / "s", 2)
     assert (stored.status[3] == FAILED).all()
     assert reason in stored.reasons[3, 0]

@@ -34,7 +34,7 @@ from selectit_dagster.inference.backends.server_kind import (
     WrongServerError,
     server_kinds,
 )
-from selectit_dagster.inference.failures import RowRetries
+from selectit_dagster.inference.failures import MODEL_FAILED, RowRetries
 
 Served = TypeVar("Served", bound=ServedModel)
 
@@ -95,8 +95,17 @@ class ServerBackend:
         return self._notes
 
     def rate(self, batch: TokenBatch) -> BatchScores:
-        """Return log-probabilities or failures; see the protocol."""
-        return self._retries.score(batch, self._rate, len(self.ids))
+        """Return log-probabilities or failures; see the protocol.
+
+        A row that fails while another one passes is to blame itself: finished scores stay so,
+        and need no server to be called finished.
+        """
+        found = self._retries.score(batch, self._rate, len(self.ids))
+        failures = {
+            row: f"the server failed{reason.removeprefix(MODEL_FAILED)}"
+            for row, reason in found.failures.items()
+        }
+        return BatchScores(found.log_probabilities, failures)
 
     def rate_at(self, url: str, batch: TokenBatch) -> LogProbabilities:
         """Return the log-probabilities of one address, for a comparison."""
