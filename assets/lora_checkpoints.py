@@ -197,7 +197,9 @@ def _track(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
             run.artifact(stage.folder / name)
     trained = json.loads((stage.folder / "trained_tokens.json").read_text(encoding="utf-8"))
     run.tables({"trained_tokens.json": as_columns(trained)})
-    adapter, name = stage.folder / "adapter", f"{arm}-seed-{stage.settings['seed']}"
+    # MLflow's models have no dots in their names; an arm may, such as alpha-0.5
+    name = f"{arm}-seed-{stage.settings['seed']}".replace(".", "_")
+    adapter = stage.folder / "adapter"
     tags = {"base": json.dumps(manifest.details.get("base", {}), default=str)[:2000]}
     if adapter.is_dir():
         run.adapter(adapter, name=name, tags=tags)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from selectit_dagster.orchestration.partitions import Unit
     from selectit_dagster.orchestration.pipeline import Pipeline
     from selectit_dagster.orchestration.stages.stage import Stage
+    from selectit_dagster.rating.scoring import ScoringRequest
 
 PLAN_FILE = "plan.json"
 _RECORDS = 48
@@ -162,7 +163,8 @@ class _Planner:
             return score(request, out / "scores", self.progress)
 
         few, many = self._measured(run, _RECORDS, self.kept)
-        tokens, spread = self._mean_tokens(model, many)
+        request = ScoringRequest(self.records, model, experiment.rating)
+        tokens, spread = self._mean_tokens(request, many)
         speed = _speed(few, many, "tokens")
         seconds = left * tokens / speed + _start(many, speed, "tokens")
         half = _NORMAL * spread * left
@@ -183,17 +185,31 @@ class _Planner:
         rows = sum(pq.read_metadata(path).num_rows for path in folder.glob("part-*.parquet"))
         return min(self.kept, rows // self.pipeline.experiment.rating.num_prompts)
 
-    def _mean_tokens(self, model: Any, many: Manifest) -> tuple[float, float]:  # noqa: ANN401
+    def _mean_tokens(self, request: ScoringRequest, many: Manifest) -> tuple[float, float]:
         """Return tokens per record over all prompts, and the standard error of that mean.
 
-        The rated sample gives the tokens that the prompts add; a larger one, which is only
-        tokenised, the length of the records.
+        The rated sample says how many of a row's tokens the engine counts; a larger one is
+        only tokenised.
         """
-        prompts, sampled = self.pipeline.experiment.rating.num_prompts, many.counts["records"]
-        added = many.details["tokens"] / sampled - prompts * self._lengths(model, sampled).mean()
-        every = self._lengths(model, _COUNTED)
+        from selectit_dagster.rating.preparation import row_maker
+        from selectit_dagster.rating.shards import read_chunks
+
+        maker, _ = row_maker(request)
+
+        def tokens(count: int) -> Floats:
+            path = self.scratch / f"counted-{count}.parquet"
+            write_parquet(path, self._sample(count))
+            texts = [text for chunk in read_chunks(path, _COUNTED) for text in chunk.texts]
+            wanted = [(i, k) for i in range(len(texts)) for k in range(len(maker.prompts))]
+            found = np.zeros(len(texts))
+            for row in maker.make(texts, wanted):
+                found[row.record] += 0 if row.tokens is None else len(row.tokens)
+            return found
+
+        counted = many.details["tokens"] / max(1.0, tokens(many.counts["records"]).sum())
+        every = tokens(_COUNTED) * counted
         error = every.std() / math.sqrt(len(every)) if len(every) < self.kept else 0.0
-        return float(added + prompts * every.mean()), float(prompts * error)
+        return float(every.mean()), float(error)
 
     def _lengths(self, model: Any, count: int) -> Floats:  # noqa: ANN401 - a reference
         """Return the tokens of the texts of so many sampled records."""

@@ -47,14 +47,14 @@ def test_publishing_sends_the_selection_and_nothing_else(tmp_path):
 
 
 def test_what_is_published_passes_its_own_check_and_names_no_other_record(tmp_path):
-    chosen(tmp_path, {"aaaa": 0.9, "bbbb": 0.8, "cccc": 0.7}, 1)
-    folder = chosen(tmp_path, {"aaaa": 0.1, "bbbb": 0.8, "cccc": 0.7}, 1)
+    chosen(tmp_path, {"out-one": 0.9, "kept-two": 0.8, "out-three": 0.7}, 1)
+    folder = chosen(tmp_path, {"out-one": 0.1, "kept-two": 0.8, "out-three": 0.7}, 1)
     publish(folder, "me/data", api=Hub(tmp_path / "sent"))
     sent = tmp_path / "sent"
     assert verify(sent).counts["selected"] == 1
     scores = [row["score"] for row in pq.read_table(folder / "candidates.parquet").to_pylist()]
     for path in sent.iterdir():
-        for secret in ("aaaa", "cccc", *map(str, scores[1:])):
+        for secret in ("out-one", "out-three", *map(str, scores[1:])):
             assert secret.encode() not in path.read_bytes(), (path, secret)
 
 
