@@ -35,8 +35,8 @@ _CONFIG = {
     "seed": dg.Field(
         int,
         is_required=False,
-        description="another training seed than the partition's, 0 to 2147483647; its "
-        "checkpoint is replaced",
+        description="the partition's training seed; another one is refused, since it would "
+        "stand under this one's name: add it to tuning.seeds",
     )
 }
 

@@ -95,7 +95,16 @@ def evaluation_fingerprint(request: EvaluationRequest) -> Fingerprint:
         "versions": library_versions("torch", "transformers"),
         "benchmarks": {b.name: _benchmark_identity(b) for b in request.benchmarks},
         **_adapter(request),
+        **_chat(request),
     }
+
+
+def _chat(request: EvaluationRequest) -> dict[str, str]:
+    if request.template != "chat":
+        return {}
+    from selectit_dagster.inference.chat_templates import template_facts
+
+    return template_facts(request.base)
 
 
 def _adapter(request: EvaluationRequest) -> dict[str, str]:

@@ -17,6 +17,7 @@ from lm_eval import utils
 from lm_eval.api.model import TemplateLM
 
 from selectit_dagster.evaluation.answer_journal import Journal
+from selectit_dagster.inference.chat_templates import render_chat
 from selectit_dagster.inference.engine import Engine
 from selectit_dagster.inference.generation import Decoding, cut_at, generate_batch
 from selectit_dagster.inference.likelihood import continuation_batch, token_batch
@@ -221,10 +222,11 @@ class EngineLM(TemplateLM):
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """Return the history in the tokenizer's chat template."""
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
+        return render_chat(
+            self.tokenizer,
+            chat_history,
+            answering=add_generation_prompt,
+            instead="use a task without a chat template",
         )
 
 

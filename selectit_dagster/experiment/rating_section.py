@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from selectit_dagster.experiment.section import Line, Name, Section
 from selectit_dagster.experiment.server_section import ServerSection
@@ -23,6 +24,20 @@ class ModelReference(Section):
     trust_remote_code: bool = Field(
         False, description="run code shipped with the model; only if you trust its source"
     )
+    template_date: date = Field(
+        date(2024, 7, 26), description="what a chat template takes for today's date"
+    )
+    template_arguments: dict[Name, bool | int | float | str] = Field(
+        {}, description="arguments of the chat template, e.g. enable_thinking: false"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the template's settings out where they are the default, as before they were."""
+        found: dict[str, Any] = dump(self)
+        idle = {"template_date": date(2024, 7, 26), "template_arguments": {}}
+        gone = {name for name, value in idle.items() if getattr(self, name) == value}
+        return {name: value for name, value in found.items() if name not in gone}
 
 
 class ServedModel(ModelReference):

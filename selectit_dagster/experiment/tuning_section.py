@@ -33,6 +33,9 @@ class TuningSection(Section):
     custom_template: str | None = Field(
         None, description="template: custom; text with {instruction} and {input}"
     )
+    reasoning: Literal["keep", "drop"] = Field(
+        "keep", description="template: chat; what of a response the template would leave out"
+    )
     rank: int = Field(16, ge=1, description="LoRA rank")
     lora_alpha: float = Field(32, gt=0, description="LoRA scaling numerator")
     dropout: float = Field(0.05, ge=0, lt=1, description="LoRA dropout")

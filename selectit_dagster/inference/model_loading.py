@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import UserError, first_line
 from selectit_dagster.inference.adapter_loading import apply_adapter
+from selectit_dagster.inference.chat_templates import remember_settings
 from selectit_dagster.inference.devices import is_out_of_memory, resolve_device, resolve_dtype
 from selectit_dagster.inference.model_identity import commit_of, local_path
 from selectit_dagster.inference.tokenizer_files import reads_file_otherwise
@@ -71,6 +72,7 @@ def load_tokenizer(reference: ModelReference) -> PreTrainedTokenizerBase:
         )
         if reads_file_otherwise(reference, tokenizer):
             tokenizer = PreTrainedTokenizerFast.from_pretrained(place, revision=commit)
+    remember_settings(tokenizer, reference)
     # what does not fit is named record by record; the library's warning names nothing
     seen = getattr(tokenizer, "deprecation_warnings", None)
     if isinstance(seen, dict):

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from selectit_dagster.errors import UserError, first_line
+from selectit_dagster.errors import UserError
+from selectit_dagster.inference.chat_templates import render_chat
 from selectit_dagster.rating.prompts import QUESTION
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ class Encoder:
         # blanks around it whether the template trims it
         mark = "\ue000\ue001\ue000"
         turn = [{"role": "user", "content": f" {mark}\n"}]
-        text = self._turn_in_template(turn)
+        text = render_chat(
+            self.tokenizer, turn, answering=True, instead="set rating.chat_template: false"
+        )
         head, found, tail = text.partition(mark)
         if not found:
             raise UserError(
@@ -77,20 +80,6 @@ class Encoder:
         if head.endswith(" ") and tail.startswith("\n"):
             return head[:-1] + before, after + tail[1:]
         return head + before.lstrip(), after.rstrip() + tail
-
-    def _turn_in_template(self, turn: list[dict[str, str]]) -> str:
-        from jinja2 import TemplateError
-
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-            )
-        except TemplateError as error:
-            raise UserError(
-                f"the chat template of {self.tokenizer.name_or_path} does not take one question: "
-                f"{first_line(error)}",
-                hint="set rating.chat_template: false",
-            ) from error
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return one row of token ids per text, up to where the rating token comes."""

@@ -110,7 +110,14 @@ def scoring_fingerprint(request: ScoringRequest) -> Fingerprint:
         "too_long": rating.too_long,
         **_server(request),
         **_adapter(request),
+        **(_template(request) if rating.chat_template else {}),
     }
+
+
+def _template(request: ScoringRequest) -> dict[str, str]:
+    from selectit_dagster.inference.chat_templates import template_facts
+
+    return template_facts(request.model)
 
 
 def _adapter(request: ScoringRequest) -> dict[str, str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.tuning.templates import (
     adds_special,
+    loses_text,
     render_prompt,
     render_response,
     without_end,
@@ -31,13 +32,15 @@ _CHUNK = 1024
 class Example:
     """One record as it is trained: ``input_ids[prompt_length:]`` are the trained tokens.
 
-    ``weight`` is what its loss counts, None where the dataset has no weights.
+    ``weight`` is what its loss counts, None where the dataset has no weights; ``lost_text``
+    says that the chat template leaves something of the response out.
     """
 
     record_id: str
     input_ids: list[int]
     prompt_length: int
     weight: float | None = None
+    lost_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,11 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Template:
-    """A template's name and, for ``custom``, its text."""
+    """A template's name, for ``custom`` its text, for ``chat`` what becomes of reasoning."""
 
     name: str
     custom: str | None = None
+    reasoning: str = "keep"
 
 
 def read_records(dataset: Path) -> list[dict[str, Any]]:
@@ -180,7 +184,7 @@ def _encoded(
         for record in records
     ]
     responses = [
-        render_response(template.name, prompt, record, tokenizer)
+        render_response(template.name, prompt, record, tokenizer, template.reasoning)
         for prompt, record in zip(prompts, records, strict=True)
     ]
     wholes = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
@@ -195,10 +199,12 @@ def _encoded(
         prompt_ids = without_end(tokenizer, prompt_ids)
         response_ids: list[int] = []
         if record["response"].strip():
-            whole_ids = without_end(tokenizer, whole_ids)
             response_ids = _response_ids(prompt_ids, whole_ids, response, tokenizer)
+            response_ids = without_end(tokenizer, response_ids)
         ids = [*prompt_ids, *response_ids, int(tokenizer.eos_token_id or 0)]
-        examples.append(Example(record["record_id"], ids, len(prompt_ids), record.get("weight")))
+        lost = template.name == "chat" and loses_text(record["response"], response)
+        weight = record.get("weight")
+        examples.append(Example(record["record_id"], ids, len(prompt_ids), weight, lost))
     return examples
 
 

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import UserError
+from selectit_dagster.inference.chat_templates import render_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,6 +25,7 @@ _ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately "
     "completes the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
 )
+_MARK = "\ue000\ue001\ue000"
 _FIELD = re.compile(r"\{(instruction|input)\}")
 
 
@@ -73,19 +75,32 @@ def render_response(
     prompt: str,
     record: dict[str, str],
     tokenizer: PreTrainedTokenizerBase | None = None,
+    reasoning: str = "keep",
 ) -> str:
     """Return what follows ``prompt`` when the record's response is given.
 
     A chat template may put a blank before the response and an end-of-turn token after it;
     what it writes is what is trained. It is the bare response where the template's
-    conversation does not begin with its own generation prompt.
+    conversation does not begin with its own generation prompt. Some templates drop reasoning
+    (``<think>`` to ``</think>``) from an answer: ``reasoning`` ``keep`` puts the response as it
+    is in its place, ``drop`` trains what the template leaves.
     """
     if template != "chat":
         return record["response"]
     asked = _joined(record["instruction"], record["input"])
     whole = _applied(tokenizer, asked, record["response"])
+    if reasoning == "keep" and loses_text(record["response"], whole[len(prompt) :]):
+        # what the template writes around a response that it takes as it is
+        before, found, after = _applied(tokenizer, asked, _MARK).partition(_MARK)
+        if found:
+            whole = before + record["response"].strip() + after
     # the line end after the turn would never be asked for
     return whole[len(prompt) :].rstrip() if whole.startswith(prompt) else record["response"]
+
+
+def loses_text(response: str, rendered: str) -> bool:
+    """Tell whether a chat template left something of the response out of the trained text."""
+    return "".join(response.split()) not in "".join(rendered.split())
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, template: str) -> list[int]:
@@ -128,20 +143,12 @@ def _chat(tokenizer: PreTrainedTokenizerBase | None, content: str) -> str:
 
 def _applied(tokenizer: Any, content: str, response: str | None = None) -> str:  # noqa: ANN401
     """Return the conversation in the tokenizer's template, up to or with the response."""
-    from jinja2 import TemplateError
-
     turns = [{"role": "user", "content": content}]
     if response is not None:
         turns.append({"role": "assistant", "content": response})
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=response is None
-            )
-        )
-    except TemplateError as error:
-        raise UserError(
-            f"the chat template of {tokenizer.name_or_path} does not take one question and one "
-            f"answer: {error}",
-            hint="use template: alpaca, or template: custom",
-        ) from error
+    return render_chat(
+        tokenizer,
+        turns,
+        answering=response is None,
+        instead="use template: alpaca, or template: custom",
+    )

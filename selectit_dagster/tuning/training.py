@@ -29,6 +29,7 @@ TRAINED = "trained_tokens.json"
 SKIPPED = "skipped.jsonl"
 FACTS = "facts.json"
 _SHOWN_RECORDS = 5
+_SHOWN_LOST = 20
 _TINY = 5_000_000  # parameters
 _SILENT = Silent()
 
@@ -71,6 +72,7 @@ def train(
             "recomputed": tuning.gradient_checkpointing,
             "max_length": plan.max_length,
             "resumed_at_step": resumed,
+            **({"lost_text": lost[:_SHOWN_LOST]} if (lost := _lost_text(plan)) else {}),
             "determinism": _determinism(plan.device),
         },
     }
@@ -225,10 +227,16 @@ def _counts(plan: Plan, steps: list[dict[str, float]]) -> dict[str, int]:
         "records": len(plan.examples) + len(plan.skipped),
         "trained": len(plan.examples),
         "skipped": len(plan.skipped),
+        **({"lost_text": len(lost)} if (lost := _lost_text(plan)) else {}),
         "steps": len(steps),
         "tokens": int(sum(step["tokens"] for step in steps)),
         "trained_tokens": int(sum(step["trained_tokens"] for step in steps)),
     }
+
+
+def _lost_text(plan: Plan) -> list[str]:
+    """Return the records of whose response the chat template left something out."""
+    return [example.record_id for example in plan.examples if example.lost_text]
 
 
 def _figures(steps: list[dict[str, float]]) -> dict[str, float]:

@@ -60,7 +60,7 @@ def make_plan(dataset: Path, tuning: TuningSection) -> Plan:
     examples, skipped = build_examples(
         read_records(dataset),
         tokenizer,
-        Template(tuning.template, tuning.custom_template),
+        Template(tuning.template, tuning.custom_template, tuning.reasoning),
         max_length,
         vocabulary_size(config),
     )

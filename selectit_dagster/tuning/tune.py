@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 KIND = "checkpoint"
 LOSS_PLOT = "loss.png"
 # settings that change how a run goes, not what it makes
-_NO_CONTENT = {"base_model", "seeds", "checkpoint_every", "engine"}
+_NO_CONTENT = {"base_model", "seeds", "checkpoint_every", "engine", "reasoning"}
 # what of a run under way can go on elsewhere: the resume points, then the logs they cut back
 RESUME_POINTS = UnfinishedWork((".resume/**/*", "log.jsonl"))
 _SILENT = Silent()
@@ -77,7 +77,18 @@ def tuning_fingerprint(request: TuningRequest) -> Fingerprint:
         **{f"tuning.{name}": value for name, value in settings.items()},
         "versions": library_versions(*_VERSIONS),
         **_experts(request.tuning),
+        **_chat(request.tuning),
     }
+
+
+def _chat(tuning: TuningSection) -> dict[str, str]:
+    """Return what only the template ``chat`` depends on."""
+    if tuning.template != "chat":
+        return {}
+    from selectit_dagster.inference.chat_templates import template_facts
+
+    kept = {"tuning.reasoning": "keep"} if tuning.reasoning == "keep" else {}
+    return {**kept, **template_facts(tuning.base_model)}
 
 
 def _experts(tuning: TuningSection) -> dict[str, str]:

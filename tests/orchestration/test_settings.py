@@ -97,3 +97,19 @@ def test_rejected_records_are_left_beside_the_output_before_a_model_is_looked_fo
     assert str(rejected) in caught.value.hint
     assert [json.loads(line)["position"] for line in rejected.read_text().splitlines()] == [1]
     assert not output.exists()
+
+
+def test_a_checkpoint_is_never_made_with_another_seed_than_its_partitions(tmp_path):
+    tuning = {"base_model": {"path": "m"}, "seeds": [1, 2]}
+    benchmarks = [{"name": "asked", "task": "exact-match", "path": "q.jsonl"}]
+    value = {**experiment().model_dump(), "tuning": tuning, "benchmarks": benchmarks}
+    value["selection"] = {"arms": [{"kind": "selectit"}, {"kind": "random", "seeds": [1]}]}
+    checked = check_experiment(value, source="a test")
+    pipeline = Pipeline(checked, Home(tmp_path, "home"))
+    unit = next(iter(pipeline.units.values()))
+    with pytest.raises(
+        UserError, match=f"seed 9 is not the training seed of .*{unit.key}"
+    ) as found:
+        pipeline.checkpoint(unit, Overrides(seed=9))
+    assert "add 9 to tuning.seeds" in found.value.hint
+    pipeline.checkpoint(unit, Overrides(seed=unit.seed))

@@ -115,3 +115,46 @@ def test_the_prompt_at_inference_is_the_trained_prefix(tokenizer, instruction, f
     assert example.input_ids[: example.prompt_length] == prompt
     assert example.input_ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(example.input_ids[example.prompt_length : -1]) == response
+
+
+# as DeepSeek-R1's and Qwen3's own templates do
+DROPS_REASONING = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}Q: {{ m['content'] }} A:{% else %}"
+    "{{ m['content'].split('</think>')[-1].strip() }}</s>{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "trained"),
+    [("keep", "<think>\n2 and 2\n</think>\n\nIt is 4.</s>"), ("drop", "It is 4.</s>")],
+)
+def test_reasoning_that_a_template_drops_is_kept_or_counted(tokenizer, reasoning, trained):
+    response = "<think>\n2 and 2\n</think>\n\nIt is 4."
+    records = [
+        {"record_id": "thinks", "instruction": "2+2?", "input": "", "response": response},
+        {"record_id": "plain", "instruction": "2+2?", "input": "", "response": "It is 4."},
+    ]
+    tokenizer.chat_template = DROPS_REASONING
+    try:
+        template = Template("chat", reasoning=reasoning)
+        (thinks, plain), _ = build_examples(records, tokenizer, template, 400)
+    finally:
+        tokenizer.chat_template = None
+    assert tokenizer.decode(thinks.input_ids[thinks.prompt_length :]) == trained
+    assert tokenizer.decode(plain.input_ids[plain.prompt_length :]) == "It is 4.</s>"
+    assert (thinks.lost_text, plain.lost_text) == (reasoning == "drop", False)
+
+
+@pytest.mark.parametrize("response", ["\n4", "\n\n4", " \n 4", "\t4\n"])
+def test_the_end_token_is_trained_once_whatever_a_response_begins_with(tokenizer, response):
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}Q: {{ m['content'] }} A:\n"
+        "{% else %}{{ m['content'] }}</s>\n{% endif %}{% endfor %}"
+    )
+    record = {"record_id": "a", "instruction": "2+2?", "input": "", "response": response}
+    try:
+        (example,), _ = build_examples([record], tokenizer, Template("chat"), 200)
+    finally:
+        tokenizer.chat_template = None
+    assert example.input_ids.count(tokenizer.eos_token_id) == 1
+    assert example.input_ids[-1] == tokenizer.eos_token_id

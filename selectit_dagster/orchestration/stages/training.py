@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import TuningSection
 from selectit_dagster.orchestration.partitions import Unit
 from selectit_dagster.orchestration.stages.overrides import Overrides
@@ -25,19 +26,27 @@ class TrainingStages(StageFactory):
     def checkpoint(self, unit: Unit, overrides: Overrides | None = None) -> Stage:
         """Build the stage that tunes the base model on one arm with one training seed.
 
-        Another seed in ``overrides`` stands in for the unit's, in the unit's own folder.
+        Raises
+        ------
+        UserError
+            When ``overrides`` name another seed than the unit's: its checkpoint would lie, and
+            be compared, under a seed that it was not made with.
         """
         from selectit_dagster.tuning import tune as engine
 
+        if overrides is not None and overrides.seed not in (None, unit.seed):
+            raise UserError(
+                f"seed {overrides.seed} is not the training seed of partition {unit.key}",
+                hint=f"add {overrides.seed} to tuning.seeds: it then has a partition of its own",
+            )
         tuning, subset = self.tuning, self.home.selected(unit.arm)
-        seed = overrides.seed if overrides is not None and overrides.seed is not None else unit.seed
-        request = engine.TuningRequest(subset, tuning, seed, self.experiment.ray)
+        request = engine.TuningRequest(subset, tuning, unit.seed, self.experiment.ray)
         return self._stage(
             "lora_checkpoints",
             self._checkpoint_folder(unit),
             StageSpec(engine.tune, engine.tuning_fingerprint, lambda: request),
             unit="steps",
-            settings={"tuning": tuning.model_dump(mode="json"), "arm": unit.arm, "seed": seed},
+            settings={"tuning": tuning.model_dump(mode="json"), "arm": unit.arm, "seed": unit.seed},
             partition=unit.key,
             overrides=overrides,
             loads_model=True,
