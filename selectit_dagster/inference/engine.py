@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from selectit_dagster.inference.execution_modes import PADDED, PREFIX
 from selectit_dagster.inference.prompt_rows import Batch, Row, plan_batches
 from selectit_dagster.inference.runner import ModelRunner
+from selectit_dagster.inference.special_tokens import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,9 +37,7 @@ class Reader:
         """Return the prompt's token ids, without an end token the tokenizer may append."""
         from selectit_dagster.tuning.templates import without_end
 
-        # not verbose: what does not fit is dealt with, and needs no warning
-        found = self.tokenizer(text, add_special_tokens=special, verbose=False)
-        return without_end(self.tokenizer, found["input_ids"])
+        return without_end(self.tokenizer, encode(self.tokenizer, text, special=special))
 
 
 class Engine(Reader):

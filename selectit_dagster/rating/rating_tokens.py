@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.inference.chat_templates import render_chat
+from selectit_dagster.inference.special_tokens import as_content, control_tokens, encode
 from selectit_dagster.rating.prompts import QUESTION
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Encoder:
         # whether a question's last tokens are others when a rating follows: then those count,
         # since they are what the model saw in training
         self.continued = False
+        self.head = self.tail = ""
+        self.head, self.tail = self.wrap("", "")
         before, after = self.wrap("", QUESTION)
         question, one, two = self.encode_whole([before + after + end for end in ("", "1", "2")])
         self.continued = one[:-1] == two[:-1] != question
@@ -98,6 +101,16 @@ class Encoder:
             return_token_type_ids=False,
             verbose=False,
         )["input_ids"]
+        if (control := control_tokens(self.tokenizer)) is not None:
+            for at, text in enumerate(texts):
+                inner = text[len(self.head) : len(text) - len(self.tail)]
+                if control.search(inner):  # of the record: content, never control
+                    marked = (
+                        self.head
+                        + as_content(self.tokenizer, inner)
+                        + text[len(text) - len(self.tail) :]
+                    )
+                    rows[at] = encode(self.tokenizer, marked, special=not self.chat_template)
         return [row[: len(row) - self.trailing] for row in rows] if self.trailing else rows
 
     def offsets(self, text: str) -> list[tuple[int, int]] | None:

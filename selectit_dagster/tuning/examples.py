@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import ArtefactError, UserError
+from selectit_dagster.inference.special_tokens import MARK, as_content, encode
 from selectit_dagster.tuning.templates import (
     adds_special,
     loses_text,
@@ -173,6 +174,8 @@ def _misfit(example: Example, max_length: int, vocabulary: int | None) -> str:
 def _encoded(
     records: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, template: Template
 ) -> list[Example]:
+    texts = ("instruction", "input", "response")
+    records = [r | {name: as_content(tokenizer, r[name]) for name in texts} for r in records]
     prompts = [
         render_prompt(
             template.name,
@@ -190,8 +193,17 @@ def _encoded(
     wholes = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
     special = adds_special(template.name)
     # over-long texts are skipped by name below; the tokenizer's own warning would mislead
-    asked = tokenizer(prompts, add_special_tokens=special, verbose=False)["input_ids"]
-    written = tokenizer(wholes, add_special_tokens=special, verbose=False)["input_ids"]
+    asked, written = (
+        [
+            encode(tokenizer, text, special=special) if MARK in text else ids
+            for text, ids in zip(
+                batch,
+                tokenizer(batch, add_special_tokens=special, verbose=False)["input_ids"],
+                strict=True,
+            )
+        ]
+        for batch in (prompts, wholes)
+    )
     examples = []
     for record, response, prompt_ids, whole_ids in zip(
         records, responses, asked, written, strict=True
@@ -223,7 +235,7 @@ def _response_ids(
     if whole_ids[: len(prompt_ids)] == prompt_ids:
         return whole_ids[len(prompt_ids) :]
     anchor = tokenizer("\n", add_special_tokens=False)["input_ids"]
-    anchored = tokenizer("\n" + response, add_special_tokens=False, verbose=False)["input_ids"]
+    anchored = encode(tokenizer, "\n" + response, special=False)
     if anchored[: len(anchor)] == anchor:
         return list(anchored[len(anchor) :])
-    return list(tokenizer(response, add_special_tokens=False, verbose=False)["input_ids"])
+    return encode(tokenizer, response, special=False)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.inference.chat_templates import render_chat
+from selectit_dagster.inference.special_tokens import as_content, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,6 +57,8 @@ def render_prompt(
     UserError
         When the tokenizer has no chat template, or the custom text has no ``{instruction}``.
     """
+    if tokenizer is not None:
+        instruction, input = as_content(tokenizer, instruction), as_content(tokenizer, input)
     if template == "chat":
         return _chat(tokenizer, _joined(instruction, input))
     if template == "alpaca":
@@ -108,8 +111,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, template: str
 
     The tokenizer adds its begin token, except where a chat template has written it already.
     """
-    ids: list[int] = tokenizer(prompt, add_special_tokens=adds_special(template))["input_ids"]
-    return without_end(tokenizer, ids)
+    if template == "alpaca":  # it has no control token: all that are in it are the record's
+        prompt = as_content(tokenizer, prompt)
+    return without_end(tokenizer, encode(tokenizer, prompt, special=adds_special(template)))
 
 
 def adds_special(template: str) -> bool:
