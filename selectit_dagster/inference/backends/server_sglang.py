@@ -1,7 +1,7 @@
 """SGLang's server: ``/v1/score`` with the shared prefix as query and the rest as items.
 
-Written after SGLang's documentation and tried against a stand-in alone: SGLang has no build for
-a CPU without AMX that could be started beside this project, so no real server has answered it.
+Written after the published description of that call and tried against a stand-in alone: no real
+SGLang has answered it yet, so compare with `selectit doctor` before its scores are trusted.
 Its multi-item mode, which puts a delimiter between items, must be off (as it is by default).
 """
 
