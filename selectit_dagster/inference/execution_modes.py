@@ -2,7 +2,7 @@
 
 The plain way is one row at a time, no cache, no padding, through the untouched model. A
 shortcut is used only where its logits agreed with the plain way's on rows as long as those
-that are asked: per power of two of the length, and per regime of positions. The rows are made
+that are asked: per step of the length, and per regime of positions. The rows are made
 up from the vocabulary, so what is chosen depends on the model, its dtype and its device, and
 never on the records or on how they were batched.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # whole row again for every token
 PREFIX, PADDED, EQUAL, SINGLE = "prefix", "padded", "equal", "single"
 LADDER = (PREFIX, PADDED, EQUAL, SINGLE)
-_SHORTEST_EDGE = 64
+_SHORTEST_EDGE, _COARSE_EDGE = 64, 512
 _STEPS = 3
 _CAUSAL_TOKENS = 24
 # how far logits may be from the plain way's, in standard deviations of a row's logits: float32
@@ -123,15 +123,15 @@ class ExecutionModes:
     def _rows(self, length: int) -> tuple[list[list[int]], int]:
         """Return rows up to the bucket's length, and how many first tokens they share.
 
-        One is as long as the bucket, one a good half, and one has hardly a token of its own:
-        in a padded batch its window or its distances reach over the padding.
+        One is as long as the bucket, one has hardly a token of its own: in a padded batch its
+        window or its distances reach over the padding.
         """
         low, high = self.runner.regimes.bounds(length)
         top = max(length, min(_edge(length), self.runner.context or length, high))
         shared = top // 4 + 1
         if self.runner.regimes.of_length(shared) != self.runner.regimes.of_length(top):
             shared = 0
-        sizes = [min(top, max(low, n, 2 * _STEPS)) for n in (top, -(-top * 5 // 8), shared + 6)]
+        sizes = [min(top, max(low, n, 2 * _STEPS)) for n in (top, shared + 6)]
         shared = min(shared, min(sizes) - _STEPS - 1)
         head = self.made_up(max(0, shared))
         return [head + self.made_up(n - len(head), n) for n in sizes], len(head)
@@ -255,5 +255,12 @@ def _stacked(found: Sequence[Any]) -> torch.Tensor:
 
 
 def _edge(length: int) -> int:
-    """Return the power of two that holds a length, at least 64."""
-    return max(_SHORTEST_EDGE, 1 << (max(1, length) - 1).bit_length())
+    """Return the longest length that is tried together with ``length``.
+
+    A power of two from 64 on; above 512, where a trial costs more, one of four steps to it.
+    """
+    power = max(_SHORTEST_EDGE, 1 << (max(1, length) - 1).bit_length())
+    if power <= _COARSE_EDGE:
+        return power
+    step = power // 8
+    return -(-length // step) * step

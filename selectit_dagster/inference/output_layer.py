@@ -93,11 +93,12 @@ def _float32_product(head: torch.nn.Linear, packed: bool) -> Product:
 
     weight, bias = head.weight, head.bias
     size = weight.numel() * 4
-    if packed and weight.dtype == torch.float32:
-        return packed_product(weight, bias)
     if weight.dtype == torch.float32 or size <= _HEAD_BYTES:
         kept = weight.detach().float()
         bias32 = None if bias is None else bias.detach().float()
+        if packed:
+            product32 = packed_product(kept, bias32)
+            return lambda hidden: product32(hidden.float())
         return lambda hidden: linear(hidden.float(), kept, bias32)
     pieces = -(-size // (_HEAD_BYTES // 2))
 

@@ -52,6 +52,18 @@ def pack_linear_layers(model: torch.nn.Module, device: str, dtype: str) -> str:
     return "packed"
 
 
+def may_pack(layer: Any, device: str) -> bool:  # noqa: ANN401 - any output layer, or none
+    """Tell whether a layer that multiplies in float32 gains from packed weights."""
+    import torch
+
+    return (
+        device == "cpu"
+        and type(layer) is torch.nn.Linear
+        and _is_worth(layer)
+        and unpackable() is None
+    )
+
+
 def packed_product(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
     """Return ``x -> x weightᵀ + bias`` for a float32 weight (out, in) that stays as it is."""
     import torch

@@ -20,7 +20,7 @@ from selectit_dagster.inference.failures import RowRetries
 from selectit_dagster.inference.kv_cache import KeptPrefixes, States, lent_cache, states_of
 from selectit_dagster.inference.model_loading import context_length
 from selectit_dagster.inference.output_layer import OutputLayer
-from selectit_dagster.inference.packed_linear import pack_linear_layers
+from selectit_dagster.inference.packed_linear import may_pack, pack_linear_layers
 from selectit_dagster.inference.position_regimes import PositionRegimes, forget_lengths
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ class ModelRunner:
         self.ordinary_ids = _ordinary_ids(self.model, self.text_config, self.tokenizer)
         self.cache_layers = _cache_layers(self.text_config)
         self.linear_layers = pack_linear_layers(self.model, self.device, self.dtype)
-        self._output = OutputLayer(self.model, packed=self.linear_layers == "packed")
+        self._output = OutputLayer(
+            self.model, packed=may_pack(self.model.get_output_embeddings(), self.device)
+        )
         self._prefixes = KeptPrefixes(self._prefix_states)
         self.retries = RowRetries(self._prove, self.free_memory)
         with self.inference():
