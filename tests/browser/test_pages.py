@@ -36,8 +36,7 @@ def _follow(page, link) -> str:
 
 
 def test_the_asset_graph_shows_the_chain(site, page, picture):
-    place = "__repository__@selectit"
-    expanded = ",".join(f"{place}:{site.name}_{group}" for group in _GROUPS)
+    expanded = ",".join(f"global@global:{site.name}_{group}" for group in _GROUPS)
     page.set_viewport_size({"width": 3000, "height": 1350})  # wide enough for the nodes' details
     page.goto(f"{site.dagster}/asset-groups?expanded={expanded}")
     page.get_by_text("Hide navigation").click()
