@@ -18,10 +18,13 @@ from selectit_dagster.selection.dataset_writer import DATASET_FILE
 CANDIDATES_FILE = "candidates.parquet"
 _EXAMPLES = 20
 _TOLERANCE = 1e-9
+# settings that leave every record's own score and order as they are
+_NO_SCORE = ("size", "review")
 
 REASONS = {
     "new record": "it was not among the candidates before",
     "record gone": "it is no longer among the candidates",
+    "mark": "a person marked it keep or drop, or took that back",
     "settings": "it was scored or ordered with other settings",
     "score rose": "its own score rose over the cut",
     "score fell": "its own score fell below the cut",
@@ -188,7 +191,7 @@ def _compare(old: _Side, new: _Side, work: Workspace, examples: int) -> Differen
     (old_chosen, old_all), (new_chosen, new_all) = old.tables(work), new.tables(work)
     both = f"FROM {old_chosen} o JOIN {new_chosen} n USING (record_id)"
     kept, reordered = work.row(f"SELECT count(*), count(*) FILTER (o.rank <> n.rank) {both}")
-    judge = _Judge(old, new, bool([s for s in settings if s["name"] != "size"]), work)
+    judge = _Judge(old, new, bool([s for s in settings if s["name"] not in _NO_SCORE]), work)
     counts: dict[str, dict[str, int]] = {}
     found: dict[str, list[Moved]] = {}
     for verb, present, absent, side in (
@@ -204,7 +207,7 @@ def _compare(old: _Side, new: _Side, work: Workspace, examples: int) -> Differen
         reasons: Counter[str] = Counter()
         found[verb] = []
         for row in _rows(work, query):
-            reason = judge.reason(verb, *row[1:])
+            reason = judge.reason(verb, *row)
             reasons[reason] += 1
             if len(found[verb]) < examples:
                 found[verb].append(Moved(row[0], reason, *row[1:]))
@@ -230,6 +233,9 @@ class _Judge:
 
     def __init__(self, old: _Side, new: _Side, settings_differ: bool, work: Workspace) -> None:
         self.settings_differ = settings_differ
+        said = (side.manifest.details.get("review", {}) for side in (old, new))
+        marks = [{(m, name) for m in ("keep", "drop") for name in r.get(m, ())} for r in said]
+        self.marked = {name for _, name in marks[0] ^ marks[1]}
         self.known = {"entered": old.has_candidates, "left": new.has_candidates}
         self.sizes = [side.manifest.counts.get("selected", 0) for side in (old, new)]
         better = new.manifest.details.get("higher_is_better", True)
@@ -246,12 +252,15 @@ class _Judge:
     def reason(
         self,
         verb: str,
+        record_id: str,
         old_rank: int | None,
         new_rank: int | None,
         old_score: float | None,
         new_score: float | None,
     ) -> str:
         """Return a key of :data:`REASONS`; ranks are those among all candidates."""
+        if record_id in self.marked:
+            return "mark"
         there, elsewhere = (old_rank, "new record"), (new_rank, "record gone")
         for rank, name in (there, elsewhere):
             if rank is None:

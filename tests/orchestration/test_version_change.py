@@ -11,10 +11,15 @@ import pytest
 from click.testing import CliRunner
 from small_home import fill, make_pipeline, write_experiment
 
+from selectit_dagster.artefacts.home import Home
 from selectit_dagster.cli.main import cli
 from selectit_dagster.definitions import build_defs
 from selectit_dagster.errors import UserError
+from selectit_dagster.experiment import load_experiment
 from selectit_dagster.orchestration.instance import open_instance
+from selectit_dagster.orchestration.pipeline import Pipeline
+from selectit_dagster.orchestration.remote_sync import bring
+from selectit_dagster.progress import Silent
 
 VERSION = "dagster/data_version"
 
@@ -37,10 +42,6 @@ class Place:
         """Select with another share in the experiment file, as the second week's run."""
         text = self.path.read_text().replace("share: 0.25", f"share: {share}")
         self.path.write_text(text)
-        from selectit_dagster.experiment import load_experiment
-        from selectit_dagster.orchestration.pipeline import Pipeline
-        from selectit_dagster.progress import Silent
-
         self.pipeline = Pipeline(load_experiment(self.path), self.home)
         return self.pipeline.selected("selectit").run(Silent())
 
@@ -127,3 +128,19 @@ def test_only_another_experiment_can_be_dropped(place):
         listed["what"]
     )
     write_experiment(place.path.parent, tuning=False)
+
+
+def test_versions_come_from_storage_to_another_home(tmp_path):
+    here = Place(tmp_path)
+    here.path.write_text(here.path.read_text() + f"storage: {{url: file://{tmp_path / 'store'}}}\n")
+    here.resize(0.5)
+    here.call("rollback", "v1", "--because", "half is too much")
+    experiment = load_experiment(here.path)
+    there = Pipeline(experiment, Home(tmp_path / "elsewhere", experiment.name))
+    history = there.history("selectit")
+    assert bring(there.store, history.folder, Silent()) == "fetched"
+    assert [v.name for v in history.state.versions] == ["v1", "v2"]
+    assert history.current.name == "v1"
+    assert bring(there.store, history.place(history.current), Silent()) == "fetched"
+    assert bring(there.store, there.home.selected("selectit"), Silent()) == "fetched"
+    assert "half is too much" in history.said()

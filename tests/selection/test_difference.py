@@ -49,6 +49,18 @@ def test_a_quota_is_named_where_the_rank_alone_would_say_otherwise(tmp_path):
     assert [s["name"] for s in compare_selections(alone, old).settings] == ["quota"]
 
 
+def test_what_a_person_marked_is_told_from_what_moved_by_it(tmp_path):
+    ratings = {name: 0.9 - i / 20 for i, name in enumerate("abcdef")}
+    review = tmp_path / "review.jsonl"
+    review.write_text('{"record_id": "f", "mark": "keep"}\n{"record_id": "a", "mark": "drop"}\n')
+    old = chosen(tmp_path / "old", ratings, 3)
+    new = chosen(tmp_path / "new", ratings, 3, review=review)
+    change = compare_selections(old, new)
+    assert [s["name"] for s in change.settings] == ["review"]
+    assert change.entered == {"mark": 1} and change.left == {"mark": 1}
+    assert compare_selections(new, old).entered == {"mark": 1}
+
+
 def test_an_equal_selection_is_called_the_same(tmp_path):
     old = chosen(tmp_path, {"a": 0.9, "b": 0.8}, 1)
     assert compare_selections(old, old).text() == "The selection is the same 1 records as before."
