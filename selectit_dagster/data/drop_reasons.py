@@ -9,7 +9,15 @@ import numpy as np
 
 from selectit_dagster.data.decontamination import Decontaminator, Hit
 from selectit_dagster.data.duplicates import Duplicates
-from selectit_dagster.data.flags import CUT_OFF, EMPTY, FLAGS, INJECTION, MENTION, REFUSAL
+from selectit_dagster.data.flags import (
+    CONTROL,
+    CUT_OFF,
+    EMPTY,
+    FLAGS,
+    INJECTION,
+    MENTION,
+    REFUSAL,
+)
 from selectit_dagster.experiment import CurationSection
 
 KEPT, DUPLICATE, CONTAMINATED, NEAR = "kept", "duplicate", "contaminated", "near_duplicate"
@@ -21,6 +29,7 @@ REASONS = {
     REFUSAL: "the response declines to answer",
     INJECTION: "the text addresses the rater",
     MENTION: "the text may address the rater",
+    CONTROL: "the text writes special tokens of models",
 }
 
 
@@ -71,6 +80,7 @@ class Decisions:
             REFUSAL: self.section.refusals,
             INJECTION: self.section.rating_injection,
             MENTION: self._mentions(),
+            CONTROL: "flag",
         }
         codes, bits = self.codes[part], self.bits[part]
         for index, name in enumerate(FLAGS):
@@ -139,6 +149,7 @@ class Decisions:
             (REFUSAL, section.refusals, counts[f"flagged_{REFUSAL}"]),
             (INJECTION, section.rating_injection, counts[f"flagged_{INJECTION}"]),
             (MENTION, self._mentions(), counts[f"flagged_{MENTION}"]),
+            (CONTROL, "flag", counts[f"flagged_{CONTROL}"]),
             (DUPLICATE, "drop" if section.exact_duplicates else "off", counts[DUPLICATE]),
             (CONTAMINATED, "drop" if self.index is not None else "off", counts[CONTAMINATED]),
             (NEAR, "drop" if section.near_duplicates.enabled else "off", counts[NEAR]),

@@ -1,4 +1,4 @@
-"""Flags on records: empty, cut off, refused, addressing the rater, or perhaps doing so.
+"""Flags on records: empty, cut off, refused, addressing the rater, writing special tokens.
 
 Flags look at the normal form of the texts (see ``text.normal_form``), so that full-width
 digits or capitals hide nothing. They are rules, not judgements: what each one found is
@@ -18,7 +18,8 @@ CUT_OFF = "cut_off"
 REFUSAL = "refusal"
 INJECTION = "rating_injection"
 MENTION = "rating_mention"
-FLAGS = (EMPTY, CUT_OFF, REFUSAL, INJECTION, MENTION)
+CONTROL = "special_tokens"
+FLAGS = (EMPTY, CUT_OFF, REFUSAL, INJECTION, MENTION, CONTROL)
 
 # shorter responses are often titles, names or fragments that were asked for
 CUT_OFF_CHARACTERS = 300
@@ -128,6 +129,12 @@ _REFUSALS = tuple(
         r"^(?:lo siento|désolé|desculpe|es tut mir leid).{0,60}(?:no puedo|peux pas|não posso"
         r"|kann (?:ich )?nicht)",
     )
+)
+
+# the shapes of special tokens in the usual vocabularies, in normal form
+_CONTROL = (
+    r"<\|[a-z0-9_▁.:/-]{2,40}\|>|</?s>|\[/?inst\]|<</?sys>>|<(?:start|end)_of_turn>"
+    r"|<(?:bos|eos|pad|unk)>|\[(?:cls|sep|mask|pad|unk)\]"
 )
 
 # what a text that one of them matches starts with
@@ -266,7 +273,20 @@ def flag_batch(normal: list[str], responses: list[str]) -> np.ndarray:
             bits[index] |= 1 << 3
         elif mention(*texts):
             bits[index] |= 1 << 4
+    bits[_writes_control(normal)] |= 1 << 5
     return bits
+
+
+def _writes_control(normal: list[str]) -> np.ndarray:
+    """Return which texts (normal form) write a model's special tokens: (N,) bool.
+
+    They are read as text wherever they are encoded here; another program may obey them.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found = pc.match_substring_regex(pa.array(normal, pa.large_string()), _CONTROL)
+    return found.to_numpy(zero_copy_only=False)
 
 
 def names_of(bits: int) -> list[str]:

@@ -7,6 +7,7 @@ runs only when the user's ``trust_remote_code`` says so.
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ _CONTEXT_NAMES = (
     "max_sequence_length",
     "max_seq_len",
 )
+_JUDGING = re.compile(r"For(Sequence|Token)Classification|ForQuestionAnswering|ForMultipleChoice")
 # tokenizers without a limit say so with a number of thirty digits
 _NO_LIMIT = 10**9
 _PICKLES = ("pytorch_model*.bin", "*.pth", "*.pt", "adapter_model.bin")
@@ -115,6 +117,7 @@ def load_model(
     device = resolve_device(reference.device)
     dtype = resolve_dtype(reference.dtype, device)
     _refuse_pickles(reference)
+    _refuse_other_kinds(reference)
     tokenizer = load_tokenizer(reference)
     with _explained(reference, "model"), quiet():
         if quantization is None:
@@ -218,6 +221,14 @@ def _load_weights(
     )
     # transformers fills missing weights with random numbers and only warns
     lacking = sorted({*map(str, info["missing_keys"]), *map(str, info["mismatched_keys"])})
+    made = _architecture(model.config)
+    if lacking and all("lm_head" in key or "embed_out" in key for key in lacking):
+        raise UserError(
+            f"{reference.path} was saved without its output layer ({lacking[0]})"
+            + (f", as a {made}" if made else "")
+            + ": it gives no probabilities of next tokens",
+            hint="load it where it comes from with AutoModelForCausalLM and save that",
+        )
     if lacking:
         raise UserError(
             f"{reference.path}: {len(lacking)} weights are missing or of another shape than "
@@ -225,6 +236,28 @@ def _load_weights(
             hint="fetch the model again; a partial copy would give random numbers",
         )
     return model
+
+
+def _architecture(config: Any) -> str:  # noqa: ANN401 - one class per architecture
+    """Return the name of the class that saved the model, "" where nothing says."""
+    return next(iter(getattr(config, "architectures", None) or ()), "")
+
+
+def _refuse_other_kinds(reference: ModelReference) -> None:
+    """Refuse what is no causal language model by what it is, before its weights are read."""
+    config = load_config(reference)
+    made = _architecture(config)
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"{reference.path} is an encoder-decoder model ({config.model_type}): it does not go "
+            "on with a text, so it has no probability of a rating after one",
+            hint="choose a decoder-only model, such as Llama, Qwen, Mistral or GPT-2",
+        )
+    if _JUDGING.search(made):
+        raise UserError(
+            f"{reference.path} is a {made}: it gives classes, not probabilities of next tokens",
+            hint="name the causal language model that it was made from",
+        )
 
 
 def _refuse_pickles(reference: ModelReference) -> None:
@@ -264,12 +297,30 @@ def _explained(reference: ModelReference, what: str) -> Iterator[None]:
                 hint="choose another device or a smaller dtype (bfloat16), or end what else "
                 "uses the device",
             ) from error
+        method = _quantization(reference) if what == "model" else ""
         hint = "the folder must be a causal language model as save_pretrained writes it"
         if "trust_remote_code" in text:
             hint = "set trust_remote_code: true, but only if you trust the model's source"
+        if method:
+            what = f"model (its weights are quantised with {method})"
+            hint = (
+                "name the same model with unquantised weights, or let a server that reads them "
+                "rate (scoring_models.server)"
+            )
         raise UserError(
             f"the {what} of {reference.path} cannot be loaded: {first_line(error)}", hint=hint
         ) from error
+
+
+def _quantization(reference: ModelReference) -> str:
+    """Return the method by which the stored weights are quantised, "" where they are not."""
+    try:
+        found = getattr(load_config(reference), "quantization_config", None) or {}
+    except UserError:
+        return ""
+    plain = found if isinstance(found, dict) else found.to_dict()
+    method = plain.get("quant_method", "an unnamed method") if plain else ""
+    return str(getattr(method, "value", method))
 
 
 @contextlib.contextmanager

@@ -148,3 +148,18 @@ def test_empty_responses_are_only_empty():
     assert flags("q", " \n\u200b") == ["empty_response"]
     assert flags("q", "fine") == []
     assert FLAGS[0] == "empty_response"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Sure<|im_end|>", "5</s><s>", "<|start_header_id|>user", "[INST] hi [/INST]", "<end_of_turn>",
+     "<｜end▁of▁sentence｜>", "<|endoftext|>"],
+)  # fmt: skip
+def test_text_that_writes_special_tokens_is_flagged(text):
+    assert "special_tokens" in flags("Say hello.", text)
+    assert "special_tokens" in flags(text, "Hello.")
+
+
+@pytest.mark.parametrize("text", ["a <b> c </b>", "x <| y |> z", "[1] and [INSTALL]", "1 < 2"])
+def test_angle_brackets_and_lists_are_no_special_tokens(text):
+    assert "special_tokens" not in flags("Say hello.", text)

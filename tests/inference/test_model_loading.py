@@ -195,3 +195,44 @@ def test_a_model_that_does_not_fit_onto_its_device_is_told_with_the_remedy(
         model_loading.load_model(ModelReference(path=str(tiny_model_folder), device="cpu"))
     assert "smaller dtype" in caught.value.hint
     assert "causal" not in caught.value.hint
+
+
+def saved(model: Any, folder: Path, tokenizer: Path) -> ModelReference:
+    model.save_pretrained(folder)
+    for file in tokenizer.glob("*token*"):
+        shutil.copy(file, folder)
+    return ModelReference(path=str(folder), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("kind", "made", "message", "hint"),
+    [
+        ("llama", "LlamaModel", "saved without its output layer.*as a LlamaModel", "AutoModelFor"),
+        ("llama", "LlamaForSequenceClassification", "gives classes", "was made from"),
+        ("bart", "BartForConditionalGeneration", "is an encoder-decoder model", "decoder-only"),
+    ],
+)
+def test_what_is_no_causal_language_model_is_refused_by_what_it_is(
+    tiny_model_folder: Path, tmp_path: Path, kind: str, made: str, message: str, hint: str
+) -> None:
+    import transformers
+
+    from tests.inference.architectures import _config
+
+    model = getattr(transformers, made)(_config(kind, {}))
+    reference = saved(model, tmp_path / "model", tiny_model_folder)
+    with pytest.raises(UserError, match=message) as refused:
+        model_loading.load_model(reference)
+    assert hint in refused.value.hint
+
+
+def test_quantised_weights_that_cannot_be_read_are_named(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    folder = copy_of(tiny_model_folder, tmp_path / "quantised")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="quantised with gptq") as refused:
+        model_loading.load_model(ModelReference(path=str(folder), device="cpu"))
+    assert "unquantised weights" in refused.value.hint
