@@ -34,12 +34,14 @@ class FakeServer:
     pass before an answer; ``dies_after`` so many scored rows every connection is cut;
     ``busy`` is how many of the next requests get 503; ``poison`` rows that contain this token
     get 500; ``nan`` rows that contain this token get a NaN; ``cuts`` prompts to so many tokens;
-    ``flicker`` loses every request that contains this token; ``key`` is asked for.
+    ``flicker`` loses every request that contains this token; ``key`` is asked for; with
+    ``dtype`` None it does not say its configuration.
     """
 
     def __init__(self, folder: Path, **switches: Any) -> None:
         self.folder = folder
-        self.name, self.version, self.context, self.dtype = "tiny", "0.32.0", 512, "float32"
+        self.name, self.version, self.context = "tiny", "0.32.0", 512
+        self.dtype: str | None = "float32"
         self.old, self.delay, self.busy, self.busy_status = False, 0.0, 0, 503
         self.dies_after: int | None = None
         self.poison: int | None = None
@@ -80,7 +82,7 @@ class FakeServer:
             return 200, {"version": self.version}
         if path == "/v1/models":
             return 200, {"data": [{"id": self.name, "max_model_len": self.context}]}
-        if path.startswith("/server_info"):
+        if path.startswith("/server_info") and self.dtype is not None:
             config = {"dtype": f"torch.{self.dtype}", "quantization": None}
             info = {"vllm_config": {"model_config": config}}
             return (200, info | {"vllm_env": {"VLLM_BATCH_INVARIANT": False}})
@@ -100,7 +102,9 @@ class FakeServer:
             self.rows += [tuple(row) for row in rows]
         choices = [self.choice(i, row[: self.cuts], body) for i, row in enumerate(rows)]
         read = sum(len(row[: self.cuts]) for row in rows)
-        return 200, {"choices": choices, "usage": {"prompt_tokens": read}}
+        mark = f"vllm-{self.version}-0123abcd"
+        more = {"system_fingerprint": mark, "usage": {"prompt_tokens": read}}
+        return 200, {"choices": choices, **more}
 
     def choice(self, index: int, row: list[int], body: dict[str, Any]) -> dict[str, Any]:
         logs = all_log_probabilities(self.folder, row)

@@ -214,7 +214,7 @@ class Run:
                 f"{notes.halvings} batches did not fit into memory and were halved: "
                 "set rating.max_batch_tokens lower"
             )
-        if facts.dtype != "float32":
+        if facts.dtype not in ("float32", "unknown"):
             warnings.append(
                 f"probabilities in {facts.dtype} depend a little on the batch's shape; "
                 "float32 does not"

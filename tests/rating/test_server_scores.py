@@ -132,6 +132,22 @@ def test_finished_scores_stay_when_the_server_is_gone_and_go_when_it_is_another(
         assert score(there, tmp_path / "s") == again
 
 
+def test_a_server_that_hides_its_configuration_is_known_by_its_own_mark(
+    fake: FakeServer, records: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    fake.dtype = None
+    request = through(fake, records=records, folder=tiny_model_folder)
+    auto = request.model.model_copy(update={"dtype": "auto"})
+    manifest = score(dataclasses.replace(request, model=auto), tmp_path / "s")
+    engine = manifest.fingerprint["server.engine"]
+    assert (engine["dtype"], engine["setup"]) == ("unknown", "vllm-0.32.0-0123abcd")
+    (warning,) = manifest.details["warnings"]
+    assert "VLLM_SERVER_DEV_MODE=1" in warning
+    # what the file says stands in
+    said = score(request, tmp_path / "t").fingerprint["server.engine"]
+    assert said["dtype"] == "float32"
+
+
 @pytest.mark.parametrize(
     ("switches", "words"),
     [
