@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from selectit_dagster.artefacts.manifest import Manifest
+from selectit_dagster.artefacts.manifest import Manifest, require_manifest
 from selectit_dagster.orchestration import asset_keys
 from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.asset_metadata import Metadata, details
@@ -67,7 +67,32 @@ def _track(pipeline: Pipeline, run: TrackedRun, stage: Stage, manifest: Manifest
         run.links["mlflow_comparison"] = link
     champion = manifest.details.get("champion")
     if isinstance(champion, dict) and champion.get("arm") not in (None, "base"):
-        run.champion(pipeline.experiment.name, champion_model(champion))
+        card, tags = champion_card(champion, manifest)
+        run.champion(pipeline.experiment.name, champion_model(champion), card, tags)
+
+
+def champion_card(champion: dict[str, Any], manifest: Manifest) -> tuple[str, dict[str, str]]:
+    """Return what the registry says of the champion: its figures, why, and on which data."""
+    low, high = champion.get("interval") or (champion["average"], champion["average"])
+    figures = [f"- {name}: {value:.4f}" for name, value in champion.get("scores", {}).items()]
+    version = require_manifest(Path(champion["evaluation"]), made_by=asset_keys.EVALUATIONS).digest
+    lines = [
+        f"Champion: arm {champion['arm']}, training seed {champion['seed']}.",
+        f"Average score {champion['average']:.4f}; its arm's mean {champion['arm_average']:.4f} "
+        f"({low:.4f} to {high:.4f}).",
+        *figures,
+        f"Reason: {champion.get('reason', '')}",
+        f"Data version: evaluation {version[:16]}, comparison {manifest.digest[:16]}.",
+    ]
+    tags = {
+        "arm": str(champion["arm"]),
+        "seed": str(champion["seed"]),
+        "score": f"{champion['average']:.6f}",
+        "interval": f"{low:.6f} to {high:.6f}",
+        "data_version": version,
+        "chosen_on": "the reported test questions",
+    }
+    return "\n".join(lines), tags
 
 
 def _row(arm: dict[str, Any]) -> dict[str, float]:

@@ -202,6 +202,13 @@ def _track(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
     adapter = stage.folder / "adapter"
     tags = {"base": json.dumps(manifest.details.get("base", {}), default=str)[:2000]}
     if adapter.is_dir():
-        run.adapter(adapter, name=name, tags=tags)
+        run.adapter(adapter, name=name, tags=tags, base=_plain_base(manifest))
     else:
-        run.full_model(stage.folder / "manifest.json", name=name, tags=tags)
+        base = _plain_base(manifest)
+        run.full_model(stage.folder / "manifest.json", name=name, tags=tags, base=base)
+
+
+def _plain_base(manifest: Manifest) -> dict[str, Any] | None:
+    """Return the base model's reference; None where an adapter of its own is part of it."""
+    base = manifest.details.get("base_model")
+    return base if isinstance(base, dict) and not base.get("adapter") else None

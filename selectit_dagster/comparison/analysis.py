@@ -102,7 +102,7 @@ def compare_scores(
             )
             if sentence
         ],
-        "champion": champion(benchmarks, runs),
+        "champion": _with_interval(champion(benchmarks, runs), results),
         "share": share,
         "method": _method(section, results, benchmarks),
     }
@@ -257,9 +257,10 @@ def champion(benchmarks: Sequence[BenchmarkScores], runs: Sequence[Run]) -> dict
     among many; of its runs the one with the best average is taken.
     """
     position: dict[str, int] = {}
+    places: dict[Run, int] = {}
     entries = []
     for run in runs:
-        at = position[run.arm] = position.get(run.arm, -1) + 1
+        at = places[run] = position[run.arm] = position.get(run.arm, -1) + 1
         averages = [b.scores[run.arm][at] @ b.questions.weights for b in benchmarks]
         if run.seed is not None and run.arm != UNTUNED and averages:
             entries.append((run, float(np.mean(averages))))
@@ -279,7 +280,24 @@ def champion(benchmarks: Sequence[BenchmarkScores], runs: Sequence[Run]) -> dict
         "evaluation": str(run.folder),
         "average": value,
         "arm_average": means[best_arm],
+        "scores": {
+            b.name: float(b.scores[run.arm][places[run]] @ b.questions.weights) for b in benchmarks
+        },
+        "reason": f"the arm with the highest mean over its runs, of {len(means)} tuned arms, "
+        "and of its runs the one with the highest average over the benchmarks. It was chosen on the "
+        "reported test questions, so its own figures are optimistic: expect less on new questions.",
     }
+
+
+def _with_interval(
+    best: dict[str, Any] | None, results: dict[str, dict[str, Any]]
+) -> dict[str, Any] | None:
+    """Add the interval of the champion's arm over the benchmarks."""
+    if best is None:
+        return None
+    found = results[best["arm"]]
+    whole = found[AVERAGE] if AVERAGE in found else next(iter(found.values()))
+    return {**best, "interval": whole["interval"]}
 
 
 def _method(

@@ -154,7 +154,7 @@ def test_every_asset_has_an_mlflow_run_below_a_parent(world):
     assert "next" in evaluation.data.metrics
 
 
-def test_the_champion_in_mlflow_loads_back_to_the_checkpoints_logits(world, tmp_path):
+def test_the_champion_in_mlflow_loads_back_to_the_checkpoints_logits(world, tmp_path, monkeypatch):
     path, home, _ = world
     import torch
     from mlflow import MlflowClient
@@ -183,6 +183,20 @@ def test_the_champion_in_mlflow_loads_back_to_the_checkpoints_logits(world, tmp_
         plain = load_model(base).model(ids).logits
     assert torch.equal(*logits)
     assert not torch.equal(logits[0], plain)
+
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # puts it back: MLflow writes it there too
+    mlflow.set_tracking_uri(uri)
+    loaded = mlflow.pyfunc.load_model("models:/tiny@champion")
+    with torch.no_grad():
+        by_mlflow = loaded.unwrap_python_model().model(ids).logits
+    assert torch.equal(by_mlflow, logits[1])
+    assert len(loaded.predict(["Say something."], params=None)) == 1
+    assert "chosen on the reported test questions" in version.description
+    assert f"{champion['average']:.4f}" in version.description
+    assert version.tags["data_version"]
+    assert version.tags["arm"] == champion["arm"]
 
 
 def test_questions_and_trained_tokens_can_be_browsed_in_mlflow(world, tmp_path):

@@ -133,30 +133,72 @@ class TrackedRun:
         tag = InputTag("mlflow.data.context", context)
         self.tracker.client.log_inputs(self.run_id, [DatasetInput(entry, [tag])])
 
-    def adapter(self, folder: Path, *, name: str, tags: dict[str, str]) -> None:
+    def adapter(
+        self, folder: Path, *, name: str, tags: dict[str, str], base: dict[str, Any] | None = None
+    ) -> None:
         """Store an adapter folder as a logged model of this run.
 
         MLflow has no PEFT flavour, and its transformers flavour stores wrong key names for
-        an adapter over a local base model; so the folder is logged as it is.
+        an adapter over a local base model; so the folder is logged as it is, with the code that
+        loads it. ``base`` names the base model: ``path``, ``revision`` and ``dtype``.
         """
-        self._do("log the adapter", self._log_adapter, folder, name, tags)
+        self._do("log the adapter", self._log_adapter, folder, name, tags, base)
 
-    def _log_adapter(self, folder: Path, name: str, tags: dict[str, str]) -> None:
+    def _log_adapter(
+        self, folder: Path, name: str, tags: dict[str, str], base: dict[str, Any] | None
+    ) -> None:
         with self._logged_model(name, "peft-lora", tags) as model_id:
             self.tracker.client.log_model_artifacts(model_id, str(folder))
+            if base is not None:
+                self._log_loader(model_id, {**base, "adapter": True})
 
-    def full_model(self, manifest: Path, *, name: str, tags: dict[str, str]) -> None:
+    def full_model(
+        self, manifest: Path, *, name: str, tags: dict[str, str], base: dict[str, Any] | None = None
+    ) -> None:
         """Store a fully tuned model as a logged model that names its folder.
 
         Its weights are as large as the base model's and stay where they are; the manifest,
-        which has their digests, is what is stored.
+        which has their digests, is what is stored, with the code that loads them from there.
         """
-        self._do("log the model", self._log_full_model, manifest, name, tags)
+        self._do("log the model", self._log_full_model, manifest, name, tags, base)
 
-    def _log_full_model(self, manifest: Path, name: str, tags: dict[str, str]) -> None:
+    def _log_full_model(
+        self, manifest: Path, name: str, tags: dict[str, str], base: dict[str, Any] | None
+    ) -> None:
         tags = {**tags, "artefact": str(manifest.parent)}
         with self._logged_model(name, "full-model", tags) as model_id:
             self.tracker.client.log_model_artifact(model_id, str(manifest))
+            if base is not None:
+                place = {"path": str(manifest.parent / "model"), "revision": None}
+                self._log_loader(model_id, {**base, **place, "adapter": False})
+
+    def _log_loader(self, model_id: str, base: dict[str, Any]) -> None:
+        """Add an ``MLmodel`` and its code to a logged model, so that any client can load it."""
+        import mlflow.pyfunc
+        from mlflow.models import Model
+
+        config = {
+            "base": base["path"],
+            "revision": base.get("revision"),
+            "dtype": base.get("dtype") or "auto",
+            "adapter": base["adapter"],
+        }
+        with tempfile.TemporaryDirectory() as parent, _environment_kept("MLFLOW_TRACKING_URI"):
+            folder = Path(parent) / "model"
+            mlflow.pyfunc.save_model(
+                str(folder),
+                python_model=str(Path(__file__).with_name("mlflow_model_code.py")),
+                model_config=config,
+                pip_requirements=["mlflow", "torch", "transformers", "peft", "safetensors"],
+            )
+            described = Model.load(str(folder))
+            described.model_id = model_id
+            # the adapter lies beside the MLmodel
+            described.flavors["python_function"]["artifacts"] = {
+                "adapter": {"path": ".", "uri": "."}
+            }
+            described.save(str(folder / "MLmodel"))
+            self.tracker.client.log_model_artifacts(model_id, str(folder))
 
     @contextlib.contextmanager
     def _logged_model(self, name: str, kind: str, tags: dict[str, str]) -> Iterator[str]:
@@ -202,11 +244,18 @@ class TrackedRun:
             client.log_batch(run.info.run_id, metrics=figures)
             client.set_terminated(run.info.run_id, "FINISHED")
 
-    def champion(self, registered: str, name: str) -> None:
-        """Register the newest logged model called ``name`` and give it the alias champion."""
-        self._do("register the champion", self._register_champion, registered, name)
+    def champion(
+        self, registered: str, name: str, card: str = "", tags: dict[str, str] | None = None
+    ) -> None:
+        """Register the newest logged model called ``name`` and give it the alias champion.
 
-    def _register_champion(self, registered: str, name: str) -> None:
+        ``card`` says what it is and why it was chosen; it is the version's description.
+        """
+        self._do("register the champion", self._register_champion, registered, name, card, tags)
+
+    def _register_champion(
+        self, registered: str, name: str, card: str, tags: dict[str, str] | None
+    ) -> None:
         import mlflow
         from mlflow.exceptions import MlflowException
 
@@ -229,6 +278,8 @@ class TrackedRun:
             source=f"models:/{found[0].model_id}",
             run_id=found[0].source_run_id,
             model_id=found[0].model_id,
+            description=card,
+            tags=tags,
         )
         client.set_registered_model_alias(registered, "champion", version.version)
 
