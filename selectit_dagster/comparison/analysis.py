@@ -284,8 +284,8 @@ def champion(benchmarks: Sequence[BenchmarkScores], runs: Sequence[Run]) -> dict
             b.name: float(b.scores[run.arm][places[run]] @ b.questions.weights) for b in benchmarks
         },
         "reason": f"the arm with the highest mean over its runs, of {len(means)} tuned arms, "
-        "and of its runs the one with the highest average over the benchmarks. It was chosen on the "
-        "reported test questions, so its own figures are optimistic: expect less on new questions.",
+        "and of its runs the one with the highest average over the benchmarks. It was chosen on "
+        "the reported test questions, so its own figures are optimistic.",
     }
 
 
