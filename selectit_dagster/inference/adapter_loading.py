@@ -67,7 +67,7 @@ def apply_adapter(
 def adapter_facts(adapter: str | Path, dtype: str) -> dict[str, str]:
     """Return what a fingerprint must say of how the adapter is applied, usually nothing.
 
-    Before 0.2, an adapter was merged into half-precision weights, which rounded much of it away,
+    An earlier version merged an adapter into half-precision weights, which rounded much of it away,
     and one on an embedding or an output layer reached the other of the two where they are tied.
     """
     if dtype != "float32":

@@ -92,7 +92,7 @@ def _chat(tuning: TuningSection) -> dict[str, str]:
 
 
 def _experts(tuning: TuningSection) -> dict[str, str]:
-    """Say that a mixture's experts are adapted and its routers not: before 0.2 some were."""
+    """Say that a mixture's experts are adapted and its routers not; before, some were."""
     if tuning.method == "full" or tuning.target_modules:
         return {}
     from selectit_dagster.inference.model_loading import load_config
