@@ -163,10 +163,11 @@ def _mlflow_runs(pipeline: Pipeline, before: float) -> list[Removable]:
     keep = _runs_in_use(pipeline)
     experiments = [e.experiment_id for e in client.search_experiments(view_type=ViewType.ALL)]
     query = f"attributes.end_time < {int(before * 1000)}"
-    found = []
+    found, ids = [], []
     for run in client.search_runs(experiments, query, ViewType.ALL, max_results=50_000):
         if run.data.tags.get("current") == "yes" or run.info.run_id in keep:
             continue
+        ids.append(run.info.run_id)
         artifacts = Path(str(run.info.artifact_uri).removeprefix("file://"))
         found.append(
             Removable(
@@ -174,9 +175,12 @@ def _mlflow_runs(pipeline: Pipeline, before: float) -> list[Removable]:
                 run.info.run_id[:8],
                 str(run.info.run_name),
                 size_of(artifacts.parent) if artifacts.is_absolute() else 0,
-                partial(_forget, client, uri, run.info.run_id),
+                partial(_mark_deleted, client, run.info.run_id),
             )
         )
+    if ids:  # what is marked goes for good in one call, which takes seconds to start
+        whole = partial(_forget, uri, ids)
+        found.append(Removable("MLflow store", "deleted runs", "for good", 0, whole))
     return found
 
 
@@ -186,19 +190,21 @@ def _runs_in_use(pipeline: Pipeline) -> set[str]:
     return {version.mlflow_run for version in versions if version.kept}
 
 
-def _forget(client: Any, uri: str, run_id: str) -> None:  # noqa: ANN401 - MLflow's client
-    """Delete a run with its artefacts for good.
+def _mark_deleted(client: Any, run_id: str) -> None:  # noqa: ANN401 - MLflow's client
+    if client.get_run(run_id).info.lifecycle_stage == "active":
+        client.delete_run(run_id)
+
+
+def _forget(uri: str, run_ids: list[str]) -> None:
+    """Delete runs that are marked as deleted with their artefacts for good.
 
     Raises
     ------
     TransientError
         When MLflow refuses.
     """
-    if client.get_run(run_id).info.lifecycle_stage == "active":
-        client.delete_run(run_id)
     command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri]
-    done = subprocess.run(
-        [*command, "--run-ids", run_id], capture_output=True, text=True, check=False
-    )
+    command += ["--tracking-uri", uri, "--run-ids", ",".join(run_ids)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise TransientError(f"MLflow keeps run {run_id}: {done.stderr.strip()[-300:]}")
+        raise TransientError(f"MLflow keeps {len(run_ids)} runs: {done.stderr.strip()[-300:]}")

@@ -144,3 +144,27 @@ def test_versions_come_from_storage_to_another_home(tmp_path):
     assert bring(there.store, history.place(history.current), Silent()) == "fetched"
     assert bring(there.store, there.home.selected("selectit"), Silent()) == "fetched"
     assert "half is too much" in history.said()
+
+
+@pytest.mark.slow
+def test_pruning_forgets_runs_of_dagster_and_mlflow_but_for_the_newest(tmp_path):
+    place = Place(tmp_path)
+    definitions = build_defs(experiment_file=place.path, home=place.home.root)
+    job = definitions.resolve_implicit_global_asset_job_def()
+    selected = dg.AssetKey(["small", "selected_dataset"])
+    with open_instance(place.home.dagster) as instance:
+        ran = [
+            job.execute_in_process(
+                instance=instance, asset_selection=[selected], partition_key="selectit"
+            ).run_id
+            for _ in range(2)
+        ]
+    time.sleep(1)
+    listed = json.loads(place.call("prune", "--days", "0", "--json"))["what"]
+    named = {row["what"]: row["name"] for row in listed}
+    assert named["Dagster run"] == ran[0][:8]
+    assert listed[1]["why"].endswith(ran[0][:8]) and listed[1]["bytes"] > 1000
+    place.call("prune", "--days", "0", "--yes")
+    assert json.loads(place.call("prune", "--days", "0", "--json"))["what"] == []
+    with open_instance(place.home.dagster) as instance:
+        assert [run.run_id for run in instance.get_runs()] == [ran[1]]
