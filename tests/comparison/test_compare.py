@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -267,3 +268,31 @@ def test_what_was_not_asked_as_in_the_paper_is_named():
         "instructions worded for this project",
         "1 questions did not fit and are left out",
     ]
+
+
+def test_what_one_runs_judge_could_not_read_is_left_out_for_all_counted_and_shown(world, tmp_path):
+    evaluations = world({"selectit": 0.0, "random": 0.0}, runs=1)
+    folder = evaluations[0][2]
+    table = pq.read_table(folder / "sums.parquet").to_pylist()
+    for row in table:
+        row["status"] = "ok"
+    table[3] |= {"status": "not_judged", "score": None}
+    pq.write_table(pa.Table.from_pylist(table), folder / "sums.parquet")
+    scored = [row["score"] for row in table if row["score"] is not None]
+    details = {"scores": {"sums": {"score": float(np.mean(scored)), "n": 399, "metric": "win"}}}
+    write_manifest(folder, kind="evaluation", fingerprint={}, files=[], details=details)
+    other = {"scores": {"sums": _stored_score(evaluations[1][2])}}
+    write_manifest(evaluations[1][2], kind="evaluation", fingerprint={}, files=[], details=other)
+    runs = [Run(*evaluation) for evaluation in evaluations]
+    (found,) = load_benchmarks(runs)
+    assert (found.count, found.not_judged) == (399, 1)
+    assert "1 questions that not every run's judge compared" in found.remarks[0]
+    request = ComparisonRequest(evaluations, SECTION, share=0.2)
+    details = compare(request, tmp_path / "out").details
+    assert details["benchmarks"]["sums"]["not_judged"] == 1
+    assert "left out for all arms" in (tmp_path / "out" / "table.md").read_text()
+
+
+def _stored_score(folder: Path) -> dict:
+    values = pq.read_table(folder / "sums.parquet")["score"].to_pylist()
+    return {"score": float(np.mean(values)), "n": len(values), "metric": "win"}
