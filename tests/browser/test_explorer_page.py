@@ -19,6 +19,8 @@ from selectit_dagster.progress import Silent
 from selectit_dagster.report.explorer import EXPLORER, write_explorer
 from selectit_dagster.selection.review import read_review
 
+pytestmark = pytest.mark.browser
+
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
