@@ -130,7 +130,7 @@ def test_the_sensor_follows_an_address_also_on_a_machine_that_never_read_it(tmp_
     def tick(cursor):
         with dg.DagsterInstance.ephemeral() as instance:
             context = dg.build_sensor_context(instance, cursor, repository_def=repository)
-            return repository.get_sensor_def("dataset_changed").evaluate_tick(context)
+            return repository.get_sensor_def("x_dataset_changed").evaluate_tick(context)
 
     first = tick(None)
     assert "its content is the one that was read" in first.skip_message

@@ -13,6 +13,8 @@ from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.progress import Silent
 from tools.miniature import build, judge
 
+pytestmark = pytest.mark.slow  # what made the miniature world is a tool, no part of the package
+
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 PROMISED_POINTS = 8
 

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from tools.miniature import judge
 
+pytestmark = pytest.mark.slow  # what made the miniature world is a tool, no part of the package
+
 scores = st.lists(st.integers(0, 5).map(float), min_size=1, max_size=12)
 
 

@@ -18,6 +18,8 @@ from tools.miniature.batches import RECIPES, Leg
 from tools.miniature.corpus import alpaca_prompt, document, rating_guides
 from tools.miniature.growth import grow
 
+pytestmark = pytest.mark.slow  # what made the miniature world is a tool, no part of the package
+
 MODELS = build.DATA.parent / "models"
 LAYOUT = "{guide}\n\nInstruction:{record}\nResponse:{response}\nThe answer is: \n"
 
@@ -103,14 +105,14 @@ def test_training_twice_gives_the_same_bytes_also_when_interrupted(short_recipe,
     pretrain.train(short_recipe, tmp_path / "whole")
     pretrain.train(short_recipe, tmp_path / "again")
     pretrain.train(short_recipe, tmp_path / "broken", stop_after=2)
-    assert (tmp_path / "broken" / "small" / "checkpoint.safetensors").exists()
+    assert (tmp_path / "broken" / "small" / "checkpoint.pt").exists()
     pretrain.train(short_recipe, tmp_path / "broken")
     weights = [
         (tmp_path / name / "small" / "model.safetensors").read_bytes()
         for name in ("whole", "again", "broken")
     ]
     assert weights[0] == weights[1] == weights[2]
-    assert not (tmp_path / "broken" / "small" / "checkpoint.safetensors").exists()
+    assert not (tmp_path / "broken" / "small" / "checkpoint.pt").exists()
 
 
 def test_checkpoint_of_another_recipe_is_refused(short_recipe, tmp_path: Path):

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from tools.miniature import build, world
 from tools.miniature.families import FAMILIES
 
+pytestmark = pytest.mark.slow  # what made the miniature world is a tool, no part of the package
+
 ROOT = Path(__file__).resolve().parents[2]
 seeds = st.integers(0, 10**6)
 

@@ -164,7 +164,7 @@ def _trained(folder: Path) -> "PreTrainedModel":
     """
     from transformers import LlamaForCausalLM
 
-    if not (folder / "training.json").exists() or (folder / "checkpoint.safetensors").exists():
+    if not (folder / "training.json").exists() or (folder / "checkpoint.pt").exists():
         raise FileNotFoundError(f"train the model in {folder} first: this one grows from it")
     return LlamaForCausalLM.from_pretrained(folder)
 
