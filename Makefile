@@ -93,6 +93,7 @@ lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # needs a CUDA build of torch; without a card it says so and passes
 gpu: setup

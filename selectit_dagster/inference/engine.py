@@ -35,7 +35,7 @@ class Reader:
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return the prompt's token ids, without an end token the tokenizer may append."""
-        from selectit_dagster.tuning.templates import without_end
+        from selectit_dagster.inference.prompt_templates import without_end
 
         return without_end(self.tokenizer, encode(self.tokenizer, text, special=special))
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from selectit_dagster.inference.prompt_templates import encode_prompt, render_prompt
 from selectit_dagster.inference.runner import ModelRunner
-from selectit_dagster.tuning.templates import encode_prompt, render_prompt
 
 if TYPE_CHECKING:
     import torch

@@ -23,7 +23,7 @@ from selectit_dagster.rating.score_summary import SMALL_MASS
 if TYPE_CHECKING:
     from selectit_dagster.inference.backends.protocol import Backend, TokenBatch
     from selectit_dagster.inference.backends.server import ServerBackend
-    from selectit_dagster.inference.length_batches import PlannedBatch
+    from selectit_dagster.rating.length_batches import PlannedBatch
     from selectit_dagster.rating.rated_batch import RatedBatch
     from selectit_dagster.rating.token_rows import RowMaker
 
@@ -163,7 +163,7 @@ def _rate_sample(
     backend: Backend, rows: RowMaker, facts: dict[str, Any]
 ) -> list[tuple[PlannedBatch, RatedBatch]]:
     """Rate the sample and say how it went; nothing comes back where a row failed."""
-    from selectit_dagster.inference.length_batches import plan_by_prompt
+    from selectit_dagster.rating.length_batches import plan_by_prompt
     from selectit_dagster.rating.levels import base_rating
     from selectit_dagster.rating.rated_batch import RatedBatch
 

@@ -52,7 +52,7 @@ def open_run(
     UserError
         When the records, prompts, tokenizer or model cannot be used.
     """
-    from selectit_dagster.inference.calibration import batch_tokens
+    from selectit_dagster.rating.calibration import batch_tokens
 
     records = count_records(request.records_file)
     if not records:
@@ -122,7 +122,7 @@ def backend_of(request: ScoringRequest, rating_ids: tuple[int, ...]) -> Backend:
 
         return ServerBackend(request.model, rating_ids)
     if request.engine == "ray":
-        from selectit_dagster.inference.backends.ray import RayBackend
+        from selectit_dagster.rating.ray_backend import RayBackend
 
         return RayBackend.of(request, rating_ids)
     from selectit_dagster.inference.model_loading import load_model

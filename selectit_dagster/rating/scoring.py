@@ -144,7 +144,7 @@ def _dtype(request: ScoringRequest) -> str:
     if request.engine == "server":
         return request.model.dtype
     if request.engine == "ray":
-        from selectit_dagster.inference.backends.ray import model_on_ray
+        from selectit_dagster.rating.ray_backend import model_on_ray
 
         return str(model_on_ray(request).dtype)
     return resolve_dtype(request.model.dtype, resolve_device(request.model.device))

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import UserError
-from selectit_dagster.inference.length_batches import PlannedBatch
 from selectit_dagster.progress import Progress
+from selectit_dagster.rating.length_batches import PlannedBatch
 from selectit_dagster.rating.preparation import Setup, chunk_maker
 from selectit_dagster.rating.rated_batch import RatedBatch
 from selectit_dagster.rating.score_folder import RowSource, ScoreFolder
@@ -34,7 +34,7 @@ _CHUNKS_AHEAD = 1
 def run_of(setup: Setup, folder: ScoreFolder, progress: Progress, rule: StoppingRule | None) -> Run:
     """Return the run that the request's engine makes."""
     if setup.request.engine == "ray":
-        from selectit_dagster.inference.backends.ray_engine import RayRun
+        from selectit_dagster.rating.ray_engine import RayRun
 
         return RayRun(setup, folder, progress, rule)
     return Run(setup, folder, progress, rule)

@@ -17,7 +17,7 @@ import numpy as np
 from selectit_dagster.errors import UserError
 from selectit_dagster.inference.backends.protocol import Tokens
 from selectit_dagster.inference.failures import is_device_failure
-from selectit_dagster.inference.length_batches import PlannedBatch, plan_by_prompt
+from selectit_dagster.rating.length_batches import PlannedBatch, plan_by_prompt
 from selectit_dagster.rating.prompts import rated_instruction
 from selectit_dagster.rating.rated_batch import RatedBatch
 from selectit_dagster.rating.score_folder import RowSource

@@ -218,7 +218,7 @@ def _balance(request: ReportRequest) -> list[Block]:
 
 def _reasons(raw: Manifest, curated: Manifest | None, ranking: Manifest | None) -> list[Block]:
     """Return why records were rejected, contaminated or not ranked."""
-    blocks: list[Block] = []
+    blocks = [text(f"Of the source: {note}.") for note in raw.details.get("notes") or []]
     if rejects := raw.details.get("rejects"):
         rows = [[entry["field"], entry["reason"], entry["count"]] for entry in rejects]
         blocks.append(table(["field", "why it was rejected", "records"], rows))

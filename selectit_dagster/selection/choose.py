@@ -174,7 +174,7 @@ def _budget(size: Size, scores: Floats, better: bool | None) -> float:
 def _tokens(context: ArmContext, ids: list[str], size: Size) -> Floats:
     """Return (n,) the tokens of each record as it is trained in the Alpaca template."""
     from selectit_dagster.inference.model_loading import load_tokenizer
-    from selectit_dagster.tuning.templates import render_prompt
+    from selectit_dagster.inference.prompt_templates import render_prompt
 
     if size.tokenizer is None:
         raise UserError(

@@ -18,7 +18,7 @@ from selectit_dagster.experiment import ModelReference
 from selectit_dagster.inference.adapter_loading import WEIGHTS, apply_adapter
 from selectit_dagster.inference.model_identity import model_identity
 from selectit_dagster.inference.model_loading import LoadedModel, load_config, load_model, quiet
-from selectit_dagster.tuning.templates import encode_prompt, render_prompt
+from selectit_dagster.inference.prompt_templates import encode_prompt, render_prompt
 
 if TYPE_CHECKING:
     import torch

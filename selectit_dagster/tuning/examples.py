@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import ArtefactError, UserError
-from selectit_dagster.inference.special_tokens import MARK, as_content, encode
-from selectit_dagster.tuning.templates import (
+from selectit_dagster.inference.prompt_templates import (
     adds_special,
     loses_text,
     render_prompt,
     render_response,
     without_end,
 )
+from selectit_dagster.inference.special_tokens import MARK, as_content, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -24,7 +24,7 @@ from selectit_dagster.evaluation.evaluate import (
 from selectit_dagster.evaluation.tasks.humaneval import STOP, HumanEvalTask
 from selectit_dagster.experiment import Benchmark, ModelReference
 from selectit_dagster.inference.generation import Decoding
-from selectit_dagster.tuning.templates import render_prompt
+from selectit_dagster.inference.prompt_templates import render_prompt
 
 
 def request(reference, *benchmarks, **changes):

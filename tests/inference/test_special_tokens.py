@@ -9,12 +9,12 @@ import pytest
 from transformers import AutoTokenizer
 
 from selectit_dagster.inference.engine import Reader
+from selectit_dagster.inference.prompt_templates import encode_prompt, render_prompt
 from selectit_dagster.inference.special_tokens import as_content, encode
 from selectit_dagster.rating.prompts import load_prompts, rating_text
 from selectit_dagster.rating.rating_tokens import Encoder, find_rating_tokens
 from selectit_dagster.rating.token_rows import RowMaker
 from selectit_dagster.tuning.examples import Template, build_examples
-from selectit_dagster.tuning.templates import encode_prompt, render_prompt
 
 CHAT = (
     "{% for m in messages %}{% if m['role'] == 'user' %}<s>{{ m['content'] }}<pad>"

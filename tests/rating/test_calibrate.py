@@ -9,8 +9,8 @@ import pytest
 from scoring_world import HashedBackend, request_for, some_records, write_records
 from transformers import AutoTokenizer
 
-from selectit_dagster.inference import calibration
 from selectit_dagster.inference.backends.protocol import TokenBatch
+from selectit_dagster.rating import calibration
 from selectit_dagster.rating.rating_tokens import Encoder
 from selectit_dagster.rating.token_rows import RowMaker
 

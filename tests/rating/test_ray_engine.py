@@ -26,8 +26,8 @@ from scoring_world import (
 from selectit_dagster.artefacts.files import sha256_file
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import RaySection
-from selectit_dagster.inference.backends.ray import RayBackend
 from selectit_dagster.rating import preparation, scoring
+from selectit_dagster.rating.ray_backend import RayBackend
 from selectit_dagster.rating.scoring import ScoringRequest, score
 
 pytest.importorskip("ray", reason='needs the extra "ray"')

@@ -11,22 +11,21 @@ from scoring_world import HashedBackend, request_for, some_records, write_record
 
 from selectit_dagster.errors import PassingError, TransientError, UserError
 from selectit_dagster.experiment import ActorShape, RaySection, load_experiment
-from selectit_dagster.inference.backends import ray_engine, ray_workers
 from selectit_dagster.inference.backends.protocol import BatchScores, TokenBatch
-from selectit_dagster.inference.backends.ray import RayBackend, model_on_ray
-from selectit_dagster.inference.backends.ray_workers import grouped, pack_mask, unpack_mask
-from selectit_dagster.inference.backends.serialization import (
+from selectit_dagster.inference.failures import DeviceBrokenError
+from selectit_dagster.inference.ray_cluster import pool_for, require_ray
+from selectit_dagster.rating import ray_engine, ray_workers, scoring
+from selectit_dagster.rating.length_batches import PlannedBatch
+from selectit_dagster.rating.preparation import chunk_maker, row_maker
+from selectit_dagster.rating.rated_batch import RatedBatch
+from selectit_dagster.rating.ray_backend import RayBackend, model_on_ray
+from selectit_dagster.rating.ray_serialization import (
     pack_batches,
     pack_ratings,
     unpack_batches,
     unpack_ratings,
 )
-from selectit_dagster.inference.failures import DeviceBrokenError
-from selectit_dagster.inference.length_batches import PlannedBatch
-from selectit_dagster.inference.ray_cluster import pool_for, require_ray
-from selectit_dagster.rating import scoring
-from selectit_dagster.rating.preparation import chunk_maker, row_maker
-from selectit_dagster.rating.rated_batch import RatedBatch
+from selectit_dagster.rating.ray_workers import grouped, pack_mask, unpack_mask
 from selectit_dagster.rating.score_folder import RowSource
 from selectit_dagster.rating.scoring import ScoringRequest, scoring_fingerprint
 from selectit_dagster.rating.shards import ChunkReader, read_chunks

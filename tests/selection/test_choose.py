@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import ModelReference
 from selectit_dagster.inference.model_loading import load_tokenizer
+from selectit_dagster.inference.prompt_templates import render_prompt
 from selectit_dagster.selection.diversity import dpp, facility_location, k_center
 from selectit_dagster.selection.quota import apportion, k_means
 from selectit_dagster.selection.ranking import rank
 from selectit_dagster.selection.subset import select
-from selectit_dagster.tuning.templates import render_prompt
 
 from .stored import distributions, ranked_rows, selection, world
 

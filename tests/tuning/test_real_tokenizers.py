@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from selectit_dagster.inference.prompt_templates import encode_prompt, render_prompt
 from selectit_dagster.tuning.examples import Template, build_examples
-from selectit_dagster.tuning.templates import encode_prompt, render_prompt
 
 AWKWARD = ["\n\nTwo lines on.", "  indented", "¿Qué? 你好", "1, 2, 3", "\tdef f():\n\treturn 1"]
 

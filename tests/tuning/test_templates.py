@@ -8,8 +8,8 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 
 from selectit_dagster.errors import UserError
+from selectit_dagster.inference.prompt_templates import encode_prompt, render_prompt
 from selectit_dagster.tuning.examples import Template, build_examples
-from selectit_dagster.tuning.templates import encode_prompt, render_prompt
 
 CHAT = (
     "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"

@@ -199,10 +199,10 @@ def plan_millions(count: int, work: Path) -> dict[str, Any]:
     Once from nothing, where a plan is arithmetic, and once in a folder that holds rows of an
     earlier run, where every record is read and matched by its text.
     """
-    from selectit_dagster.inference.backends.ray import RayBackend
-    from selectit_dagster.inference.backends.ray_engine import RayRun
     from selectit_dagster.progress import Silent
     from selectit_dagster.rating.preparation import Setup, row_maker
+    from selectit_dagster.rating.ray_backend import RayBackend
+    from selectit_dagster.rating.ray_engine import RayRun
     from selectit_dagster.rating.score_folder import ScoreFolder
     from selectit_dagster.rating.score_journal import Journal
     from selectit_dagster.rating.scoring import scoring_fingerprint

@@ -139,9 +139,9 @@ def run_trl(model: str, data: str) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
     from trl import SFTConfig, SFTTrainer
 
+    from selectit_dagster.inference.prompt_templates import render_prompt
     from selectit_dagster.tuning.example_batches import LengthGroupedOrder
     from selectit_dagster.tuning.examples import read_records
-    from selectit_dagster.tuning.templates import render_prompt
 
     section = settings(model)
     rows = [

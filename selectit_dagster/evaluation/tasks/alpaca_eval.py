@@ -33,7 +33,7 @@ from selectit_dagster.evaluation.tasks.task import (
     register,
 )
 from selectit_dagster.inference.generation import Decoding
-from selectit_dagster.tuning.templates import render_prompt
+from selectit_dagster.inference.prompt_templates import render_prompt
 
 if TYPE_CHECKING:
     from selectit_dagster.inference.engine import Engine

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from selectit_dagster.artefacts.files import sha256_json
 from selectit_dagster.evaluation import question_files
 from selectit_dagster.evaluation.tasks.task import Prompt, Question, Task, register
-from selectit_dagster.tuning.templates import render_prompt
+from selectit_dagster.inference.prompt_templates import render_prompt
 
 if TYPE_CHECKING:
     from selectit_dagster.inference.engine import Engine

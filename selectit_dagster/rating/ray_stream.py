@@ -13,8 +13,8 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import TransientError, first_line
-from selectit_dagster.inference.backends.ray_workers import Planner, Rater, RaterSpec
 from selectit_dagster.inference.ray_cluster import Cluster, Pool, pool_for
+from selectit_dagster.rating.ray_workers import Planner, Rater, RaterSpec
 
 if TYPE_CHECKING:
     from selectit_dagster.rating.scoring import ScoringRequest

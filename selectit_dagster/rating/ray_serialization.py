@@ -11,7 +11,7 @@ import numpy as np
 from selectit_dagster.errors import PassingError, UserError
 from selectit_dagster.inference.backends.protocol import TokenBatch
 from selectit_dagster.inference.failures import DeviceBrokenError
-from selectit_dagster.inference.length_batches import PlannedBatch
+from selectit_dagster.rating.length_batches import PlannedBatch
 from selectit_dagster.rating.rated_batch import RatedBatch
 from selectit_dagster.rating.score_store import Floats
 

@@ -2,7 +2,7 @@
 
 The plan is made as for the local engine: chunks of records, each of which becomes one part.
 What is to do is streamed through the cluster
-(see :mod:`~selectit_dagster.inference.backends.ray_stream`).
+(see :mod:`~selectit_dagster.rating.ray_stream`).
 This process enters what comes back into the journals and writes the parts, so the nodes need
 no common disk, and no part is ever written twice.
 """
@@ -20,12 +20,12 @@ import numpy as np
 
 from selectit_dagster.errors import TransientError
 from selectit_dagster.inference.backends.protocol import TokenBatch
-from selectit_dagster.inference.backends.ray import RayBackend
-from selectit_dagster.inference.backends.ray_stream import rated_groups
-from selectit_dagster.inference.backends.ray_workers import pack_mask, versions
-from selectit_dagster.inference.backends.serialization import unpack_error, unpack_ratings
-from selectit_dagster.inference.length_batches import PlannedBatch
 from selectit_dagster.inference.ray_cluster import Cluster, connected
+from selectit_dagster.rating.length_batches import PlannedBatch
+from selectit_dagster.rating.ray_backend import RayBackend
+from selectit_dagster.rating.ray_serialization import unpack_error, unpack_ratings
+from selectit_dagster.rating.ray_stream import rated_groups
+from selectit_dagster.rating.ray_workers import pack_mask, versions
 from selectit_dagster.rating.score_journal import journal_name
 from selectit_dagster.rating.score_store import PENDING
 from selectit_dagster.rating.scoring_run import Run

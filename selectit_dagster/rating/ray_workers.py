@@ -21,16 +21,16 @@ import numpy as np
 from selectit_dagster.artefacts.manifest import differences, library_versions
 from selectit_dagster.errors import UserError
 from selectit_dagster.inference.backends.protocol import Backend, local_backend
-from selectit_dagster.inference.backends.serialization import (
+from selectit_dagster.inference.failures import DeviceBrokenError
+from selectit_dagster.rating.length_batches import PlannedBatch
+from selectit_dagster.rating.preparation import chunk_maker, row_maker
+from selectit_dagster.rating.rated_batch import RatedBatch
+from selectit_dagster.rating.ray_serialization import (
     pack_batches,
     pack_error,
     pack_ratings,
     unpack_batches,
 )
-from selectit_dagster.inference.failures import DeviceBrokenError
-from selectit_dagster.inference.length_batches import PlannedBatch
-from selectit_dagster.rating.preparation import chunk_maker, row_maker
-from selectit_dagster.rating.rated_batch import RatedBatch
 from selectit_dagster.rating.score_folder import RowSource
 from selectit_dagster.rating.shards import ChunkReader
 

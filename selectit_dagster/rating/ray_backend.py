@@ -14,9 +14,9 @@ from selectit_dagster.inference.backends.protocol import (
     BatchScores,
     TokenBatch,
 )
-from selectit_dagster.inference.backends.ray_workers import RaterSpec
-from selectit_dagster.inference.backends.serialization import pack_error, unpack_error
 from selectit_dagster.inference.ray_cluster import connected, pool_for
+from selectit_dagster.rating.ray_serialization import pack_error, unpack_error
+from selectit_dagster.rating.ray_workers import RaterSpec
 
 if TYPE_CHECKING:
     from selectit_dagster.experiment import ScoringModel
