@@ -251,9 +251,13 @@ class _Tokenizer:
     model_max_length = 512
     is_fast = False
     chat_template = None
+    all_special_tokens = ()
 
     def __init__(self, data: bytes) -> None:
         self.data = data or b"\x00"
+
+    def __len__(self) -> int:
+        return 1 << 16
 
     def __call__(self, text: Any, **_: Any) -> dict[str, Any]:
         many = isinstance(text, list)
