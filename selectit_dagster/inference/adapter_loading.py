@@ -58,7 +58,10 @@ def apply_adapter(
     tuned = _loaded(model, folder, str(adapter))
     if not merged:
         return tuned.get_base_model().eval().requires_grad_(False)
-    whole: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
+    with warnings.catch_warnings():
+        # what is said of tied embeddings is set right below
+        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
+        whole: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
     if separate:
         _tie_again(whole)
     return whole.eval().requires_grad_(False)

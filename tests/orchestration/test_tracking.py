@@ -159,7 +159,12 @@ def test_tracking_switched_off_never_imports_mlflow(tmp_path):
     assert json.loads(answer.stdout) is False
 
 
-def test_rating_prompts_have_a_version_for_each_wording_and_runs_name_theirs(store):
+def test_rating_prompts_have_a_version_for_each_wording_and_runs_name_theirs(
+    store, monkeypatch, tmp_path_factory
+):
+    elsewhere = tmp_path_factory.mktemp("working-directory")
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     tracker = make(store)
     tags = {}
     for name, texts in (
@@ -171,6 +176,8 @@ def test_rating_prompts_have_a_version_for_each_wording_and_runs_name_theirs(sto
             run.prompts("test-rating-prompts", texts)
         tags[name] = tracker.client.get_run(run.run_id).data.tags["rating_prompts"]
     assert tracker.failures() == []
+    assert list(elsewhere.iterdir()) == []  # no store of MLflow's own choice is made
+    assert "MLFLOW_TRACKING_URI" not in os.environ
     assert tags["a"] == tags["b"] == "test-rating-prompts, version 1"
     assert tags["c"] == "test-rating-prompts, version 2"
     assert (

@@ -25,6 +25,24 @@ ARM_ROWS = "tags.`selectit.level` = 'arm' and tags.current = 'yes'"
 _BATCH = 100  # MLflow's own limit for parameters in one call
 
 
+@contextlib.contextmanager
+def _as_default_store(uri: str) -> Iterator[None]:
+    """Make a store the process's default while a block runs.
+
+    The prompt registry links prompts in that store, whatever the client's own one is, and would
+    make an empty one in the working directory.
+    """
+    from mlflow.tracking._tracking_service.utils import _use_tracking_uri
+
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    try:
+        with _use_tracking_uri(uri):
+            yield
+    finally:
+        if given is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = given
+
+
 @dataclass
 class TrackedRun:
     """One MLflow run; every method is safe to call when tracking is off or failing."""
@@ -220,10 +238,11 @@ class TrackedRun:
 
     def _register_prompts(self, name: str, texts: Sequence[str]) -> None:
         client, template = self.tracker.client, "\n\n".join(texts)
-        found = client.search_prompt_versions(name) if client.get_prompt(name) else []
-        same = [v for v in found if v.template == template]
-        version = same[0] if same else client.register_prompt(name, template)
-        client.link_prompt_version_to_run(self.run_id, version)
+        with _as_default_store(self.tracker.uri):
+            found = client.search_prompt_versions(name) if client.get_prompt(name) else []
+            same = [v for v in found if v.template == template]
+            version = same[0] if same else client.register_prompt(name, template)
+            client.link_prompt_version_to_run(self.run_id, version)
         self._set_tags({"rating_prompts": f"{name}, version {version.version}"})
 
     def arms(self, rows: dict[str, dict[str, float]]) -> None:
