@@ -120,8 +120,8 @@ def compare(request: ComparisonRequest, out: Path, progress: Progress = _SILENT)
 
 def write_views(details: dict[str, Any], out: Path) -> None:
     """Write the JSON, the two tables and the plot."""
+    from selectit_dagster.comparison.arm_tables import comparison_table, paper_table
     from selectit_dagster.comparison.forest_plot import forest
-    from selectit_dagster.comparison.tables import comparison_table, paper_table
 
     write_json(out / "comparison.json", details)
     write_text(out / "table.md", comparison_table(details))

@@ -37,7 +37,7 @@ from selectit_dagster.experiment import Benchmark, ModelReference
 from selectit_dagster.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from selectit_dagster.evaluation.runner import Result
+    from selectit_dagster.evaluation.benchmark_runner import Result
     from selectit_dagster.evaluation.tasks.task import Task
     from selectit_dagster.inference.engine import Engine
 

@@ -13,7 +13,7 @@ from selectit_dagster.orchestration.stages.choice import ChoiceStages
 from selectit_dagster.orchestration.stages.dataset import DataStages
 from selectit_dagster.orchestration.stages.overrides import Overrides
 from selectit_dagster.orchestration.stages.stage import Stage
-from selectit_dagster.orchestration.stages.training import TrainingStages
+from selectit_dagster.orchestration.stages.tuning_stages import TrainingStages
 
 
 class Pipeline(DataStages, ChoiceStages, TrainingStages):

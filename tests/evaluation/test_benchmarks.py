@@ -14,13 +14,13 @@ import pytest
 from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation import question_files
 from selectit_dagster.evaluation.answer_journal import Journal
+from selectit_dagster.evaluation.benchmark_runner import fit_prompts
 from selectit_dagster.evaluation.evaluate import (
     EvaluationRequest,
     evaluate,
     evaluation_fingerprint,
 )
 from selectit_dagster.evaluation.pairwise_judge import LocalJudge, Pair, ServerJudge, render
-from selectit_dagster.evaluation.runner import fit_prompts
 from selectit_dagster.evaluation.tasks import make_task
 from selectit_dagster.evaluation.tasks.task import Question
 from selectit_dagster.experiment import Benchmark, ServedModel

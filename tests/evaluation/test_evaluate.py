@@ -137,12 +137,12 @@ def test_an_evaluation_that_died_by_kill_9_resumes_to_the_unbroken_result(
     assert run.returncode == -signal.SIGKILL, run.stderr.decode()[-2000:]
     done = len((out / ".partial" / "words.jsonl").read_text().splitlines()) - 1
     assert done > 0
-    from selectit_dagster.evaluation import runner
+    from selectit_dagster.evaluation import benchmark_runner
 
     made = []
-    plain = runner.generate_batch
+    plain = benchmark_runner.generate_batch
     monkeypatch.setattr(
-        runner,
+        benchmark_runner,
         "generate_batch",
         lambda *given, **named: (made.append(1), plain(*given, **named))[1],
     )

@@ -34,7 +34,7 @@ from typing import Any
 from selectit_dagster.artefacts.files import read_json, write_json
 from selectit_dagster.artefacts.manifest import library_versions
 from selectit_dagster.evaluation.answer_journal import Journal
-from selectit_dagster.evaluation.runner import Result, fit_prompts, run_task
+from selectit_dagster.evaluation.benchmark_runner import Result, fit_prompts, run_task
 from selectit_dagster.evaluation.tasks import make_task
 from selectit_dagster.evaluation.tasks.task import Task
 from selectit_dagster.experiment import Benchmark

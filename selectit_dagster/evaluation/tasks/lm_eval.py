@@ -22,7 +22,7 @@ from selectit_dagster.evaluation.tasks.task import Prompt, Question, Task, regis
 
 if TYPE_CHECKING:
     from selectit_dagster.evaluation.answer_journal import Journal
-    from selectit_dagster.evaluation.runner import Result
+    from selectit_dagster.evaluation.benchmark_runner import Result
     from selectit_dagster.inference.engine import Engine
 
 _TASK_FILES = (".yaml", ".yml", ".py", ".json", ".jsonl", ".txt", ".csv")
@@ -139,8 +139,8 @@ class LmEvalTask(Task):
 
 def _result(found: dict[str, Any], truncated: dict[str, int]) -> Result:
     """Turn the harness's findings into rows, score and facts."""
+    from selectit_dagster.evaluation.benchmark_runner import Result
     from selectit_dagster.evaluation.intervals import summarise
-    from selectit_dagster.evaluation.runner import Result
 
     rows = []
     names = set()

@@ -25,7 +25,7 @@ from selectit_dagster.inference.generation import Decoding
 
 if TYPE_CHECKING:
     from selectit_dagster.evaluation.answer_journal import Journal
-    from selectit_dagster.evaluation.runner import Result
+    from selectit_dagster.evaluation.benchmark_runner import Result
     from selectit_dagster.experiment import Benchmark
     from selectit_dagster.inference.engine import Engine
 
@@ -338,7 +338,7 @@ class Task(ABC):
         self, engine: Engine, journal: Journal, *, seed: int, report: Callable[[int, int], None]
     ) -> Result:
         """Run the benchmark on a model."""
-        from selectit_dagster.evaluation.runner import run_task
+        from selectit_dagster.evaluation.benchmark_runner import run_task
 
         return run_task(self, engine, journal, seed=seed, report=report)
 
