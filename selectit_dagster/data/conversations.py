@@ -210,6 +210,8 @@ def as_texts(
     asked = [*context, *before, *messages[first:last]]
     if all(is_blank(message.text) for message in messages[first:last]):
         raise Unusable(where, "has a blank instruction")
+    if last - first > 1:
+        losses["turns were joined into one instruction"] += 1
     if turns != "first-turn" and last + 1 < len(messages):
         losses["messages after the last answer were left out"] += 1
     return joined(asked), "", messages[last].text, min(len(answers), 32_767)

@@ -39,3 +39,8 @@ def test_all_of_them_together_are_one_dataset_where_their_layout_is_one(workshop
     for name in ("alpaca.json", "belle.jsonl", "alpaca-gpt4.json"):
         copyfile(CORPUS / name, folder / name)
     assert workshop.read(folder).counts["kept"] == 4
+
+
+def test_turns_that_are_joined_are_said(workshop):
+    notes = workshop.read(CORPUS / "lima.jsonl").details["notes"]
+    assert "turns were joined into one instruction: 1 records" in notes
