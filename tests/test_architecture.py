@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-BELOW_EVERYTHING = {"errors", "progress", "display"}
+BELOW_EVERYTHING = {"errors", "progress", "display", "registry"}
 
 
 def drawn() -> set[tuple[str, str]]:

@@ -25,18 +25,17 @@ def capitals(tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     (tmp_path / "capitals_benchmark.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(task.BENCHMARKS, "_kinds", task.tasks())
+    monkeypatch.setattr(task.BENCHMARKS, "_loaded", False)
     entry = importlib.metadata.EntryPoint("capitals", "capitals_benchmark", task.ENTRY_POINTS)
     monkeypatch.setattr(
         importlib.metadata, "entry_points", lambda group: [entry] * (group == task.ENTRY_POINTS)
     )
-    monkeypatch.setattr(task, "_TASKS", dict(task.tasks()))
-    task._load_all.cache_clear()
     path = tmp_path / "capitals.jsonl"
     rows = [{"country": "France", "capital": "Paris"}, {"country": "Peru", "capital": "Lima"}]
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     yield path
     sys.modules.pop("capitals_benchmark", None)
-    task._load_all.cache_clear()
 
 
 def test_the_guides_benchmark_is_known_validates_and_is_evaluated(

@@ -8,20 +8,17 @@ packages add benchmarks through the entry point group ``selectit_dagster.benchma
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
-import pkgutil
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from selectit_dagster.errors import UserError, first_line
+from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation import question_files
 from selectit_dagster.inference.generation import Decoding
+from selectit_dagster.registry import Registry
 
 if TYPE_CHECKING:
     from selectit_dagster.evaluation.answer_journal import Journal
@@ -351,44 +348,8 @@ class Task(ABC):
         return []
 
 
-_TASKS: dict[str, type[Task]] = {}
-T = TypeVar("T", bound=type[Task])
-
-
-def register(name: str) -> Callable[[T], T]:
-    """Enter a benchmark into the registry under the name of its task."""
-
-    def enter(task: T) -> T:
-        taken = _TASKS.get(name)
-        if taken is not None and taken.__module__ != task.__module__:
-            raise UserError(
-                f"two benchmarks are called {name!r}: in {taken.__module__} and {task.__module__}",
-                hint="take one of the packages out of the environment",
-            )
-        _TASKS[name] = task
-        return task
-
-    return enter
-
-
-@cache
-def _load_all() -> None:
-    """Import this package's benchmarks, then those that other packages add."""
-    package = importlib.import_module("selectit_dagster.evaluation.tasks")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        try:
-            entry.load()
-        except Exception as error:
-            raise UserError(
-                f"the benchmark {entry.name!r} of another package cannot be loaded: "
-                f"{first_line(error)}",
-                hint=f"mend or take out the package that brings {entry.value}",
-            ) from error
-
-
-def tasks() -> dict[str, type[Task]]:
-    """Return every benchmark that there is, by the name of its task."""
-    _load_all()
-    return dict(_TASKS)
+BENCHMARKS: Registry[type[Task]] = Registry(
+    "benchmark", "selectit_dagster.evaluation.tasks", ENTRY_POINTS
+)
+register = BENCHMARKS.register
+tasks = BENCHMARKS.kinds

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from selectit_dagster.errors import UserError, first_line
+from selectit_dagster.errors import UserError
 from selectit_dagster.inference.backends.protocol import LogProbabilities, TokenBatch
+from selectit_dagster.registry import Registry
 
 ENTRY_POINTS = "selectit_dagster.servers"
-_BUILT_IN = ("server_vllm", "server_sglang")
 UNKNOWN = "unknown"
 
 
@@ -85,38 +81,15 @@ class ServerKind:
         raise NotImplementedError
 
 
-_KINDS: dict[str, type[ServerKind]] = {}
-
-
-def register_server(name: str) -> Callable[[type[ServerKind]], type[ServerKind]]:
-    """Enter a kind of server under its name."""
-
-    def enter(kind: type[ServerKind]) -> type[ServerKind]:
-        _KINDS[name] = kind
-        return kind
-
-    return enter
-
-
-@cache
-def _load_all() -> None:
-    for name in _BUILT_IN:
-        importlib.import_module(f"selectit_dagster.inference.backends.{name}")
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        try:
-            entry.load()
-        except Exception as error:
-            raise UserError(
-                f"the server kind {entry.name!r} of another package cannot be loaded: "
-                f"{first_line(error)}",
-                hint=f"mend or take out the package that brings {entry.value}",
-            ) from error
-
-
-def server_kinds() -> dict[str, type[ServerKind]]:
-    """Return every kind of server that there is."""
-    _load_all()
-    return dict(_KINDS)
+SERVERS: Registry[type[ServerKind]] = Registry(
+    "server kind",
+    "selectit_dagster.inference.backends",
+    ENTRY_POINTS,
+    # the package's other modules are no kinds
+    modules=("server_vllm", "server_sglang"),
+)
+register_server = SERVERS.register
+server_kinds = SERVERS.kinds
 
 
 def chosen_model(listed: Any, wanted: str | None) -> dict[str, Any]:  # noqa: ANN401 - an answer

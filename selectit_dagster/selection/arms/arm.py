@@ -8,19 +8,14 @@ Another package adds an arm through the entry point ``selectit_dagster.arms``.
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
-import pkgutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from selectit_dagster.errors import UserError, first_line
 from selectit_dagster.experiment.section import Line, Name, Section
+from selectit_dagster.registry import Registry
 from selectit_dagster.selection.diversity import Diversity
 from selectit_dagster.selection.quota import Quota
 from selectit_dagster.selection.weighting import Weights
@@ -35,8 +30,6 @@ ENTRY_POINTS = "selectit_dagster.arms"
 SIZES = ("share", "count", "tokens", "threshold")
 # what an arm takes beside the records
 Need = Literal["scores", "model", "embeddings", "query set", "file"]
-A = TypeVar("A", bound="type[Arm]")
-_ARMS: dict[str, type[Arm]] = {}
 
 
 @dataclass(frozen=True)
@@ -225,43 +218,9 @@ class Arm(Section):
         raise NotImplementedError
 
 
-def register(*kinds: str) -> Callable[[A], A]:
-    """Enter an arm under its kind, and further names of it."""
-
-    def enter(arm: A) -> A:
-        for kind in kinds:
-            taken = _ARMS.get(kind)
-            if taken is not None and taken.__module__ != arm.__module__:
-                raise UserError(
-                    f"two arms are called {kind!r}: in {taken.__module__} and {arm.__module__}",
-                    hint="take one of the packages out of the environment",
-                )
-            _ARMS[kind] = arm
-        return arm
-
-    return enter
-
-
-@cache
-def _load_all() -> None:
-    """Import this package's arms, then those that other packages add."""
-    package = importlib.import_module("selectit_dagster.selection.arms")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        try:
-            entry.load()
-        except Exception as error:
-            raise UserError(
-                f"the arm {entry.name!r} of another package cannot be loaded: {first_line(error)}",
-                hint=f"mend or take out the package that brings {entry.value}",
-            ) from error
-
-
-def arms() -> dict[str, type[Arm]]:
-    """Return every kind of arm that there is."""
-    _load_all()
-    return dict(_ARMS)
+ARMS: Registry[type[Arm]] = Registry("arm", "selectit_dagster.selection.arms", ENTRY_POINTS)
+register = ARMS.register
+arms = ARMS.kinds
 
 
 def arm_of(value: Any) -> Arm:  # noqa: ANN401 - whatever the file holds
