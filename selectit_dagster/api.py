@@ -27,6 +27,16 @@ if TYPE_CHECKING:
     Models: TypeAlias = str | Path | Mapping[str, Any] | Iterable[str | Path | Mapping[str, Any]]
 
 
+# those who come from the authors' scripts get their records back as they were: what
+# curation would take out is flagged, not dropped
+_KEEP_ALL = {
+    "exact_duplicates": False,
+    "decontamination": False,
+    "empty_responses": "flag",
+    "rating_injection": "flag",
+}
+
+
 @dataclass(frozen=True)
 class Scored:
     """A dataset with the stored rating distributions of its records.
@@ -54,7 +64,7 @@ class Scored:
         models: Sequence[str] | None = None,
     ) -> Pipeline:
         """Return the stages with other settings of the rating or the selection."""
-        from selectit_dagster.cli.select import FlatHome
+        from selectit_dagster.artefacts.home import FlatHome
         from selectit_dagster.experiment import parse_experiment
         from selectit_dagster.orchestration.pipeline import Pipeline
 
@@ -118,14 +128,11 @@ def score(
     folder = Path(temporary.name if temporary else str(store)).expanduser().resolve()
     folder.mkdir(parents=True, exist_ok=True)
     source, rows = _source(dataset, folder)
-    settings = {
-        "name": "select",
-        "dataset": {"path": source, **(dataset_options or {})},
-        "curation": _keep_all(),
-        "scoring_models": _named(models),
-        "rating": {"num_prompts": num_prompts, **rating},
-        "tracking": {"enabled": False},
-    }
+    settings = plain_settings(
+        {"path": source, **(dataset_options or {})},
+        _entries(models),
+        {"num_prompts": num_prompts, **rating},
+    )
     scored = Scored(folder, rows, settings, progress, temporary)
     pipeline = scored.pipeline()
     stages = [pipeline.raw(), pipeline.curated()]
@@ -232,21 +239,38 @@ def _source(dataset: Rows, folder: Path) -> tuple[str, datasets.Dataset | None]:
     return str(path), Dataset.from_list(rows)
 
 
-def _named(models: Models) -> list[dict[str, Any]]:
-    """Return the entries of ``scoring_models``, each with a name."""
-    from selectit_dagster.cli.select import model_names
+def plain_settings(
+    dataset: dict[str, Any], models: Sequence[dict[str, Any]], rating: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what an experiment file would say of a selection alone, but its section selection."""
+    names = model_names([str(entry.get("path", "")) for entry in models])
+    return {
+        "name": "select",
+        "dataset": dataset,
+        "curation": dict(_KEEP_ALL),
+        "scoring_models": [{"name": n, **entry} for n, entry in zip(names, models, strict=True)],
+        "rating": rating,
+        "tracking": {"enabled": False},
+    }
 
+
+def model_names(paths: list[str]) -> list[str]:
+    """Return short, distinct names for models, from the last part of their paths."""
+    names: list[str] = []
+    for path in paths:
+        stem = Path(path.rstrip("/")).name or "model"
+        name = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem).lstrip("._-")
+        name = name or "model"
+        count = sum(1 for taken in names if taken == name or taken.startswith(f"{name}-"))
+        names.append(f"{name}-{count + 1}" if count else name)
+    return names
+
+
+def _entries(models: Models) -> list[dict[str, Any]]:
+    """Return the models as entries of ``scoring_models``."""
     single = isinstance(models, str | Path | Mapping)
     entries = [models] if single else list(models)  # type: ignore[arg-type]
-    mappings = [dict(e) if isinstance(e, Mapping) else {"path": str(e)} for e in entries]
-    names = model_names([str(entry.get("path", "")) for entry in mappings])
-    return [{"name": name, **entry} for name, entry in zip(names, mappings, strict=True)]
-
-
-def _keep_all() -> dict[str, Any]:
-    from selectit_dagster.cli.select import KEEP_ALL
-
-    return dict(KEEP_ALL)
+    return [dict(e) if isinstance(e, Mapping) else {"path": str(e)} for e in entries]
 
 
 def _beside(scored: Scored, table: pa.Table) -> datasets.Dataset:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 # needed by Persian, Indic scripts and emoji: part of the text
@@ -40,3 +41,29 @@ def one_line(value: Any, limit: int = 200) -> str:  # noqa: ANN401 - any value o
     """
     text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
     return visible(text if len(text) <= limit else text[: limit - 1] + "…", keep_lines=False)
+
+
+def cell_text(value: Any) -> str:  # noqa: ANN401 - any cell
+    """Return a table's cell as text: counts with separators, figures with four digits."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        whole = abs(value) >= 10_000
+        return "–" if value != value else f"{value:,.0f}" if whole else f"{value:.4g}"
+    return one_line(value, 1000)
+
+
+def is_numeric(column: Iterable[Any]) -> bool:
+    """Tell whether a table's column holds only numbers and empty cells."""
+    cells = [cell for cell in column if cell not in (None, "")]
+    return bool(cells) and all(map(_is_number, cells))
+
+
+def _is_number(cell: Any) -> bool:  # noqa: ANN401 - any cell
+    if isinstance(cell, str):
+        return cell.strip("+-%").replace(",", "").replace(".", "", 1).isdigit()
+    return isinstance(cell, int | float)

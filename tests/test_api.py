@@ -110,7 +110,7 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(scored, tmp_path):
 def test_neither_dagster_nor_mlflow_nor_torch_is_imported():
     code = (
         "import sys, selectit_dagster; light = set(sys.modules) & {'torch', 'numpy', 'pydantic'};"
-        "selectit_dagster.select; from selectit_dagster.cli import select; import "
+        "selectit_dagster.select; from selectit_dagster.cli import select_command; import "
         "selectit_dagster.orchestration.pipeline;"
         "print(sorted(light), sorted({m.split('.')[0] for m in sys.modules} "
         "& {'dagster', 'mlflow', 'torch', 'transformers', 'datasets'}))"

@@ -109,6 +109,18 @@ class Home:
         return self.folder / "report"
 
 
+@dataclass(frozen=True)
+class FlatHome(Home):
+    """A home whose stages lie directly in ``root``, for a selection alone."""
+
+    pictures: ClassVar[bool] = False
+
+    @property
+    def folder(self) -> Path:
+        """The root itself."""
+        return self.root
+
+
 def home_root(given: str | Path | None) -> Path:
     """Return the home folder: ``given``, else ``$SELECTIT_HOME``, else ``./.selectit``."""
     return Path(given or os.environ.get("SELECTIT_HOME") or ".selectit").expanduser().resolve()

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from selectit_dagster.cli.options import EXPERIMENT, HOME, open_experiment
+from selectit_dagster.cli.options import JSON, on_experiment
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import TuningSection
+
+if TYPE_CHECKING:
+    from selectit_dagster.orchestration.pipeline import Pipeline
 
 _LISTS = ("problems", "warnings", "devices")
 
 
 @click.command("doctor")
-@EXPERIMENT
-@HOME
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@on_experiment
+@JSON
 @click.option("--plan", "with_plan", is_flag=True, help="Also what `selectit plan` says.")
-def doctor_command(
-    experiment: Path | None, home: Path | None, as_json: bool, with_plan: bool
-) -> None:
+def doctor_command(pipeline: Pipeline, as_json: bool, with_plan: bool) -> None:
     """Show what this machine has, which models load, and what would go wrong.
 
     \b
@@ -33,7 +32,6 @@ def doctor_command(
     """  # noqa: D301
     from selectit_dagster.rating import doctor
 
-    pipeline = open_experiment(experiment, home)
     parsed, root = pipeline.experiment, pipeline.home.root
     machine = {**doctor.machine_facts(root), "home": f"{root} (can be written)"}
     usable = True

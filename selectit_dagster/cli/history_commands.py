@@ -1,4 +1,4 @@
-"""``selectit history``, ``diff``, ``rollback``, ``promote``, ``prune``: versions of selections."""
+"""``selectit rank``, ``history``, ``diff``, ``rollback``, ``promote``, ``prune``: versions."""
 
 from __future__ import annotations
 
@@ -8,13 +8,22 @@ from typing import Any
 
 import click
 
-from selectit_dagster.cli.options import EXPERIMENT, HOME, open_experiment
+from selectit_dagster.artefacts.manifest import require_manifest
+from selectit_dagster.cli.options import (
+    EXPERIMENT,
+    HOME,
+    JSON,
+    PATH,
+    on_experiment,
+    open_experiment,
+)
 from selectit_dagster.cli.tables import megabytes, show_table
 from selectit_dagster.errors import UserError
 from selectit_dagster.orchestration.pipeline import Pipeline
+from selectit_dagster.orchestration.stages.overrides import Overrides, apply_overrides
+from selectit_dagster.progress import Reporter
 
-_ARM = click.option("--arm", help="The arm [the one that is re-selected by itself].")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+ARM = click.option("--arm", help="The arm [the one that is re-selected by itself].")
 _WHY = click.option("--because", required=True, help="The reason; it is kept.")
 
 
@@ -28,11 +37,97 @@ def arm_of(pipeline: Pipeline, arm: str | None) -> str:
     return name
 
 
+@click.command("rank")
+@on_experiment
+@click.option("--alpha", type=float, help="Weight of disagreement.")
+@click.option("-k", "--num-prompts", type=int, help="K: the first K of the prompts scored.")
+@click.option("--variant", type=click.Choice(["paper", "released-code"]))
+@click.option("--ablation", type=click.Choice(["none", "sentence-r", "model-r"]))
+@click.option("--theta", "thetas", multiple=True, metavar="MODEL=WEIGHT", help="Fusion weight.")
+@click.option("--share", type=float, help="Share to keep.")
+@click.option("--count", type=int, help="Number of records to keep, instead of a share.")
+@click.option("--threshold", type=float, help="Lowest score to keep, instead of a share.")
+@click.option("-o", "--output", type=PATH, help="Write the subset here.")
+@JSON
+def rank_command(
+    pipeline: Pipeline,
+    output: Path | None,
+    as_json: bool,
+    thetas: tuple[str, ...],
+    **given: Any,  # noqa: ANN401 - the settings to change, one per click option
+) -> None:
+    """Rank again from the stored scores, beside the home's own ranking: a what-if.
+
+    No model is loaded; the result is compared with the current selection, which stays.
+    ``selectit promote`` puts it into use.
+
+    \b
+    Examples:
+      selectit rank --alpha 0.5
+      selectit rank my.yaml -k 3 --share 0.1 -o best.jsonl
+      selectit rank my.yaml --theta small=1 --theta large=3 --threshold 2.5
+    """  # noqa: D301
+    for model in pipeline.experiment.scoring_models:
+        require_manifest(
+            pipeline.home.scores(model.name), made_by=f"uncertainty_scores/{model.name}"
+        )
+    overrides = Overrides(**given, thetas=_weights(thetas))
+    rating = apply_overrides(pipeline.experiment, overrides).rating
+    arm = pipeline.production_arm
+    tried = pipeline.what_if(arm, overrides)
+    tried.run(Reporter("selection", "records"))
+    name = tried.settings["what_if"]
+    ranking = pipeline.home.what_ifs / name / "ranking"
+    chosen = pipeline.home.what_ifs / name / "selected" / arm
+    ranked = require_manifest(ranking, made_by="ranking")
+    selected = require_manifest(chosen, made_by="selection")
+    if output is not None:
+        from selectit_dagster.selection.output_file import write_output
+
+        write_output(chosen, selected, output)
+    facts = {
+        "alpha": rating.alpha,
+        "num_prompts": rating.num_prompts,
+        "variant": rating.variant,
+        "ablation": rating.ablation,
+        "theta": ranked.details["theta"],
+        "ranked": ranked.counts["ranked"],
+        "selected": selected.counts["selected"],
+        "change": next(w for w in pipeline.what_ifs() if w["name"] == name)["change"]["text"],
+        "what_if": name,
+        "folder": str(chosen),
+        "output": str(output) if output else None,
+    }
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    for key, value in facts.items():
+        if value is not None:
+            click.echo(f"{key:12} {value}")
+
+
+def _weights(given: tuple[str, ...]) -> tuple[tuple[str, float], ...] | None:
+    """Return the fusion weights of ``--theta MODEL=WEIGHT``."""
+    found = {}
+    for text in given:
+        name, mark, weight = text.rpartition("=")
+        try:
+            found[name] = float(weight)
+        except ValueError:
+            mark = ""
+        if not mark:
+            raise UserError(
+                f"--theta {text!r} is no weight of a model",
+                hint="write MODEL=WEIGHT, for instance --theta small=7e9",
+            )
+    return tuple(found.items()) or None
+
+
 @click.command("history")
 @click.argument("arm", required=False)
 @EXPERIMENT
 @HOME
-@_JSON
+@JSON
 def history_command(
     arm: str | None, experiment: Path | None, home: Path | None, as_json: bool
 ) -> None:
@@ -78,19 +173,12 @@ def history_command(
 @click.command("diff")
 @click.argument("old")
 @click.argument("new")
-@EXPERIMENT
-@HOME
-@_ARM
+@on_experiment
+@ARM
 @click.option("-n", "--rows", default=20, show_default=True, help="Records to name of each kind.")
-@_JSON
+@JSON
 def diff_command(
-    old: str,
-    new: str,
-    experiment: Path | None,
-    home: Path | None,
-    arm: str | None,
-    rows: int,
-    as_json: bool,
+    pipeline: Pipeline, old: str, new: str, arm: str | None, rows: int, as_json: bool
 ) -> None:
     """Say what entered, left and moved from one version to another, and why.
 
@@ -103,7 +191,6 @@ def diff_command(
     """  # noqa: D301
     from selectit_dagster.selection.difference import compare_selections, moved_rows
 
-    pipeline = open_experiment(experiment, home)
     name = arm_of(pipeline, arm)
     folders = [_folder(pipeline, name, side) for side in (old, new)]
     change = compare_selections(*folders, examples=rows).summary()
@@ -127,13 +214,10 @@ def _folder(pipeline: Pipeline, arm: str, name: str) -> Path:
 
 @click.command("rollback")
 @click.argument("version")
-@EXPERIMENT
-@HOME
-@_ARM
+@on_experiment
+@ARM
 @_WHY
-def rollback_command(
-    version: str, experiment: Path | None, home: Path | None, arm: str | None, because: str
-) -> None:
+def rollback_command(pipeline: Pipeline, version: str, arm: str | None, because: str) -> None:
     """Put an earlier version of a selection into use; what was made from the other is stale.
 
     It stays until other data, scores or settings ask for another selection.
@@ -142,16 +226,14 @@ def rollback_command(
     Example:
       selectit rollback v2 my.yaml --because "v3 is all of one kind"
     """  # noqa: D301
-    pipeline = open_experiment(experiment, home)
     click.echo(_change(pipeline, arm_of(pipeline, arm), version, because))
 
 
 @click.command("promote")
 @click.argument("what_if")
-@EXPERIMENT
-@HOME
+@on_experiment
 @_WHY
-def promote_command(what_if: str, experiment: Path | None, home: Path | None, because: str) -> None:
+def promote_command(pipeline: Pipeline, what_if: str, because: str) -> None:
     """Put the selection of a what-if run into use, as the next version of its arm.
 
     \b
@@ -159,7 +241,6 @@ def promote_command(what_if: str, experiment: Path | None, home: Path | None, be
       selectit rank my.yaml --alpha 0.5
       selectit promote 1f0c9a2b my.yaml --because "fewer lists of links"
     """  # noqa: D301
-    pipeline = open_experiment(experiment, home)
     if what_if not in (known := [str(facts["name"]) for facts in pipeline.what_ifs()]):
         raise UserError(
             f"there is no what-if {what_if}",
@@ -187,19 +268,19 @@ def _change(pipeline: Pipeline, arm: str, name: str, because: str) -> str:
 
 
 @click.command("prune")
-@EXPERIMENT
-@HOME
+@on_experiment
 @click.option("--keep", type=int, help="Versions to keep of each selection [selection.keep].")
 @click.option("--days", default=90.0, show_default=True, help="Age of runs and what-ifs to drop.")
 @click.option("--drop", multiple=True, metavar="NAME", help="Another experiment, to drop wholly.")
 @click.option("--yes", is_flag=True, help="Remove; without it nothing is removed.")
-@_JSON
+@JSON
 def prune_command(
-    experiment: Path | None,
-    home: Path | None,
+    pipeline: Pipeline,
+    keep: int | None,
+    days: float,
+    drop: tuple[str, ...],
     yes: bool,
     as_json: bool,
-    **given: Any,  # noqa: ANN401
 ) -> None:
     """List what may be removed with its bytes, and remove it when told to.
 
@@ -213,8 +294,7 @@ def prune_command(
     """  # noqa: D301
     from selectit_dagster.orchestration.prune import removable
 
-    pipeline = open_experiment(experiment, home)
-    found = removable(pipeline, keep=given["keep"], days=given["days"], experiments=given["drop"])
+    found = removable(pipeline, keep=keep, days=days, experiments=drop)
     rows: list[dict[str, Any]] = [
         {"what": f.kind, "name": f.name, "why": f.why, "bytes": f.size} for f in found
     ]

@@ -1,8 +1,8 @@
 """The ``selectit`` command: its commands, and every outcome as an exit code and one message.
 
 Exit codes: 0 success, 2 the user's input is wrong (one message, no traceback), 1 our own
-failure, 130 interrupted. Results go to stdout, progress and messages to stderr. Each command
-has a module; it reads options, calls one function and prints results.
+failure, 130 interrupted. Results go to stdout, progress and messages to stderr. A module
+holds a group of commands; each reads options, calls one function and prints results.
 """
 
 from __future__ import annotations
@@ -19,27 +19,14 @@ from typing import Any
 import click
 
 from selectit_dagster import __version__
-from selectit_dagster.cli.checkpoint_commands import chat_command, merge_command
-from selectit_dagster.cli.doctor_command import doctor_command
-from selectit_dagster.cli.explain_command import explain_command
-from selectit_dagster.cli.export_command import export_command, scores_command
-from selectit_dagster.cli.history_commands import (
-    diff_command,
-    history_command,
-    promote_command,
-    prune_command,
-    rollback_command,
+from selectit_dagster.cli import (
+    doctor_command,
+    export_commands,
+    history_commands,
+    record_commands,
+    run_commands,
+    select_command,
 )
-from selectit_dagster.cli.plan_command import plan_command
-from selectit_dagster.cli.publish_command import publish_command
-from selectit_dagster.cli.rank_command import rank_command
-from selectit_dagster.cli.report_command import report_command
-from selectit_dagster.cli.review_commands import explore_command, review_group
-from selectit_dagster.cli.run_command import run_command
-from selectit_dagster.cli.select_command import select_command
-from selectit_dagster.cli.sensitivity_command import sensitivity_command
-from selectit_dagster.cli.storage_command import storage_group
-from selectit_dagster.cli.ui_command import ui_command
 from selectit_dagster.display import visible
 from selectit_dagster.errors import TransientError, UserError, of_the_machine, redacted
 
@@ -53,28 +40,28 @@ def cli() -> None:
 
 
 for _command in (
-    run_command,
-    select_command,
-    plan_command,
-    ui_command,
-    report_command,
-    rank_command,
-    history_command,
-    diff_command,
-    rollback_command,
-    promote_command,
-    prune_command,
-    explore_command,
-    review_group,
-    explain_command,
-    sensitivity_command,
-    doctor_command,
-    chat_command,
-    merge_command,
-    export_command,
-    scores_command,
-    publish_command,
-    storage_group,
+    run_commands.run_command,
+    select_command.select_command,
+    run_commands.plan_command,
+    run_commands.ui_command,
+    run_commands.report_command,
+    run_commands.storage_group,
+    history_commands.rank_command,
+    history_commands.history_command,
+    history_commands.diff_command,
+    history_commands.rollback_command,
+    history_commands.promote_command,
+    history_commands.prune_command,
+    record_commands.explore_command,
+    record_commands.review_group,
+    record_commands.explain_command,
+    record_commands.sensitivity_command,
+    doctor_command.doctor_command,
+    export_commands.chat_command,
+    export_commands.merge_command,
+    export_commands.export_command,
+    export_commands.scores_command,
+    export_commands.publish_command,
 ):
     cli.add_command(_command)
 

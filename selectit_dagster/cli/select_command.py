@@ -1,46 +1,51 @@
-"""``selectit select``: the options of the selection alone."""
+"""``selectit select``: the selection alone, without Dagster, MLflow or an experiment file."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+from selectit_dagster.api import plain_settings
+from selectit_dagster.artefacts.files import atomic_file
+from selectit_dagster.artefacts.home import FlatHome, Home
+from selectit_dagster.artefacts.manifest import Manifest
+from selectit_dagster.cli.options import PATH
 from selectit_dagster.errors import UserError
+from selectit_dagster.experiment import Experiment, parse_experiment
+from selectit_dagster.orchestration.pipeline import Pipeline
+from selectit_dagster.orchestration.stages.stage import Stage
+from selectit_dagster.progress import Reporter
 
 _FORMATS = click.Choice(["auto", "json", "jsonl", "parquet", "csv", "datasets", "hub"])
 _LAYOUTS = click.Choice(["auto", "alpaca", "sharegpt", "messages", "columns"])
-
-
-def _dataset(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the dataset section that the options describe.
-
-    Raises
-    ------
-    UserError
-        When ``--columns`` is not part=column, part=column.
-    """
-    section: dict[str, Any] = {
-        "path": list(options["sources"]),
-        "format": options["file_format"],
-        **{
-            name: options[name]
-            for name in ("layout", "turns", "other_roles", "max_reject_share", "limit")
-        },
-    }
-    section |= {n: options[n] for n in ("split", "config") if options[n] is not None}
-    if options["columns"]:
-        pairs = [pair.partition("=") for pair in options["columns"].split(",")]
-        if wrong := [part for part, equals, column in pairs if not (part and equals and column)]:
-            raise UserError(
-                f"--columns {options['columns']}: {wrong[0]!r} names no column",
-                hint="write part=column, e.g. instruction=question,response=answer",
-            )
-        section["columns"] = {part.strip(): column.strip() for part, _, column in pairs}
-    return section
+# errors speak of the keys of an experiment file, which who calls this does not have: those whose
+# option has another name or form; the others' options are their last parts
+_RENAMED = {
+    "`selectit run --help` shows a complete example with every key": (
+        "`selectit select --help` shows every option"
+    ),
+    "dataset.path in the experiment": "--input",
+    "dataset.path": "--input",
+    "dataset.columns: {instruction: ..., response: ...}": (
+        "--columns instruction=...,response=..."
+    ),
+    "dataset.other_roles: keep": "--other-roles keep",
+    "rating.too_long: ": "--too-long ",
+    "server.url": "--server",
+    "server.model": "--server-model",
+    "server.kind": "--server-kind",
+}
+_KEY = re.compile(r"\b(?:dataset|curation|scoring_models|rating|selection)\.([a-z_]+)")
 
 
 @click.command("select")
@@ -53,7 +58,7 @@ def _dataset(options: dict[str, Any]) -> dict[str, Any]:
     help="Dataset: file, folder, pattern or hub name; several are read one after the other.",
 )
 @click.option("-m", "--model", "models", required=True, multiple=True, help="Folder or hub name.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Output file.")
+@click.option("-o", "--output", required=True, type=PATH, help="Output file.")
 @click.option("--prompts", help="File with one rating prompt a line [nine are built in].")
 @click.option("-k", "--num-prompts", default=5, show_default=True, help="K, rating prompts asked.")
 @click.option("--num-ratings", default=5, show_default=True, help="R, ratings 1 to R.")
@@ -107,7 +112,7 @@ def _dataset(options: dict[str, Any]) -> dict[str, Any]:
 )
 @click.option("--limit", type=int, help="Read only the first N records.")
 @click.option("--max-reject-share", default=0.05, show_default=True, help="More stops the run.")
-@click.option("--scores", type=click.Path(path_type=Path), help="Keep and reuse scores here.")
+@click.option("--scores", type=PATH, help="Keep and reuse scores here.")
 @click.option("--json", "as_json", is_flag=True, help="Last line of stdout is one JSON object.")
 def select_command(**options: Any) -> None:  # noqa: ANN401 - one per click option
     """Select the best records of a dataset: no Dagster, no experiment file.
@@ -122,29 +127,39 @@ def select_command(**options: Any) -> None:  # noqa: ANN401 - one per click opti
       selectit select -i data.json -m org/llama-70b -o out.json --server http://gpu-1:8000
       selectit select -i 'shards/*.jsonl' -m ./model -o best.parquet --other-roles keep
     """  # noqa: D301
-    from selectit_dagster.cli.select import as_options, select_experiment, select_records
-
-    models = _models(options)
     names = ("prompts", "num_prompts", "num_ratings", "alpha", "variant", "max_length", "too_long")
     rating = {name: options[name] for name in names}
     selection = {k: options[k] for k in ("share", "count") if options[k] is not None}
     with as_options():
         experiment = select_experiment(
-            dataset=_dataset(options),
-            models=models,
-            rating=rating,
-            selection=selection,
+            dataset=_dataset(options), models=_models(options), rating=rating, selection=selection
         )
         outcome = select_records(experiment, options["output"], options["scores"])
-    for warning in outcome.warnings:
-        click.echo(f"warning: {warning}", err=True)
-    for note in outcome.notes:
-        click.echo(f"note: {note}", err=True)
-    counts = ", ".join(f"{name} {count:,}" for name, count in outcome.counts.items())
-    click.echo(f"layout {outcome.layout}", err=True)
-    click.echo(f"{counts}; {outcome.seconds:.1f} s -> {outcome.output}", err=options["as_json"])
+    for kind in ("warning", "note"):
+        for line in outcome[f"{kind}s"]:
+            click.echo(f"{kind}: {line}", err=True)
+    counts = ", ".join(f"{name} {count:,}" for name, count in outcome["counts"].items())
+    click.echo(f"layout {outcome['layout']}", err=True)
+    said = f"{counts}; {outcome['seconds']:.1f} s -> {outcome['output']}"
+    click.echo(said, err=options["as_json"])
     if options["as_json"]:
-        click.echo(json.dumps(outcome.as_json()))
+        click.echo(json.dumps(outcome))
+
+
+def _dataset(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the dataset section; raises UserError when ``--columns`` is not part=column, ...."""
+    section: dict[str, Any] = {"path": list(options["sources"]), "format": options["file_format"]}
+    names = ("layout", "turns", "other_roles", "max_reject_share", "limit", "split", "config")
+    section |= {name: options[name] for name in names if options[name] is not None}
+    if options["columns"]:
+        pairs = [pair.partition("=") for pair in options["columns"].split(",")]
+        if wrong := [part for part, equals, column in pairs if not (part and equals and column)]:
+            raise UserError(
+                f"--columns {options['columns']}: {wrong[0]!r} names no column",
+                hint="write part=column, e.g. instruction=question,response=answer",
+            )
+        section["columns"] = {part.strip(): column.strip() for part, _, column in pairs}
+    return section
 
 
 def _models(options: dict[str, Any]) -> list[dict[str, Any]]:
@@ -169,3 +184,149 @@ def _models(options: dict[str, Any]) -> list[dict[str, Any]]:
             "more --server-model than --server", hint="give it once per --server, or not at all"
         )
     return models
+
+
+def select_experiment(
+    *,
+    dataset: dict[str, Any],
+    models: list[dict[str, Any]],
+    rating: dict[str, Any],
+    selection: dict[str, Any],
+) -> Experiment:
+    """Return the experiment that the command line describes; raises UserError."""
+    value = plain_settings(dataset, models, rating)
+    value["selection"] = {**selection, "arms": [{"kind": "selectit"}]}
+    return parse_experiment(value, source="command line", folder=Path.cwd())
+
+
+def select_records(experiment: Experiment, output: Path, scores: Path | None) -> dict[str, Any]:
+    """Rate, rank, write the chosen records to ``output``, and return what ``--json`` prints.
+
+    ``scores`` keeps the stored distributions, so that another share or α costs seconds.
+
+    Raises
+    ------
+    UserError
+        For wrong input, before any model is loaded.
+    """
+    from selectit_dagster.selection.output_file import check_output_format, write_output
+
+    started = time.monotonic()
+    _check_output(output)
+    with _work_folder(scores, output) as root:
+        pipeline = Pipeline(experiment, FlatHome(root, "select"), at_home=True)
+        with _named_rejects(pipeline.home, output):
+            raw = _run(pipeline.raw())
+            check_output_format(output, str(raw.details["source"]["format"]))
+            curated = _run(pipeline.curated())
+        scored = [_run(pipeline.scores(m.name)) for m in experiment.scoring_models]
+        ranking = _run(pipeline.ranking())
+        selected = _run(pipeline.selected("selectit"))
+        write_output(pipeline.home.selected("selectit"), selected, output)
+    prompts = sum(m.counts.get("scored", 0) for m in scored)
+    busy = sum(float(m.details.get("seconds", 0.0)) for m in scored)
+    counts = {
+        "read": raw.counts["read"],
+        "rejected": raw.counts["rejected"] + curated.counts["raw"] - curated.counts["kept"],
+        "ranked": ranking.counts["ranked"],
+        "too_long": ranking.counts.get("too_long", 0),
+        "failed": ranking.counts.get("failed", 0),
+        "selected": selected.counts["selected"],
+    }
+    warnings = [str(w) for m in [*scored, ranking] for w in m.details.get("warnings", [])]
+    return {
+        "counts": counts,
+        "seconds": round(time.monotonic() - started, 3),
+        "prompts_per_second": round(prompts / busy, 3) if busy else 0.0,
+        "output": str(output),
+        "warnings": [in_options(warning) for warning in warnings],
+        "layout": str(raw.details.get("layout") or ""),
+        "notes": [in_options(str(note)) for note in raw.details.get("notes", [])],
+    }
+
+
+@contextlib.contextmanager
+def as_options() -> Iterator[None]:
+    """Make errors from inside speak of this command's options instead of an experiment's keys."""
+    try:
+        yield
+    except UserError as error:
+        error.message, error.hint = in_options(error.message), in_options(error.hint)
+        if found := _KEY.search(error.message + error.hint):
+            error.hint += f" ({found[0]} is a key of an experiment file: see `selectit run --help`)"
+        raise
+
+
+def in_options(text: str) -> str:
+    """Return ``text`` with the options of the command in place of an experiment's keys."""
+    for key, option in _RENAMED.items():
+        text = text.replace(key, option)
+    known = {option for parameter in select_command.params for option in parameter.opts}
+
+    def renamed(found: re.Match[str]) -> str:
+        option = f"--{found[1].replace('_', '-')}"
+        return option if option in known else found[0]
+
+    return _KEY.sub(renamed, text)
+
+
+@contextlib.contextmanager
+def _named_rejects(home: Home, output: Path) -> Iterator[None]:
+    """Leave the rejected records beside the output, however reading them ends.
+
+    The folder that they are written to may be a temporary one, so a message that names it is
+    made to name the copy.
+    """
+    from selectit_dagster.data.curation import DROPPED
+    from selectit_dagster.data.ingest import REJECTED
+
+    target = output.with_name(f"{output.name}.rejected.jsonl")
+    files = [home.raw / REJECTED, home.curated / DROPPED]
+    try:
+        yield
+    except UserError as error:
+        for path in files:
+            error.hint = error.hint.replace(str(path), str(target))
+        raise
+    finally:
+        _join(files, target)
+
+
+def _join(files: list[Path], target: Path) -> None:
+    """Write what the files hold to one; no file when there is nothing."""
+    found = [path for path in files if path.is_file() and path.stat().st_size]
+    if not found:
+        target.unlink(missing_ok=True)
+        return
+    with atomic_file(target) as writer:
+        for path in found:
+            with path.open("rb") as reader:
+                shutil.copyfileobj(reader, writer, 1 << 20)
+
+
+def _run(stage: Stage) -> Manifest:
+    return stage.run(Reporter(stage.asset, stage.unit, interval=1.0))
+
+
+def _check_output(output: Path) -> None:
+    """Refuse an output that cannot be written, before hours of scoring."""
+    from selectit_dagster.selection.output_file import output_format
+
+    if output.is_dir():
+        raise UserError(f"{output} is a folder", hint="name a file with -o")
+    output_format(output)
+    with contextlib.suppress(FileExistsError):
+        probe = output.with_name(f".{output.name}.probe")
+        with atomic_file(probe):
+            pass
+        probe.unlink()
+
+
+@contextlib.contextmanager
+def _work_folder(scores: Path | None, output: Path) -> Iterator[Path]:
+    if scores is not None:
+        scores.mkdir(parents=True, exist_ok=True)
+        yield scores.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="selectit-") as folder:
+        yield Path(folder)

@@ -9,20 +9,7 @@ from typing import Any
 
 import click
 
-from selectit_dagster.display import one_line
-
-
-def shown(value: Any) -> str:  # noqa: ANN401 - any cell
-    """Return a cell as text: counts with separators, figures with four digits."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return "–" if value != value else f"{value:.4g}"
-    return one_line(value, 1000)
+from selectit_dagster.display import cell_text, is_numeric
 
 
 def megabytes(size: int) -> str:
@@ -47,21 +34,15 @@ def table_text(rows: Sequence[Mapping[str, Any]], title: str = "", *, heads: boo
         show_header=heads,
     )
     for name in rows[0]:
-        right = all(_is_number(row.get(name)) for row in rows)
+        right = is_numeric(row.get(name) for row in rows)
         table.add_column(Text(name), justify="right" if right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(shown(row.get(name))) for name in rows[0]))
+        table.add_row(*(Text(cell_text(row.get(name))) for name in rows[0]))
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
     console = Console(width=width, highlight=False, color_system=None)
     with console.capture() as captured:
         console.print(table)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
-
-
-def _is_number(value: Any) -> bool:  # noqa: ANN401 - any cell
-    if isinstance(value, str):
-        return not value or value.lstrip("+-").replace(",", "").replace(".", "", 1).isdigit()
-    return value is None or isinstance(value, int | float)
 
 
 def show_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> None:

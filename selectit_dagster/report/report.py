@@ -21,7 +21,7 @@ from selectit_dagster.artefacts.manifest import (
     make_or_current,
     read_manifest,
 )
-from selectit_dagster.display import visible
+from selectit_dagster.display import cell_text, is_numeric, visible
 from selectit_dagster.experiment import Experiment
 from selectit_dagster.progress import Progress, Silent
 
@@ -83,11 +83,7 @@ class Block:
     @property
     def numeric(self) -> list[bool]:
         """Tell for each column of a table whether it holds only numbers and empty cells."""
-        cells = [[row[i] for row in self.rows] for i in range(len(self.columns))]
-        return [
-            any(map(_is_number, column)) and all(c in (None, "") or _is_number(c) for c in column)
-            for column in cells
-        ]
+        return [is_numeric(row[i] for row in self.rows) for i in range(len(self.columns))]
 
 
 def text(words: str, tone: str = "plain") -> Block:
@@ -104,13 +100,6 @@ def picture(title: str, png: bytes, words: str = "") -> Block:
     """Return a picture; ``words`` say what it shows to those who cannot see it."""
     data = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
     return Block("picture", f"{title}. {words}" if words else title, png=data)
-
-
-def _is_number(cell: Any) -> bool:  # noqa: ANN401 - any cell
-    if isinstance(cell, str):
-        cell = cell.rstrip("%").replace(",", "")
-        return cell.lstrip("+-").replace(".", "", 1).isdigit()
-    return isinstance(cell, int | float)
 
 
 @dataclass(frozen=True)
@@ -191,20 +180,5 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"shown": shown, "visible": visible}
+    environment.filters |= {"shown": cell_text, "visible": visible}
     return environment.get_template(HTML)
-
-
-def shown(cell: Any) -> str:  # noqa: ANN401 - any cell
-    """Return a cell as text: counts with separators, figures with four digits."""
-    if cell is None:
-        return ""
-    if isinstance(cell, bool):
-        return "yes" if cell else "no"
-    if isinstance(cell, int):
-        return f"{cell:,}"
-    if isinstance(cell, float):
-        if cell != cell:
-            return "–"
-        return f"{cell:,.0f}" if abs(cell) >= 10_000 else f"{cell:.4g}"
-    return visible(str(cell), keep_lines=False)

@@ -9,7 +9,7 @@ import pytest
 
 from selectit_dagster.artefacts.home import Home
 from selectit_dagster.artefacts.remote_files import Remote, exists, local_copy, token
-from selectit_dagster.cli.select import select_experiment
+from selectit_dagster.cli.select_command import select_experiment
 from selectit_dagster.data.ingest import IngestRequest, ingest
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import DatasetSection, load_experiment

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from selectit_dagster.cli.select import select_experiment, select_records
+from selectit_dagster.cli.select_command import select_experiment, select_records
 from tools.miniature import build, judge, pretrain
 from tools.miniature.batches import RECIPES, Leg
 from tools.miniature.corpus import alpaca_prompt, document, rating_guides

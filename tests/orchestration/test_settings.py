@@ -7,8 +7,8 @@ import json
 import pytest
 
 from selectit_dagster.artefacts.home import Home
-from selectit_dagster.cli.rank_command import _weights
-from selectit_dagster.cli.select import select_experiment, select_records
+from selectit_dagster.cli.history_commands import _weights
+from selectit_dagster.cli.select_command import select_experiment, select_records
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import check_experiment
 from selectit_dagster.orchestration.pipeline import Pipeline

@@ -169,7 +169,7 @@ def test_names_that_are_folders_of_their_own_are_refused(name):
 
 
 def test_model_folders_with_hostile_names_give_plain_short_names():
-    from selectit_dagster.cli.select import model_names
+    from selectit_dagster.api import model_names
 
     names = model_names([*HOSTILE, "..", "/", "a/../..", f"x/{TITLE}"])
     assert len(set(names)) == len(names)
