@@ -21,8 +21,8 @@ from selectit_dagster.experiment.section import key_part
 from selectit_dagster.orchestration import automation
 from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.pipeline import Pipeline
+from selectit_dagster.orchestration.prune import weekly_removal
 from selectit_dagster.orchestration.resources import PipelineResource, TrackingResource
-from selectit_dagster.orchestration.retention import retention
 from selectit_dagster.orchestration.run_cleanup import closing_sensors
 from selectit_dagster.orchestration.run_launcher import watched_executor
 from selectit_dagster.orchestration.version_change import version_job
@@ -131,7 +131,7 @@ def build_location(files: list[Path], home: Path | str | None = None) -> dg.Defi
                 hint="give one of the experiments another name",
             )
     return dg.Definitions.merge(
-        *parts, retention(), dg.Definitions(executor=watched_executor(root, folders))
+        *parts, weekly_removal(), dg.Definitions(executor=watched_executor(root, folders))
     )
 
 

@@ -253,14 +253,9 @@ def _change(pipeline: Pipeline, arm: str, name: str, because: str) -> str:
     """Put a version into use and tell Dagster; return a sentence."""
     from selectit_dagster.orchestration.asset_keys import Access
     from selectit_dagster.orchestration.instance import open_instance
-    from selectit_dagster.orchestration.version_change import (
-        arm_of_change,
-        change_version,
-        events,
-    )
+    from selectit_dagster.orchestration.version_change import change_version, events
 
-    arm = arm_of_change(pipeline, arm, name)
-    change_version(pipeline, arm, name, because, "command")
+    arm = change_version(pipeline, arm, name, because, "command")
     with open_instance(pipeline.home.dagster) as instance:
         for event in events(instance, pipeline, Access.of(pipeline.experiment), arm):
             instance.report_runless_asset_event(event)

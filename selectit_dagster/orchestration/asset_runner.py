@@ -21,11 +21,11 @@ from selectit_dagster.errors import (
     UserError,
     of_the_machine,
 )
-from selectit_dagster.orchestration import run_monitoring
 from selectit_dagster.orchestration.asset_checks import Check
 from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.asset_metadata import Metadata, base_metadata, picture
 from selectit_dagster.orchestration.pipeline import Pipeline
+from selectit_dagster.orchestration.run_monitoring import end_with_parent
 from selectit_dagster.orchestration.run_plan import planned_seconds
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.orchestration.tracking import (
@@ -172,9 +172,8 @@ def run_stage(
     # the partition first: MLflow's tables cut long names off at the end
     name = f"{stage.partition} · {stage.asset}" if stage.partition else stage.asset
     name = f"{name} · {context.run.run_id[:8]}"
-    at_work = run_monitoring.helping(tracking.home, context.run.run_id)
     tags = _tags(context, stage, tracking.dagster_url)
-    with at_work, _permanent(), tracking.asset_run(parent, name, tags) as run:
+    with _permanent(), tracking.asset_run(parent, name, tags) as run:
         run.params(stage.settings)
         reporter = Reporter(
             stage.title,
@@ -185,7 +184,7 @@ def run_stage(
                 {f"progress/{k}": v for k, v in figures.items()}, step
             ),
         )
-        manifest = _guarded(lambda: _make(context.run.run_id, pipeline, stage, reporter))
+        manifest = _make(stage, reporter)
         stage.note(
             asked_by=asked_by(context.run.tags),
             dagster_run=context.run.run_id,
@@ -260,19 +259,11 @@ def _permanent() -> Iterator[None]:
         ) from error
 
 
-def _make(run_id: str, pipeline: Pipeline, stage: Stage, reporter: Reporter) -> Manifest:
-    """Make the artefact: here, or in a process of its own where it would load a model."""
-    if stage.loads_model and run_monitoring.isolates(run_id) and not stage.is_current():
-        from selectit_dagster.orchestration.isolated import run_isolated
-
-        return run_isolated(stage, pipeline, run_id, reporter)
-    return stage.run(reporter)
-
-
-def _guarded(make: Callable[[], Manifest]) -> Manifest:
+def _make(stage: Stage, reporter: Reporter) -> Manifest:
+    end_with_parent()
     try:
-        with _permanent(), run_monitoring.ended_with_parent():
-            return make()
+        with _permanent():
+            return stage.run(reporter)
     except _TRANSIENT as error:
         raise dg.RetryRequested(max_retries=_RETRIES, seconds_to_wait=_RETRY_SECONDS) from error
 

@@ -14,7 +14,6 @@ from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 
-from selectit_dagster.orchestration import run_monitoring
 from selectit_dagster.orchestration.asset_keys import LOCATION, Access
 from selectit_dagster.orchestration.automation import job_of
 from selectit_dagster.orchestration.pipeline import Pipeline
@@ -51,58 +50,46 @@ def execute(
     warnings.filterwarnings("ignore", category=dg.PreviewWarning)
     tracker = make_tracker(pipeline)
     before = len(tracker.failures())
-    run, job = _create(instance, definitions, pipeline, stages, launch)
-    status = "KILLED"
+    job = definitions.resolve_job_def(Access.of(pipeline.experiment).name(job_of(stages[0])))
+    run = _create(instance, job, pipeline, stages, launch)
+    success = False
     try:
-        with run_monitoring.working(pipeline.home.root, run.run_id):
-            done = execute_run(InMemoryJob(job), run, instance)
-        status = "FINISHED" if done.success else "FAILED"
+        success = execute_run(InMemoryJob(job), run, instance).success
     finally:
-        run_monitoring.forget(pipeline.home.root, run.run_id)
         ended = instance.get_run_by_id(run.run_id)
         if ended is not None and ended.is_finished:
             close_run(instance, ended, tracker)
         else:
-            tracker.close_run(run.run_id, status)
-    if status == "FAILED":
-        raise _failure(instance, run, stages)
+            tracker.close_run(run.run_id, "KILLED")
+    if not success:
+        raise _failure(instance, run)
     return len(tracker.failures()) - before, not tracker.enabled or tracker.knows(run.run_id)
 
 
 def _create(
     instance: dg.DagsterInstance,
-    definitions: dg.Definitions,
+    job: dg.JobDefinition,
     pipeline: Pipeline,
     stages: list[Stage],
     launch: str,
-) -> tuple[dg.DagsterRun, dg.JobDefinition]:
+) -> dg.DagsterRun:
     """Create the run of the stages' job, as the page would for the same choice of assets."""
     access = Access.of(pipeline.experiment)
     keys = {access.stage_key(stage) for stage in stages}
-    whole = definitions.resolve_job_def(access.name(job_of(stages[0])))
-    tags = {**access.tags, "selectit/launch": launch, "selectit/what": _what(stages)}
-    if partition := next((stage.partition for stage in stages if stage.partition), None):
-        tags["dagster/partition"] = partition
-    run = instance.create_run_for_job(
-        whole.get_subset(asset_selection=keys),
+    names = list(dict.fromkeys(stage.asset for stage in (stages[0], stages[-1])))
+    partition = next((stage.partition for stage in stages if stage.partition), None)
+    what = " · ".join(filter(None, (partition, " to ".join(names))))
+    tags = {**access.tags, "selectit/launch": launch, "selectit/what": what}
+    return instance.create_run_for_job(
+        job.get_subset(asset_selection=keys),
         run_config=_CONFIG,
-        tags=tags,
+        tags={**tags, "dagster/partition": partition} if partition else tags,
         asset_selection=keys,
-        remote_job_origin=_REPOSITORY.get_job_origin(whole.name),
+        remote_job_origin=_REPOSITORY.get_job_origin(job.name),
     )
-    return run, whole
 
 
-def _what(stages: list[Stage]) -> str:
-    if len(stages) == 1:
-        asset, partition = stages[0].asset, stages[0].partition
-        return f"{partition} · {asset}" if partition else asset
-    names = [stage.asset for stage in stages]
-    partition = next((f"{s.partition} · " for s in stages if s.partition), "")
-    return f"{partition}{names[0]} to {names[-1]}"
-
-
-def _failure(instance: dg.DagsterInstance, run: dg.DagsterRun, stages: list[Stage]) -> Exception:
+def _failure(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Exception:
     """Return the first failed step as one message with its remedy.
 
     Raises
@@ -122,4 +109,4 @@ def _failure(instance: dg.DagsterInstance, run: dg.DagsterRun, stages: list[Stag
             hint="start again to go on where it stopped; SELECTIT_DEBUG=1 shows where it failed",
             permanent=False,
         )
-    return RuntimeError(f"{_what(stages)} failed, and none of its steps says why")
+    return RuntimeError(f"{run.tags['selectit/what']} failed, and none of its steps says why")

@@ -112,21 +112,7 @@ def open_instance(folder: Path) -> Iterator[dg.DagsterInstance]:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     prepare_dagster_home(folder)
     os.environ["DAGSTER_HOME"] = str(folder)
-    try:
-        instance = _opened(folder)
-    except Exception as error:
-        if _LOCKED in str(error):
-            raise UserError(
-                f"another program has held a database in {folder} for a minute",
-                hint="end it (a backup, a database's shell) and start again",
-            ) from error
-        raise UserError(
-            f"the Dagster instance in {folder} cannot be opened: "
-            # Dagster goes on to list every key that there is
-            f"{textwrap.shorten(str(error), 300, placeholder=' …')}",
-            hint=f"mend {folder / 'dagster.yaml'}, or choose another home with --home",
-        ) from error
-    with instance:
+    with _opened(folder) as instance:
         yield instance
 
 
@@ -139,6 +125,29 @@ def _opened(folder: Path) -> dg.DagsterInstance:
         try:
             return dg.DagsterInstance.from_config(str(folder))
         except Exception as error:
-            if _LOCKED not in str(error) or time.monotonic() > deadline:
-                raise
+            # Dagster goes on to list every key that there is
+            said = textwrap.shorten(str(error), 300, placeholder=" …")
+            if _LOCKED not in str(error):
+                raise UserError(
+                    f"the Dagster instance in {folder} cannot be opened: {said}",
+                    hint=f"mend {folder / 'dagster.yaml'}, or choose another home with --home",
+                ) from error
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"another program has held a database in {folder} for a minute",
+                    hint="end it (a backup, a database's shell) and start again",
+                ) from error
             time.sleep(0.5)
+
+
+def newest(
+    instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None
+) -> dg.EventLogRecord | None:
+    """Return the newest materialisation of an asset, or of one of its partitions."""
+    import dagster as dg
+
+    wanted = dg.AssetRecordsFilter(
+        asset_key=key, asset_partitions=[partition] if partition else None
+    )
+    records = instance.fetch_materializations(wanted, limit=1).records
+    return records[0] if records else None

@@ -11,23 +11,12 @@ from collections.abc import Iterator
 
 from selectit_dagster.orchestration.stages.choice import ChoiceStages
 from selectit_dagster.orchestration.stages.dataset import DataStages
-from selectit_dagster.orchestration.stages.overrides import Overrides
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.orchestration.stages.tuning_stages import TrainingStages
 
 
 class Pipeline(DataStages, ChoiceStages, TrainingStages):
     """All stages of one experiment in one home."""
-
-    def stage(self, asset: str, partition: str | None, overrides: Overrides | None) -> Stage:
-        """Build a stage that loads a model anew, from what another process was told of it."""
-        if asset == self.selected_asset:
-            return self.selected(partition or "", overrides)
-        if asset == "lora_checkpoints":
-            return self.checkpoint(self.units[partition or ""], overrides)
-        if asset.startswith("uncertainty_scores/"):
-            return self.scores(asset.partition("/")[2])
-        return self.evaluation(self.units[partition] if partition else None)
 
     def phases(self) -> Iterator[list[Stage]]:
         """Yield the stages in order, those that one Dagster run makes together.

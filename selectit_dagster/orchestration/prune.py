@@ -1,21 +1,22 @@
 """What may be removed from a home: versions, what-ifs, old runs of Dagster and MLflow."""
 
-from __future__ import annotations
-
+import datetime as dt
+import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+
+import dagster as dg
 
 from selectit_dagster.errors import TransientError, UserError
+from selectit_dagster.orchestration.instance import newest, open_instance
 from selectit_dagster.orchestration.pipeline import Pipeline
 
-_DAY = 86_400.0
+_ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,14 @@ def removable(
     UserError
         When an experiment is not there, or is the one that is open.
     """
-    before = time.time() - days * _DAY
-    found = [*_versions(pipeline, keep), *_what_ifs(pipeline, before)]
-    found += _experiments(pipeline, experiments)
-    return [*found, *_dagster_runs(pipeline, before), *_mlflow_runs(pipeline, before)]
+    before = dt.datetime.now(dt.UTC) - dt.timedelta(days=days)
+    return [
+        *_versions(pipeline, keep),
+        *_what_ifs(pipeline, before),
+        *_experiments(pipeline, experiments),
+        *_dagster_runs(pipeline, before),
+        *_mlflow_runs(pipeline, before),
+    ]
 
 
 def size_of(folder: Path) -> int:
@@ -61,51 +66,42 @@ def size_of(folder: Path) -> int:
     return sum(stat.st_size for stat in stats if stat.st_nlink == 1)
 
 
+def _folder(kind: str, folder: Path, why: str) -> Removable:
+    return Removable(kind, folder.name, why, size_of(folder), lambda: shutil.rmtree(folder))
+
+
 def _versions(pipeline: Pipeline, keep: int | None) -> Iterator[Removable]:
     for arm in pipeline.arms:
         history = pipeline.history(arm)
         for version in history.removable(keep):
-            yield Removable(
-                "version",
-                f"{arm} {version.name}",
-                f"of {version.made_at[:10]}",
-                history.bytes_of(version),
-                partial(history.prune, [version]),
-            )
+            name, why = f"{arm} {version.name}", f"of {version.made_at[:10]}"
+            size = history.bytes_of(version)
+            yield Removable("version", name, why, size, partial(history.prune, [version]))
 
 
-def _what_ifs(pipeline: Pipeline, before: float) -> Iterator[Removable]:
+def _what_ifs(pipeline: Pipeline, before: dt.datetime) -> Iterator[Removable]:
     for facts in pipeline.what_ifs():
         folder = pipeline.home.what_ifs / str(facts["name"])
-        if folder.stat().st_mtime < before:
+        if folder.stat().st_mtime < before.timestamp():
             yield _folder("what-if", folder, f"of {str(facts['made_at'])[:10]}")
 
 
 def _experiments(pipeline: Pipeline, names: tuple[str, ...]) -> Iterator[Removable]:
     root = pipeline.home.root / "experiments"
     for name in names:
-        folder = root / name
         others = sorted(p.name for p in root.iterdir() if p.is_dir() and p != pipeline.home.folder)
         if name not in others:
             raise UserError(
                 f"{name} is no other experiment of this home",
                 hint=f"there are {', '.join(others)}" if others else "there is no other one",
             )
-        yield _folder("experiment", folder, "asked for by name")
+        yield _folder("experiment", root / name, "asked for by name")
 
 
-def _folder(kind: str, folder: Path, why: str) -> Removable:
-    return Removable(kind, folder.name, why, size_of(folder), lambda: shutil.rmtree(folder))
+# --- Dagster's runs -----------------------------------------------------------------------------
 
 
-def _dagster_runs(pipeline: Pipeline, before: float) -> list[Removable]:
-    """Return the finished runs that are old and made nothing that is still the newest."""
-    from datetime import UTC, datetime
-
-    import dagster as dg
-
-    from selectit_dagster.orchestration.instance import open_instance
-
+def _dagster_runs(pipeline: Pipeline, before: dt.datetime) -> list[Removable]:
     if not pipeline.home.dagster.exists():
         return []
     logs = pipeline.home.dagster / "storage"
@@ -116,9 +112,6 @@ def _dagster_runs(pipeline: Pipeline, before: float) -> list[Removable]:
         shutil.rmtree(logs / run_id, ignore_errors=True)
 
     with open_instance(pipeline.home.dagster) as instance:
-        ended = [status for status in dg.DagsterRunStatus if status.value in _ENDED]
-        older = dg.RunsFilter(statuses=ended, created_before=datetime.fromtimestamp(before, UTC))
-        newest = _newest_runs(instance)
         return [
             Removable(
                 "Dagster run",
@@ -127,30 +120,54 @@ def _dagster_runs(pipeline: Pipeline, before: float) -> list[Removable]:
                 size_of(logs / run.run_id),
                 partial(remove, run.run_id),
             )
-            for run in instance.get_runs(older)
-            if run.run_id not in newest
+            for run in old_runs(instance, before)
         ]
 
 
-_ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
+def old_runs(instance: dg.DagsterInstance, before: dt.datetime) -> list[dg.DagsterRun]:
+    """Return the runs that ended before a time and are not the newest that made an asset.
+
+    With the events of such a run Dagster would forget that the artefact is there.
+    """
+    older = dg.RunsFilter(statuses=_ENDED, updated_before=before)
+    return [run for run in instance.get_runs(older) if not _made_what_is_newest(instance, run)]
 
 
-def _newest_runs(instance: Any) -> set[str]:  # noqa: ANN401 - Dagster's instance
-    """Return the runs that made what Dagster shows of each asset and partition."""
-    import dagster as dg
-
-    found: set[str] = set()
-    for key in instance.all_asset_keys():
-        for partition in (None, *instance.get_materialized_partitions(key)):
-            wanted = dg.AssetRecordsFilter(
-                asset_key=key, asset_partitions=[partition] if partition else None
-            )
-            records = instance.fetch_materializations(wanted, limit=1).records
-            found.update(record.run_id for record in records)
-    return found
+def _made_what_is_newest(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    events = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+    made = (entry.asset_materialization for entry in events)
+    records = (newest(instance, one.asset_key, one.partition) for one in made if one is not None)
+    return any(record is not None and record.run_id == run.run_id for record in records)
 
 
-def _mlflow_runs(pipeline: Pipeline, before: float) -> list[Removable]:
+def weekly_removal() -> dg.Definitions:
+    """Return a weekly job for runs older than ``$SELECTIT_KEEP_RUNS_DAYS``; nothing without it."""
+    if not (days := os.environ.get("SELECTIT_KEEP_RUNS_DAYS")):
+        return dg.Definitions()
+
+    @dg.op
+    def forget_runs_of_before(context: dg.OpExecutionContext) -> None:
+        old = old_runs(context.instance, dt.datetime.now(dt.UTC) - dt.timedelta(days=float(days)))
+        for run in old:
+            context.instance.delete_run(run.run_id)
+        context.log.info("%d runs deleted", len(old))
+
+    @dg.job(description=f"Delete runs that ended more than {days} days ago.")
+    def forget_old_runs() -> None:
+        forget_runs_of_before()
+
+    weekly = dg.ScheduleDefinition(
+        job=forget_old_runs,
+        cron_schedule="30 3 * * 0",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+    )
+    return dg.Definitions(jobs=[forget_old_runs], schedules=[weekly])
+
+
+# --- MLflow's runs ------------------------------------------------------------------------------
+
+
+def _mlflow_runs(pipeline: Pipeline, before: dt.datetime) -> list[Removable]:
     """Return the ended runs of the home's own store that are old and not current."""
     store = pipeline.home.mlflow / "mlflow.db"
     if not store.exists():
@@ -158,45 +175,36 @@ def _mlflow_runs(pipeline: Pipeline, before: float) -> list[Removable]:
     from mlflow import MlflowClient
     from mlflow.entities import ViewType
 
-    uri = f"sqlite:///{store}"
-    client = MlflowClient(uri)
-    keep = _runs_in_use(pipeline)
+    client = MlflowClient(f"sqlite:///{store}")
+    versions = (v for arm in pipeline.arms for v in pipeline.history(arm).state.versions)
+    in_use = {version.mlflow_run for version in versions if version.kept}
     experiments = [e.experiment_id for e in client.search_experiments(view_type=ViewType.ALL)]
-    query = f"attributes.end_time < {int(before * 1000)}"
-    found, ids = [], []
-    for run in client.search_runs(experiments, query, ViewType.ALL, max_results=50_000):
-        if run.data.tags.get("current") == "yes" or run.info.run_id in keep:
-            continue
-        ids.append(run.info.run_id)
+    query = f"attributes.end_time < {int(before.timestamp() * 1000)}"
+    old = [
+        run
+        for run in client.search_runs(experiments, query, ViewType.ALL, max_results=50_000)
+        if run.data.tags.get("current") != "yes" and run.info.run_id not in in_use
+    ]
+
+    def forget() -> None:
+        for run in old:
+            if run.info.lifecycle_stage == "active":
+                client.delete_run(run.info.run_id)
+        _collect(f"sqlite:///{store}", [run.info.run_id for run in old])
+
+    found = []
+    for run in old:
         artifacts = Path(str(run.info.artifact_uri).removeprefix("file://"))
-        found.append(
-            Removable(
-                "MLflow run",
-                run.info.run_id[:8],
-                str(run.info.run_name),
-                size_of(artifacts.parent) if artifacts.is_absolute() else 0,
-                partial(_mark_deleted, client, run.info.run_id),
-            )
-        )
-    if ids:  # what is marked goes for good in one call, which takes seconds to start
-        whole = partial(_forget, uri, ids)
-        found.append(Removable("MLflow store", "deleted runs", "for good", 0, whole))
+        size = size_of(artifacts.parent) if artifacts.is_absolute() else 0
+        name, title = run.info.run_id[:8], str(run.info.run_name)
+        # all go with the last one, in one call of MLflow's that takes seconds to start
+        remove = forget if run is old[-1] else lambda: None
+        found.append(Removable("MLflow run", name, title, size, remove))
     return found
 
 
-def _runs_in_use(pipeline: Pipeline) -> set[str]:
-    """Return the MLflow runs that kept versions name."""
-    versions = (v for arm in pipeline.arms for v in pipeline.history(arm).state.versions)
-    return {version.mlflow_run for version in versions if version.kept}
-
-
-def _mark_deleted(client: Any, run_id: str) -> None:  # noqa: ANN401 - MLflow's client
-    if client.get_run(run_id).info.lifecycle_stage == "active":
-        client.delete_run(run_id)
-
-
-def _forget(uri: str, run_ids: list[str]) -> None:
-    """Delete runs that are marked as deleted with their artefacts for good.
+def _collect(uri: str, run_ids: list[str]) -> None:
+    """Delete runs that are marked as deleted, with their artefacts, for good.
 
     Raises
     ------

@@ -9,8 +9,8 @@ from pathlib import Path
 from selectit_dagster.artefacts.home import Home, home_root
 from selectit_dagster.errors import redacted
 from selectit_dagster.experiment import load_experiment
-from selectit_dagster.orchestration.page_addresses import dagster_address, mlflow_address
 from selectit_dagster.orchestration.pipeline import Pipeline
+from selectit_dagster.orchestration.services import dagster_address, mlflow_address
 from selectit_dagster.orchestration.tracking import Tracker
 
 
@@ -23,10 +23,8 @@ class PipelineResource:
 
     def pipeline(self) -> Pipeline:
         """Return the pipeline of the experiment as the file stands now."""
-        path = Path(self.experiment_file)
-        experiment = load_experiment(path)
-        place = Home(home_root(self.home), experiment.name)
-        return Pipeline(experiment, place, experiment_file=path)
+        experiment = load_experiment(Path(self.experiment_file))
+        return Pipeline(experiment, Home(home_root(self.home), experiment.name))
 
 
 @dataclass(frozen=True)

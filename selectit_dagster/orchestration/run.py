@@ -7,21 +7,23 @@ from what it stored, so a second start after an interruption goes on where it st
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import sys
 import time
 import uuid
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from selectit_dagster.artefacts.address import is_address
 from selectit_dagster.artefacts.files import folder_lock
 from selectit_dagster.artefacts.home import open_home
+from selectit_dagster.artefacts.manifest import MANIFEST
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import is_hub_name, load_experiment
 from selectit_dagster.experiment.loading import HUB_KEYS, named_paths
+from selectit_dagster.orchestration.instance import newest
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.progress import duration
@@ -29,7 +31,7 @@ from selectit_dagster.progress import duration
 if TYPE_CHECKING:
     import dagster as dg
 
-LOGGER = logging.getLogger("selectit_dagster.run")
+    from selectit_dagster.orchestration.asset_keys import Access
 
 
 class StageFailedError(UserError):
@@ -87,14 +89,12 @@ def run_experiment(
     outcome = RunOutcome(pipeline)
     preflight(pipeline)
     phases = _limited(list(pipeline.phases()), upto)
-    with folder_lock(pipeline.home.folder, "selectit run"):
-        session = _Session(experiment_file, pipeline)
-        try:
-            for phase in phases:
-                _run_phase(session, phase, outcome)
-        finally:
-            session.close()
-    outcome.tracking_failures, outcome.untracked = session.tracking_failures, session.untracked
+    with (
+        folder_lock(pipeline.home.folder, "selectit run"),
+        contextlib.closing(_Session(experiment_file, pipeline, outcome)) as session,
+    ):
+        for phase in phases:
+            _run_phase(session, phase)
     outcome.seconds = time.monotonic() - started
     return outcome
 
@@ -157,70 +157,62 @@ def _limited(phases: list[list[Stage]], upto: str | None) -> list[list[Stage]]:
     """Return the phases up to the last stage of asset ``upto``."""
     if upto is None:
         return phases
-    names = [stage.asset for phase in phases for stage in phase]
-    if upto not in names:
+    stages = [(i, stage) for i, phase in enumerate(phases) for stage in phase]
+    wanted = [at for at, (_, stage) in enumerate(stages) if stage.asset == upto]
+    if not wanted:
         raise UserError(
             f"--upto {upto}: there is no such asset in this experiment",
-            hint=f"the assets are {', '.join(dict.fromkeys(names))}",
+            hint=f"the assets are {', '.join(dict.fromkeys(s.asset for _, s in stages))}",
         )
-    last = max(i for i, phase in enumerate(phases) for stage in phase if stage.asset == upto)
-    kept = phases[:last]
-    final = phases[last]
-    cut = max(i for i, stage in enumerate(final) if stage.asset == upto)
-    return [*kept, final[: cut + 1]]
+    kept = stages[: wanted[-1] + 1]
+    return [[s for i, s in kept if i == number] for number in range(kept[-1][0] + 1)]
 
 
-def _run_phase(session: _Session, phase: list[Stage], outcome: RunOutcome) -> None:
+def _run_phase(session: _Session, phase: list[Stage]) -> None:
     """Materialise a phase from its first stage that is not current on.
 
     What comes after a remade stage is asked again one by one: an artefact whose inputs came
     out the same is still current, and is left alone.
     """
-    pending = list(phase)
-    while pending:
-        stale = next((i for i, s in enumerate(pending) if not session.is_current(s)), None)
-        ready = pending if stale is None else pending[:stale]
-        outcome.current += [stage.title for stage in ready]
-        if stale is None:
-            return
-        batch = [pending[stale]]
-        if stale + 1 < len(pending) and not session.made_before(pending[stale + 1 :]):
-            batch = pending[stale:]  # a fresh home: one Dagster run for the whole phase
+    while phase:
+        if session.is_current(phase[0]):
+            session.outcome.current.append(phase[0].title)
+            phase = phase[1:]
+            continue
+        fresh = not any((stage.folder / MANIFEST).exists() for stage in phase[1:])
+        batch = phase if fresh else phase[:1]  # a fresh home: one Dagster run for the whole phase
         session.materialise(batch)
-        outcome.materialised += [stage.title for stage in batch]
-        outcome.fetched += [stage.title for stage in batch if stage.was_fetched()]
-        pending = pending[stale + len(batch) :]
+        phase = phase[len(batch) :]
 
 
 class _Session:
     """Dagster, opened only when something has to be made."""
 
-    def __init__(self, experiment_file: Path, pipeline: Pipeline) -> None:
-        self.experiment_file = experiment_file
-        self.pipeline = pipeline
+    def __init__(self, experiment_file: Path, pipeline: Pipeline, outcome: RunOutcome) -> None:
+        self.experiment_file, self.pipeline, self.outcome = experiment_file, pipeline, outcome
         self.launch = uuid.uuid4().hex[:8]
-        self.tracking_failures = 0
-        self.untracked: list[str] = []
-        self._known: set[tuple[str, str | None]] | None = None
-        self._instance: Any = None
-        self._stack: Any = None
+        self._stack = contextlib.ExitStack()
+
+    @property
+    def access(self) -> Access:
+        """The experiment's names in Dagster."""
+        from selectit_dagster.orchestration.asset_keys import Access
+
+        return Access.of(self.pipeline.experiment)
 
     def is_current(self, stage: Stage) -> bool:
         """Tell whether the artefact is current and Dagster has its materialisation."""
         return stage.is_current() and (stage.asset, stage.partition) in self.known
 
-    def made_before(self, stages: list[Stage]) -> bool:
-        """Tell whether any of ``stages`` has a complete artefact."""
-        return any((stage.folder / "manifest.json").exists() for stage in stages)
-
-    @property
+    @cached_property
     def known(self) -> set[tuple[str, str | None]]:
         """The assets and partitions that this home's Dagster instance has seen made."""
-        if self._known is None:
-            from selectit_dagster.orchestration.take_over import take_over
-
-            self._known = take_over(self.instance, self.pipeline, self.definitions)
-        return self._known
+        return {
+            (stage.asset, stage.partition)
+            for phase in self.pipeline.phases()
+            for stage in phase
+            if newest(self.instance, self.access.stage_key(stage), stage.partition) is not None
+        }
 
     @cached_property
     def definitions(self) -> dg.Definitions:
@@ -228,49 +220,43 @@ class _Session:
         import dagster as dg
 
         from selectit_dagster.definitions import build_defs
+        from selectit_dagster.orchestration.run_launcher import watched_executor
 
-        found = build_defs(experiment_file=self.experiment_file, home=self.pipeline.home.root)
-        return dg.Definitions.merge(found, dg.Definitions(executor=dg.in_process_executor))
+        root = self.pipeline.home.root
+        found = build_defs(experiment_file=self.experiment_file, home=root)
+        # the folder is held already, for all runs of this command
+        return dg.Definitions.merge(found, dg.Definitions(executor=watched_executor(root, {})))
 
-    @property
+    @cached_property
     def instance(self) -> dg.DagsterInstance:
-        """The home's Dagster instance."""
-        if self._instance is None:
-            import contextlib
-
-            from selectit_dagster.orchestration.instance import open_instance
-
-            self._stack = contextlib.ExitStack()
-            self._instance = self._stack.enter_context(open_instance(self.pipeline.home.dagster))
-            self._end_abandoned()
-        return self._instance
-
-    def _end_abandoned(self) -> None:
-        """Close what a killed process left open; there may be no daemon to do it."""
-        from selectit_dagster.orchestration.asset_keys import Access
+        """The home's Dagster instance; what a killed process left open in it is closed."""
+        from selectit_dagster.orchestration.instance import open_instance
         from selectit_dagster.orchestration.resources import make_tracker
         from selectit_dagster.orchestration.run_cleanup import fail_abandoned
 
-        name = Access.of(self.pipeline.experiment).experiment
-        for run_id in fail_abandoned(self._instance, make_tracker(self.pipeline), name):
+        instance = self._stack.enter_context(open_instance(self.pipeline.home.dagster))
+        tracker = make_tracker(self.pipeline)
+        for run_id in fail_abandoned(instance, tracker, self.access.experiment):
             say(f"  run {run_id[:8]} had been killed; it is closed now and goes on here")
+        return instance
 
     def close(self) -> None:
         """Close the instance."""
-        if self._stack is not None:
-            self._stack.close()
+        self._stack.close()
 
     def materialise(self, stages: list[Stage]) -> None:
         """Materialise stages in one Dagster run; raises StageFailedError."""
         from selectit_dagster.orchestration.in_process import execute
 
-        title = stages[0].title if len(stages) == 1 else f"{stages[0].title} … {stages[-1].title}"
-        say(f"▸ {title}")
+        titles = [stage.title for stage in stages]
+        say(f"▸ {titles[0]}" + (f" … {titles[-1]}" if len(titles) > 1 else ""))
         started = time.monotonic()
         failures, tracked = execute(
             self.instance, self.definitions, self.pipeline, stages, self.launch
         )
-        self.tracking_failures += failures
-        self.untracked += [] if tracked else [stage.title for stage in stages]
+        self.outcome.tracking_failures += failures
+        self.outcome.untracked += [] if tracked else titles
+        self.outcome.materialised += titles
+        self.outcome.fetched += [stage.title for stage in stages if stage.was_fetched()]
         say(f"  done in {duration(time.monotonic() - started)}")
         self.known.update((stage.asset, stage.partition) for stage in stages)

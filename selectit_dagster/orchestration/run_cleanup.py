@@ -18,7 +18,7 @@ import dagster as dg
 from selectit_dagster.errors import redacted
 from selectit_dagster.orchestration.asset_keys import EXPERIMENT_TAG, Access
 from selectit_dagster.orchestration.resources import PipelineResource, TrackingResource
-from selectit_dagster.orchestration.run_monitoring import is_alive
+from selectit_dagster.orchestration.run_monitoring import is_alive, lock_file
 
 if TYPE_CHECKING:
     from selectit_dagster.orchestration.tracking import Tracker
@@ -36,11 +36,7 @@ _UNFINISHED = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
-_SENSORS = {
-    "close_mlflow_after_success": dg.DagsterRunStatus.SUCCESS,
-    "close_mlflow_after_failure": dg.DagsterRunStatus.FAILURE,
-    "close_mlflow_after_cancel": dg.DagsterRunStatus.CANCELED,
-}
+_ENDS = {"success": "SUCCESS", "failure": "FAILURE", "cancel": "CANCELED"}
 
 
 def closing_sensors(
@@ -53,32 +49,24 @@ def closing_sensors(
 
     ``ours`` are the keys of this component's assets.
     """
-    return [_closer(access, n, s, pipeline, tracking, ours) for n, s in _SENSORS.items()]
 
-
-def _closer(
-    access: Access,
-    name: str,
-    status: dg.DagsterRunStatus,
-    pipeline: PipelineResource,
-    tracking: TrackingResource,
-    ours: frozenset[dg.AssetKey],
-) -> dg.SensorDefinition:
-    @dg.run_status_sensor(
-        name=access.name(name),
-        run_status=status,
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        minimum_interval_seconds=15,
-        description="End this Dagster run's MLflow runs, also those that a killed worker left, "
-        "and say what to do next where it failed.",
-    )
     def close(context: dg.RunStatusSensorContext) -> None:
         tracker = tracking.tracker(pipeline.pipeline())
         run = context.dagster_run
         closed = close_run(context.instance, run, tracker, ours, access.experiment)
         context.log.info("%d MLflow runs ended", closed)
 
-    return close
+    return [
+        dg.run_status_sensor(
+            name=access.name(f"close_mlflow_after_{end}"),
+            run_status=dg.DagsterRunStatus[status],
+            default_status=dg.DefaultSensorStatus.RUNNING,
+            minimum_interval_seconds=15,
+            description="End this Dagster run's MLflow runs, also those that a killed worker left, "
+            "and say what to do next where it failed.",
+        )(close)
+        for end, status in _ENDS.items()
+    ]
 
 
 def close_run(
@@ -93,11 +81,13 @@ def close_run(
     A run of another experiment, or of other assets in the same project, is left alone: ``ours``
     are the keys of this one's.
     """
-    if _is_of_another(run, experiment):
-        return 0
-    if not (_is_known(run, tracker) or _makes(instance, run, ours)):
+    # a worker that was killed at once has no note yet, but `selectit run` leaves a tag, and
+    # wrong config ends a run of our assets before it has a note
+    known = tracker.knows(run.run_id) or "selectit/launch" in run.tags
+    if _is_of_another(run, experiment) or not (known or _makes(instance, run, ours)):
         return 0
     closed = tracker.close_run(run.run_id, _MLFLOW_STATUS[run.status])
+    lock_file(tracker.home, run.run_id).unlink(missing_ok=True)
     if run.status is dg.DagsterRunStatus.FAILURE and REMEDY_TAG not in run.tags:
         text = what_to_do(instance, run)
         instance.report_engine_event(f"What to do next. {text}", run)
@@ -132,13 +122,8 @@ def _is_of_another(run: dg.DagsterRun, experiment: str | None) -> bool:
     return None not in (tag, experiment) and tag != experiment
 
 
-def _is_known(run: dg.DagsterRun, tracker: Tracker) -> bool:
-    # a worker that was killed at once has no note yet, but `selectit run` leaves a tag
-    return tracker.knows(run.run_id) or "selectit/launch" in run.tags
-
-
 def _makes(instance: dg.DagsterInstance, run: dg.DagsterRun, ours: frozenset[dg.AssetKey]) -> bool:
-    """Tell whether one of our assets was planned; wrong config ends a run before it has a note."""
+    """Tell whether a run was to make one of our assets."""
     planned = instance.all_logs(
         run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED
     )
@@ -147,17 +132,27 @@ def _makes(instance: dg.DagsterInstance, run: dg.DagsterRun, ours: frozenset[dg.
 
 def what_to_do(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
     """Return what failed in a run and what to do about it, for a person."""
-    failed = list(_failures(instance, run))
-    again = (
-        "What is complete is kept: choose *Re-execute from failure* on this page, or start "
-        "`selectit run` again; either goes on where it stopped."
+    found = []
+    for name, data in failed_steps(instance, run):
+        if data.user_failure_data is not None and data.user_failure_data.description:
+            message, _, hint = data.user_failure_data.description.partition("\n  hint: ")
+            found.append(f"{name}: {message}." + (f" Remedy: {hint}." if hint else ""))
+        elif data.error is not None:
+            error = data.error.cause or data.error
+            found.append(f"{name} failed: {error.message.strip()[:1000]}")
+    if not found:
+        found = [
+            "The process of this run ended without a word: it was killed, or the machine ran out "
+            "of memory. Look at the system's log; where it was memory, lower max_batch_tokens or "
+            "micro_batch_size, or use a larger machine."
+        ]
+    return " ".join(
+        [
+            *found,
+            "What is complete is kept: choose *Re-execute from failure* on this page, or start "
+            "`selectit run` again; either goes on where it stopped.",
+        ]
     )
-    if not failed:
-        return (
-            "The process of this run ended without a word: it was killed, or the machine ran "
-            f"out of memory. Look at the system's log. {again}"
-        )
-    return " ".join([*failed, again])
 
 
 def failed_steps(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Iterator[tuple[str, Any]]:
@@ -167,16 +162,6 @@ def failed_steps(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Iterator[t
         event = entry.get_dagster_event()
         name = (event.step_key or "").removeprefix(f"{prefix}__")
         yield name.replace("__", "/"), event.step_failure_data
-
-
-def _failures(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Iterator[str]:
-    for name, data in failed_steps(instance, run):
-        if data.user_failure_data is not None and data.user_failure_data.description:
-            message, _, hint = data.user_failure_data.description.partition("\n  hint: ")
-            yield f"{name}: {message}" + (f". Remedy: {hint}." if hint else ".")
-        elif data.error is not None:
-            error = data.error.cause or data.error
-            yield f"{name} failed: {error.message.strip()[:1000]}"
 
 
 def fail_abandoned(

@@ -6,7 +6,6 @@ at a time; jobs have the tag, and what is materialised from a page is given it h
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import dagster as dg
@@ -44,18 +43,11 @@ def check_values(run_config: Any) -> None:  # noqa: ANN401 - plain data
     UserError
         Naming the asset, the field, the value and the range.
     """
-    for asset, name, value in _numbers(run_config.get("ops") or {}):
-        low, high = BOUNDS[name]
-        if not low <= value <= high:
-            raise UserError(
-                f"{asset.replace('__', '/')}: {name} {value} is out of its range",
-                hint=f"give {low:g} to {high:g}",
-            )
-
-
-def _numbers(ops: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
-    for asset, entry in ops.items():
-        config: Iterable[tuple[str, Any]] = ((entry or {}).get("config") or {}).items()
-        for name, value in config:
-            if name in BOUNDS and isinstance(value, int | float):
-                yield asset, name, value
+    for asset, entry in (run_config.get("ops") or {}).items():
+        for name, value in ((entry or {}).get("config") or {}).items():
+            low, high = BOUNDS.get(name, (value, value))
+            if isinstance(value, int | float) and not low <= value <= high:
+                raise UserError(
+                    f"{asset.replace('__', '/')}: {name} {value} is out of its range",
+                    hint=f"give {low:g} to {high:g}",
+                )

@@ -1,12 +1,19 @@
-"""What scoring, choosing and tuning took, gathered from the manifests that are there."""
+"""What scoring, choosing and tuning took, as manifests say it, and the budget of scoring."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selectit_dagster.artefacts.manifest import read_manifest
+from selectit_dagster.artefacts.files import read_json, write_json
+from selectit_dagster.artefacts.manifest import Manifest, read_manifest
+from selectit_dagster.errors import UserError
+from selectit_dagster.progress import Progress
 
 if TYPE_CHECKING:
+    from selectit_dagster.experiment import Experiment
     from selectit_dagster.orchestration.stages.stage_factory import StageFactory
     from selectit_dagster.selection.arms.arm import Arm
 
@@ -59,3 +66,47 @@ def _tuning(pipeline: StageFactory) -> dict[str, list[dict[str, Any]]]:
 
 def _facts(details: dict[str, Any]) -> dict[str, Any]:
     return {name: details[name] for name in _FACTS if details.get(name) is not None}
+
+
+class _Budgeted:
+    """Progress that stops the work when ``before`` and what it takes reach ``limit`` seconds."""
+
+    def __init__(self, progress: Progress, model: str, before: float, limit: float) -> None:
+        self.progress, self.model, self.before, self.limit = progress, model, before, limit
+        self.started = time.monotonic()
+
+    @property
+    def spent(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+    def update(self, done: int, total: int, **figures: float) -> None:
+        self.progress.update(done, total, **figures)
+        if self.spent >= self.limit and done < total:
+            raise UserError(
+                f"the budget is used up after {self.spent / 3600:.3g} hours of scoring: model "
+                f"{self.model} has {done:,} of {total:,} ratings, and they are kept",
+                hint="raise budget in the experiment and run again: it goes on from there",
+            )
+
+
+def within_budget(
+    experiment: Experiment,
+    folder: Path,
+    model: str,
+    progress: Progress,
+    work: Callable[[Progress], Manifest],
+) -> Manifest:
+    """Do the work of scoring with one model; it stops cleanly when the budget is used up.
+
+    ``folder`` is the experiment's; what was spent is kept there, over all models and runs.
+    """
+    limit = experiment.budget_seconds
+    if limit is None:
+        return work(progress)
+    path = folder / "spent.json"
+    before = float(read_json(path)["scoring_seconds"]) if path.exists() else 0.0
+    watch = _Budgeted(progress, model, before, limit)
+    try:
+        return work(watch)
+    finally:
+        write_json(path, {"scoring_seconds": watch.spent})

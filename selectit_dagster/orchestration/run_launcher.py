@@ -1,19 +1,20 @@
-"""Dagster's launcher and executor of this machine, with a watch over the processes of a run.
+"""Dagster's launcher and in-process executor, with a watch over the process of each run.
 
-For a deployment in which the code server is a container of its own; ``dagster.yaml`` names the
-launcher. Runs are processes below the code server, which has the models, the GPU and the home.
-If the code server or a run's process dies, the daemon's run monitoring asks this launcher,
-marks the run as failed, and Dagster's run retries start it again from the steps that had not
-succeeded; each engine goes on from its journal.
+``dagster.yaml`` names the launcher. Runs are processes below the code server, which has the models,
+the GPU and the home. If both die, the daemon's run monitoring asks this launcher, marks the run as
+failed, and Dagster's run retries start it again from the steps that had not succeeded; each engine
+goes on from its journal.
 """
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._core.execution.retries import RetryMode
+from dagster._core.executor.in_process import InProcessExecutor
 from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 from dagster._serdes import ConfigurableClassData
@@ -75,56 +76,39 @@ class WatchedRunLauncher(DefaultRunLauncher):
         return CheckRunHealthResult(WorkerStatus.FAILED, "its process has ended")
 
 
-class WatchedExecutor(dg.Executor):
+class WatchedExecutor(InProcessExecutor):
     """Dagster's in-process executor, whose process is known as the worker of its run.
 
-    Stages that load a model still have processes of their own; see ``isolated``. Runs of the
-    same experiment wait for one another, and for ``selectit run``.
+    Runs of the same experiment wait for one another, and for ``selectit run``. ``folders`` are the
+    experiments' by their names; none for a run that its caller keeps apart from others.
     """
 
-    def __init__(self, inner: dg.Executor, home: Path, folders: Mapping[str, Path]) -> None:
-        self.inner, self.home, self.folders = inner, home, folders
-
-    @property
-    def retries(self) -> Any:  # noqa: ANN401 - Dagster's own type is not public
-        """The inner executor's retry mode."""
-        return self.inner.retries
-
-    @property
-    def step_dependency_config(self) -> Any:  # noqa: ANN401 - Dagster's own type is not public
-        """The inner executor's rule about steps that wait for others."""
-        return self.inner.step_dependency_config
+    def __init__(self, home: Path, folders: Mapping[str, Path]) -> None:
+        super().__init__(RetryMode.ENABLED)
+        self.home, self.folders = home, folders
 
     def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[Any]:  # noqa: ANN401
         """Execute the plan and yield its events."""
         run = plan_context.dagster_run
-        run_monitoring.forget_old(self.home)
         with contextlib.ExitStack() as stack:
             stack.enter_context(run_monitoring.working(self.home, run.run_id))
-            stack.enter_context(run_monitoring.isolating(run.run_id))
             for name in experiments_of(run):
                 if (folder := self.folders.get(name)) is not None:
-                    told = _teller(plan_context.instance, run)
-                    stack.enter_context(_held(folder, f"Dagster run {run.run_id[:8]}", told))
-            yield from self.inner.execute(plan_context, execution_plan)
-        run_monitoring.forget(self.home, run.run_id)
-
-
-def _teller(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Callable[[str], None]:
-    return lambda text: instance.report_engine_event(text, run) and None
+                    stack.enter_context(_held(folder, plan_context.instance, run))
+            yield from super().execute(plan_context, execution_plan)
 
 
 @contextlib.contextmanager
-def _held(folder: Path, purpose: str, tell: Callable[[str], None]) -> Iterator[None]:
+def _held(folder: Path, instance: dg.DagsterInstance, run: dg.DagsterRun) -> Iterator[None]:
     """Hold an experiment's folder; wait for whoever holds it, and say who that is."""
     told = ""
     while True:
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(folder_lock(folder, purpose))
+                stack.enter_context(folder_lock(folder, f"Dagster run {run.run_id[:8]}"))
             except UserError as error:
                 if error.message != told:
-                    tell(f"Waiting: {error.message}")
+                    instance.report_engine_event(f"Waiting: {error.message}", run)
                 told = error.message
             else:
                 yield
@@ -133,18 +117,7 @@ def _held(folder: Path, purpose: str, tell: Callable[[str], None]) -> Iterator[N
 
 
 def watched_executor(home: Path, folders: Mapping[str, Path]) -> dg.ExecutorDefinition:
-    """Return the executor of the code location; ``folders`` are the experiments' by their names."""
-    default = dg.in_process_executor
-
-    def create(context: dg.InitExecutorContext) -> WatchedExecutor:
-        build = default.executor_creation_fn
-        assert build is not None  # noqa: S101 - Dagster's own definition has one
-        return WatchedExecutor(build(context), home, folders)
-
+    """Return the executor of a code location; see :class:`WatchedExecutor`."""
     return dg.ExecutorDefinition(
-        name="watched_executor",
-        config_schema=default.config_schema.as_field(),
-        requirements=default.get_requirements,
-        executor_creation_fn=create,
-        description=default.description,
+        name="watched_executor", executor_creation_fn=lambda _: WatchedExecutor(home, folders)
     )

@@ -1,4 +1,9 @@
-"""Servers that belong together: started, waited for, ended together; and free ports for them."""
+"""Servers on this machine: started and ended together; free ports, and those that a home chose.
+
+Links are written into Dagster and MLflow while a run goes on, often before anybody serves the
+pages. So a home chooses its ports once, when it is first asked, and ``selectit ui`` takes the
+same ones as long as they are free.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +14,23 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from selectit_dagster.artefacts.files import read_json, write_json
 from selectit_dagster.errors import UserError
 
 LOOPBACK = "127.0.0.1"
-_TAIL = 20
 _GRACE = 30.0  # between asking a server to end and killing it: Dagster's own asks its children
+_PREFERRED = {"dagster": 3000, "mlflow": 5000}
 
 
 class ServiceFailedError(Exception):
-    """A server ended by itself or never answered; ``tail`` holds the last lines of its log."""
+    """A server ended by itself or never answered."""
 
     def __init__(self, service: Service, what: str) -> None:
         self.log, self.tail = service.log, tail(service.log)
@@ -58,31 +64,32 @@ def running(services: list[Service], grace: float = _GRACE) -> Iterator[Callable
     UserError
         When a command is not installed.
     """
-    started: dict[str, subprocess.Popen[bytes]] = {}
+    started: list[tuple[Service, subprocess.Popen[bytes]]] = []
 
     def check() -> None:
-        for service in services:
-            if (code := started[service.name].poll()) is not None:
+        for service, process in started:
+            if (code := process.poll()) is not None:
                 raise ServiceFailedError(service, f"ended with exit code {code}")
 
     try:
         for service in services:
-            started[service.name] = _start(service)
+            started.append((service, _start(service)))
         yield check
     finally:
-        for process in started.values():
-            _signal_group(process.pid, signal.SIGTERM)
+        processes = [process for _, process in started]
         deadline = time.monotonic() + grace
+        for process in processes:
+            _signal_group(process, signal.SIGTERM)
         # the runs that a server started are in its group, and may take longer than it
-        while time.monotonic() < deadline and any(map(_is_left, started.values())):
+        while time.monotonic() < deadline and any(_signal_group(p, 0) for p in processes):
             time.sleep(0.1)
-        for process in started.values():
-            _signal_group(process.pid, signal.SIGKILL)
+        for process in processes:
+            _signal_group(process, signal.SIGKILL)
             process.wait()
 
 
 def wait_healthy(
-    service: Service, check: Callable[[], None], stopping: Callable[[], bool], timeout: float
+    service: Service, check: Callable[[], None], stopping: threading.Event, timeout: float
 ) -> bool:
     """Wait until a server answers; False when the user wanted to stop meanwhile.
 
@@ -92,13 +99,12 @@ def wait_healthy(
         When one of the servers ended, or this one did not answer within ``timeout`` seconds.
     """
     deadline = time.monotonic() + timeout
-    while not stopping():
+    while not stopping.wait(0.3):
         check()
         if answers(service.address):
             return True
         if time.monotonic() > deadline:
             raise ServiceFailedError(service, f"did not answer within {timeout:.0f} s")
-        time.sleep(0.3)
     return False
 
 
@@ -133,8 +139,7 @@ def _end_with(parent: int) -> Callable[[], None] | None:
     if not sys.platform.startswith("linux"):
         return None
     # found before the fork: after it nothing may be imported or loaded
-    control, death_signal = ctypes.CDLL(None).prctl, 1
-    end = ctypes.c_ulong(signal.SIGTERM)
+    control, death_signal, end = ctypes.CDLL(None).prctl, 1, ctypes.c_ulong(signal.SIGTERM)
 
     def ask_the_kernel() -> None:
         # whoever started us may have switched the signal off, which children inherit
@@ -147,18 +152,31 @@ def _end_with(parent: int) -> Callable[[], None] | None:
     return ask_the_kernel
 
 
-def _signal_group(group: int, number: int) -> bool:
-    """Send a signal to a process group; False when nobody is in it."""
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> bool:
+    """Send a signal to the group that a process leads; False when nobody is in it."""
+    process.poll()  # a leader that ended counts until it is waited for
     try:
-        os.killpg(group, number)
+        os.killpg(process.pid, number)
     except (ProcessLookupError, PermissionError):
         return False
     return True
 
 
-def _is_left(process: subprocess.Popen[bytes]) -> bool:
-    process.poll()  # a leader that ended counts until it is waited for
-    return _signal_group(process.pid, 0)
+@contextlib.contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """Yield an event that SIGINT, SIGTERM and SIGHUP set.
+
+    The handlers only note the signal, so that ending services is never interrupted half-way;
+    the former handlers are back when the block ends.
+    """
+    came = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    former = {number: signal.signal(number, lambda *_: came.set()) for number in numbers}
+    try:
+        yield came
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def answers(address: str) -> bool:
@@ -167,8 +185,21 @@ def answers(address: str) -> bool:
     try:
         with opener.open(address, timeout=5) as answer:
             return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError, ValueError):
+    except (OSError, ValueError):
         return False
+
+
+def tail(path: Path, lines: int = 20) -> list[str]:
+    """Return the last lines of a log, without reading more than 64 KiB of it."""
+    if not path.exists():
+        return []
+    with path.open("rb") as handle:
+        handle.seek(max(0, path.stat().st_size - (1 << 16)))
+        text = handle.read().decode("utf-8", errors="replace")
+    return [line for line in text.splitlines() if line.strip()][-lines:]
+
+
+# --- ports ----------------------------------------------------------------------------------------
 
 
 def free_port(preferred: int) -> int:
@@ -185,30 +216,35 @@ def free_port(preferred: int) -> int:
     raise UserError("no port is free on this machine", hint="end some servers and try again")
 
 
-def tail(path: Path, lines: int = _TAIL) -> list[str]:
-    """Return the last lines of a log, without reading more than 64 KiB of it."""
-    if not path.exists():
-        return []
-    with path.open("rb") as handle:
-        handle.seek(max(0, path.stat().st_size - (1 << 16)))
-        text = handle.read().decode("utf-8", errors="replace")
-    return [line for line in text.splitlines() if line.strip()][-lines:]
+@dataclass(frozen=True)
+class Ports:
+    """The ports of a home's pages."""
+
+    dagster: int
+    mlflow: int
 
 
-@contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether SIGINT, SIGTERM or SIGHUP has come.
+def ports(root: Path) -> Ports:
+    """Return a home's ports; they are chosen, free ones, and kept, at the first call."""
+    file = root / "ports.json"
+    with contextlib.suppress(UserError, ValueError, TypeError, KeyError):
+        known = read_json(file)
+        # in a copy others are chosen: both homes may be served at once
+        if known.get("home", str(root)) == str(root):
+            return Ports(int(known["dagster"]), int(known["mlflow"]))
+    chosen = Ports(**{name: free_port(port) for name, port in _PREFERRED.items()})
+    with contextlib.suppress(OSError):
+        root.mkdir(parents=True, exist_ok=True)
+        write_json(file, {**asdict(chosen), "home": str(root)})
+    return chosen
 
-    The handlers only note the signal, so that ending services is never interrupted half-way;
-    the former handlers are back when the block ends.
-    """
-    came: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    former = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
-        signal.signal(number, lambda n, _: came.append(n))
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+
+def dagster_address(root: Path) -> str:
+    """Return Dagster's address: ``$SELECTIT_DAGSTER_UI``, else that of this home."""
+    given = os.environ.get("SELECTIT_DAGSTER_UI") or f"http://{LOOPBACK}:{ports(root).dagster}"
+    return given.rstrip("/")
+
+
+def mlflow_address(root: Path) -> str:
+    """Return the address of this home's MLflow page."""
+    return f"http://{LOOPBACK}:{ports(root).mlflow}"

@@ -7,15 +7,19 @@ import dagster as dg
 
 from selectit_dagster.orchestration import asset_keys
 from selectit_dagster.orchestration.asset_keys import Access
+from selectit_dagster.orchestration.instance import newest
 from selectit_dagster.orchestration.pipeline import Pipeline
-from selectit_dagster.selection.history import Version
 
 _DATA_VERSION = "dagster/data_version"
 _INPUT_VERSION = "dagster/input_data_version/"
 
 
-def change_version(pipeline: Pipeline, arm: str, name: str, why: str, asked_by: str) -> Version:
+def change_version(pipeline: Pipeline, arm: str, name: str, why: str, asked_by: str) -> str:
     """Put a version, or a what-if by its name, into use, in storage too.
+
+    Returns
+    -------
+    The arm whose selection it is: a what-if knows its own, whatever ``arm`` says.
 
     Raises
     ------
@@ -23,22 +27,16 @@ def change_version(pipeline: Pipeline, arm: str, name: str, why: str, asked_by: 
         When there is no such version or what-if.
     """
     found = {str(facts["name"]): str(facts["arm"]) for facts in pipeline.what_ifs()}
-    if name in found:
-        arm = found[name]
-        version = pipeline.promote(name, why, asked_by)
-    else:
-        version = pipeline.history(arm).use(name, why)
+    arm = found.get(name, arm)
     history = pipeline.history(arm)
+    if name in found:
+        pipeline.promote(name, why, asked_by)
+    else:
+        history.use(name, why)
     if pipeline.store is not None:
         for folder in (*history.folders(), history.selected):
             pipeline.store.publish(folder)
-    return version
-
-
-def arm_of_change(pipeline: Pipeline, arm: str, name: str) -> str:
-    """Return the arm whose version is changed: a what-if knows its own."""
-    found = {str(facts["name"]): str(facts["arm"]) for facts in pipeline.what_ifs()}
-    return found.get(name, arm)
+    return arm
 
 
 def events(
@@ -69,11 +67,8 @@ def events(
 
 def _tags(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> dict[str, str]:
     """Return what the newest materialisation says of its inputs."""
-    records = instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition] if partition else None),
-        limit=1,
-    ).records
-    made = records[0].asset_materialization if records else None
+    record = newest(instance, key, partition)
+    made = record.asset_materialization if record is not None else None
     tags = (made.tags or {}) if made is not None else {}
     return {n: v for n, v in tags.items() if n == _DATA_VERSION or n.startswith(_INPUT_VERSION)}
 
@@ -96,8 +91,7 @@ def version_job(pipeline: Pipeline, access: Access) -> dg.JobDefinition:
     def use_version(context: dg.OpExecutionContext) -> None:
         pipeline, _ = access.open(context)
         given = context.op_config
-        arm = arm_of_change(pipeline, given["arm"], given["version"])
-        change_version(pipeline, arm, given["version"], given["because"], "page")
+        arm = change_version(pipeline, given["arm"], given["version"], given["because"], "page")
         context.log.info(pipeline.history(arm).said())
         for event in events(context.instance, pipeline, access, arm):
             context.log_event(event)

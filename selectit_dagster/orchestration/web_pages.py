@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from selectit_dagster.artefacts.files import folder_lock, write_text
 from selectit_dagster.artefacts.home import Home
 from selectit_dagster.experiment import load_experiment
 from selectit_dagster.orchestration.asset_keys import LOCATION
-from selectit_dagster.orchestration.page_addresses import ports
+from selectit_dagster.orchestration.instance import open_instance
 from selectit_dagster.orchestration.pipeline import Pipeline
+from selectit_dagster.orchestration.run import say
 from selectit_dagster.orchestration.services import (
     LOOPBACK,
     Service,
     ServiceFailedError,
     free_port,
+    ports,
     running,
     stop_signals,
     wait_healthy,
@@ -61,59 +62,45 @@ def serve(experiments: Sequence[Path], home: Path, *, open_browser: bool = False
     UserError
         When an experiment is wrong, or the home is served already.
     """
-    pipelines = [_pipeline(file, Path(home).resolve()) for file in experiments]
+    from selectit_dagster.definitions import build_location
+
+    root = Path(home).resolve()
+    loaded = [load_experiment(file) for file in experiments]
+    pipelines = [Pipeline(experiment, Home(root, experiment.name)) for experiment in loaded]
     # two daemons on one instance would start every scheduled run twice
-    with (
-        folder_lock(pipelines[0].home.root / "logs", "selectit ui"),
-        stop_signals() as stopping,
-    ):
-        _take_over(list(zip(experiments, pipelines, strict=True)))
+    with folder_lock(root / "logs", "selectit ui"), stop_signals() as stopping:
+        build_location(list(experiments), root)  # refuses two of one name
+        with open_instance(pipelines[0].home.dagster):
+            pass  # its databases are made here, not by several processes at once
         mlflow, pages = _mlflow(pipelines)
         dagster = _dagster(pipelines[0].home, experiments, pages)
         services = [dagster] if mlflow is None else [mlflow, dagster]
         for service in services:
-            _say(f"starting {service.name} (log: {service.log})")
+            say(f"starting {service.name} (log: {service.log})")
         try:
             with running(services) as check:
                 if all(wait_healthy(s, check, stopping, START_TIMEOUT) for s in services):
-                    _announce(_root(dagster), pages, pipelines, open_browser)
-                _watch(check, stopping)
-                _say("stopping")
+                    _announce(dagster.address.rsplit("/", 1)[0], pages, pipelines, open_browser)
+                while not stopping.wait(1.0):
+                    check()
+                say("stopping")
         except ServiceFailedError as failure:
-            _say(f"{failure}; everything is stopped. Its last lines ({failure.log}):")
+            say(f"{failure}; everything is stopped. Its last lines ({failure.log}):")
             for line in failure.tail:
-                _say(f"  {line}")
+                say(f"  {line}")
             return 1
-    _say("stopped")
+    say("stopped")
     return 0
-
-
-def _pipeline(file: Path, root: Path) -> Pipeline:
-    experiment = load_experiment(file)
-    return Pipeline(experiment, Home(root, experiment.name))
-
-
-def _take_over(served: list[tuple[Path, Pipeline]]) -> None:
-    """Show what a home of before has under the keys of now."""
-    from selectit_dagster.definitions import build_defs, build_location
-    from selectit_dagster.orchestration.instance import open_instance
-    from selectit_dagster.orchestration.take_over import take_over
-
-    home = served[0][1].home
-    build_location([file for file, _ in served], home.root)  # refuses two of one name
-    with open_instance(home.dagster) as instance:
-        for file, pipeline in served:
-            take_over(instance, pipeline, build_defs(experiment_file=file, home=home.root))
 
 
 def _dagster(home: Home, experiments: Sequence[Path], mlflow: str | None) -> Service:
     """Return Dagster's page, daemon and code server, which are one command."""
     port = free_port(ports(home.root).dagster)
     address = f"http://{LOOPBACK}:{port}"
-    argv = [sys.executable, "-m", "dagster", "dev", "--host", LOOPBACK, "--port", str(port)]
     workspace = home.dagster / "workspace.yaml"
     write_text(workspace, _WORKSPACE)
-    argv += ["--workspace", str(workspace)]
+    argv = [sys.executable, "-m", "dagster", "dev", "--workspace", str(workspace)]
+    argv += ["--host", LOOPBACK, "--port", str(port)]
     environment = {
         "SELECTIT_EXPERIMENT": os.pathsep.join(str(file) for file in experiments),
         "SELECTIT_HOME": str(home.root),
@@ -141,7 +128,7 @@ def _mlflow(pipelines: list[Pipeline]) -> tuple[Service | None, str | None]:
     if tracker.uri.startswith(("http://", "https://", "databricks")):
         # somebody else's server: its own address is where a browser finds it
         return None, tracker.ui_url
-    _say("preparing the MLflow store")
+    say("preparing the MLflow store")
     for pipeline in tracked:
         _ = make_tracker(pipeline).client
     port = free_port(ports(home.root).mlflow)
@@ -162,16 +149,6 @@ def _mlflow(pipelines: list[Pipeline]) -> tuple[Service | None, str | None]:
     return Service("MLflow", argv, log, f"{address}/health", environment), address
 
 
-def _watch(check: Callable[[], None], stopping: Callable[[], bool]) -> None:
-    while not stopping():
-        check()
-        time.sleep(1.0)
-
-
-def _root(service: Service) -> str:
-    return service.address.rsplit("/", 1)[0]
-
-
 def _announce(
     dagster: str, mlflow: str | None, pipelines: list[Pipeline], open_browser: bool
 ) -> None:
@@ -180,20 +157,18 @@ def _announce(
     lines = [f"Dagster  {dagster}", *([f"MLflow   {mlflow}"] if mlflow else [])]
     starts = []
     for pipeline in pipelines:
-        if pipeline.experiment.tracking.enabled and mlflow:
-            start = make_tracker(pipeline, ui_url=mlflow).start_page()
-            starts += [start] if start else []
-            lines += [f"  arms of {pipeline.experiment.name}  {start}"] if start else []
+        if (
+            mlflow
+            and pipeline.experiment.tracking.enabled
+            and (start := make_tracker(pipeline, ui_url=mlflow).start_page())
+        ):
+            starts.append(start)
+            lines.append(f"  arms of {pipeline.experiment.name}  {start}")
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
-    _say("Ctrl-C ends both")
+    say("Ctrl-C ends both")
     if open_browser:
         import webbrowser
 
         for address in (dagster, *starts[:1]):
             webbrowser.open(address)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

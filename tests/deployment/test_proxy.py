@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -67,7 +68,7 @@ def proxy(tmp_path_factory):
     ]
     with running(services) as check:
         for service in services:
-            assert wait_healthy(service, check, lambda: False, 120)
+            assert wait_healthy(service, check, threading.Event(), 120)
         yield f"http://127.0.0.1:{front}"
 
 

@@ -1,21 +1,19 @@
-"""Several experiments in one home: apart in Dagster, and homes of before taken over."""
+"""Several experiments in one home, apart in Dagster; homes that Dagster does not know."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import dagster as dg
 import pytest
-from small_home import fill, make_pipeline, write_experiment
+from small_home import write_experiment
 
 from selectit_dagster.artefacts.files import folder_lock
-from selectit_dagster.artefacts.manifest import read_manifest
 from selectit_dagster.definitions import build_defs, build_location, experiment_files
 from selectit_dagster.errors import UserError
-from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.instance import open_instance
 from selectit_dagster.orchestration.run import run_experiment
-from selectit_dagster.orchestration.take_over import take_over
 
 
 def _named(folder: Path, name: str, **replaced: str) -> Path:
@@ -118,54 +116,16 @@ def test_owner_and_name_of_the_selected_asset_come_from_the_experiment(tmp_path)
     assert list(node.owners) == ["team:data"]
 
 
-def _former(instance: dg.DagsterInstance, pipeline, digest: str | None = None) -> None:
-    """Record every artefact as the version before the experiment's keys did."""
-    for stage in (stage for phase in pipeline.phases() for stage in phase):
-        manifest = read_manifest(stage.folder)
-        if manifest is None or stage.asset == "production_dataset":
-            continue
-        name = "selective_alpaca" if stage.asset == "selected_dataset" else stage.asset
-        key = dg.AssetKey(name.split("/"))
-        tags = {"dagster/data_version": digest or manifest.digest}
-        if name == "ranking":
-            tags["dagster/input_data_version/uncertainty_scores/big"] = "v"
-        instance.report_runless_asset_event(
-            dg.AssetMaterialization(key, metadata={"n": 7}, partition=stage.partition, tags=tags)
-        )
-    instance.report_runless_asset_event(
-        dg.AssetCheckEvaluation(dg.AssetKey("ranking"), "finite_scores", passed=True)
-    )
-
-
-def test_a_home_of_before_is_taken_over_with_its_pages_and_checks(tmp_path):
-    pipeline = fill(make_pipeline(tmp_path, tuning=False))
-    definitions = build_defs(experiment_file=tmp_path / "small.yaml", home=pipeline.home.root)
-    access = Access.of(pipeline.experiment)
-    with open_instance(pipeline.home.dagster) as instance:
-        _former(instance, pipeline)
-        known = take_over(instance, pipeline, definitions)
-        assert {("ranking", None), ("uncertainty_scores/big", None)} <= known
-        assert ("selected_dataset", "random-2") in known
-        made = instance.get_latest_materialization_event(access.key("ranking"))
-        assert made.asset_materialization.metadata["n"].value == 7
-        tags = made.asset_materialization.tags
-        assert tags["dagster/input_data_version/small/uncertainty_scores/big"] == "v"
-        check = dg.AssetCheckKey(access.key("ranking"), "finite_scores")
-        found = instance.event_log_storage.get_latest_asset_check_execution_by_key([check])
-        assert found[check].status.value == "SUCCEEDED"
-        count = len(instance.get_materialized_partitions(access.key("selected_dataset")))
-        assert count == len(pipeline.arms)
-        assert take_over(instance, pipeline, definitions) == known  # nothing twice
-        keys = instance.fetch_materializations(access.key("ranking"), limit=9).records
-        assert len(keys) == 1
-
-
-def test_what_another_experiment_wrote_over_the_former_keys_is_not_taken_over(tmp_path):
-    pipeline = fill(make_pipeline(tmp_path, tuning=False), upto="ranking")
-    definitions = build_defs(experiment_file=tmp_path / "small.yaml", home=pipeline.home.root)
-    with open_instance(pipeline.home.dagster) as instance:
-        _former(instance, pipeline, digest="of another experiment")
-        assert take_over(instance, pipeline, definitions) == set()
+def test_a_home_that_dagster_knows_nothing_of_is_recorded_and_nothing_is_made_again(tmp_path):
+    path, home = _named(tmp_path, "weekly"), tmp_path / "home"
+    run_experiment(path, home, upto="curated_dataset")
+    made = {p: p.stat().st_mtime_ns for p in (home / "experiments").rglob("*.parquet")}
+    assert made
+    shutil.rmtree(home / "dagster")  # as in a home whose keys had another form
+    again = run_experiment(path, home, upto="curated_dataset")
+    assert again.materialised == ["raw_dataset", "curated_dataset"]
+    assert {p: p.stat().st_mtime_ns for p in made} == made
+    assert run_experiment(path, home, upto="curated_dataset").materialised == []
 
 
 @pytest.mark.parametrize(("name", "said"), [("100%20sure", "%20"), ("why?", r"\?")])

@@ -25,8 +25,8 @@ from selectit_dagster.artefacts.manifest import write_manifest
 from selectit_dagster.errors import PassingError, TransientError, UserError
 from selectit_dagster.orchestration import asset_runner, run_cleanup, run_monitoring
 from selectit_dagster.orchestration.instance import DAGSTER_YAML, open_instance
+from selectit_dagster.orchestration.prune import old_runs
 from selectit_dagster.orchestration.resources import make_tracker
-from selectit_dagster.orchestration.retention import forget_runs
 from selectit_dagster.orchestration.run import StageFailedError, run_experiment
 from selectit_dagster.orchestration.stages.stage import Stage
 
@@ -159,11 +159,13 @@ def test_old_runs_go_and_those_that_made_what_is_newest_stay(world):
     first, second = (world.materialise().run_id for _ in range(2))
     failed = world.materialise(UserError("no such file")).run_id
     now = dt.datetime.now(dt.UTC)
-    assert forget_runs(world.instance, now - dt.timedelta(days=1)) == 0
-    assert forget_runs(world.instance, now + dt.timedelta(seconds=1)) == 2
+    assert old_runs(world.instance, now - dt.timedelta(days=1)) == []
+    old = old_runs(world.instance, now + dt.timedelta(seconds=1))
+    assert {run.run_id for run in old} == {first, failed}
+    for run in old:
+        world.instance.delete_run(run.run_id)
     assert [run.run_id for run in world.instance.get_runs()] == [second]
     assert world.instance.get_latest_materialization_event(dg.AssetKey("stage")) is not None
-    assert {first, failed}.isdisjoint(run.run_id for run in world.instance.get_runs())
 
 
 def test_a_run_of_other_assets_in_the_same_project_is_left_alone(world):
@@ -213,8 +215,9 @@ def _abandon(world) -> dg.DagsterRun:
     """Leave a run as a killed process does: STARTED, its MLflow runs RUNNING."""
     instance = world.instance
     run = instance.create_run_for_job(_killed, tags={"selectit/launch": "x"})
-    with run_monitoring.working(world.tracker.home, run.run_id):
-        pass  # the lock goes with its holder, its file stays
+    left = run_monitoring.lock_file(world.tracker.home, run.run_id)
+    left.parent.mkdir(exist_ok=True)
+    left.touch()  # the lock goes with its holder, its file stays
     start = dg.DagsterEvent(event_type_value="PIPELINE_START", job_name=run.job_name)
     instance.report_dagster_event(start, run.run_id)
     world.tracker.parent(run.run_id, "killed", {})
@@ -230,6 +233,7 @@ def test_a_run_whose_process_is_gone_is_closed_by_the_next_start(world):
     assert "it was killed, or the machine ran out of memory" in after.tags[run_cleanup.REMEDY_TAG]
     assert world.mlflow(dead.run_id) == {"parent": "FAILED"}
     assert world.mlflow(alive.run_id) == {"parent": "RUNNING"}
+    assert not run_monitoring.lock_file(world.tracker.home, dead.run_id).exists()
 
 
 def test_a_dead_run_of_another_experiment_is_left_to_that_one(world):
@@ -258,12 +262,10 @@ def test_the_instance_watches_its_workers_and_lets_one_model_in():
 
 
 def _wait_as_a_step(started: str) -> None:
-    from selectit_dagster.orchestration.run_monitoring import ended_with_parent
-
-    with ended_with_parent(interval=0.1):
-        with open(started, "w", encoding="utf-8") as handle:  # noqa: PTH123
-            handle.write(str(os.getpid()))
-        time.sleep(600)
+    run_monitoring.end_with_parent()
+    with open(started, "w", encoding="utf-8") as handle:  # noqa: PTH123
+        handle.write(str(os.getpid()))
+    time.sleep(600)
 
 
 _PARENT = """

@@ -13,7 +13,7 @@ from selectit_dagster.cli.main import cli
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import check_experiment
 from selectit_dagster.inference.model_loading import load_tokenizer
-from selectit_dagster.orchestration import budget, run_plan
+from selectit_dagster.orchestration import run_costs, run_plan
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.run_plan import Plan, PlanRow
 from selectit_dagster.progress import Silent
@@ -115,7 +115,7 @@ def test_a_budget_ends_scoring_with_what_is_done_kept_and_named(
     clock = iter(range(0, 10_000_000, 600))
     with monkeypatch.context() as patch:
         # ten minutes at each look
-        patch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+        patch.setattr(run_costs, "time", SimpleNamespace(monotonic=lambda: next(clock)))
         with pytest.raises(UserError, match="model tiny has") as caught:
             limited.scores("tiny").run(Silent())
     assert "goes on from there" in caught.value.hint

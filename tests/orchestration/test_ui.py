@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -20,13 +21,13 @@ from small_home import make_pipeline, write_experiment
 
 from selectit_dagster.artefacts.files import folder_lock
 from selectit_dagster.errors import UserError
-from selectit_dagster.orchestration.page_addresses import ports
 from selectit_dagster.orchestration.resources import make_tracker
 from selectit_dagster.orchestration.services import (
     Service,
     ServiceFailedError,
     answers,
     free_port,
+    ports,
     running,
     stop_signals,
     wait_healthy,
@@ -49,6 +50,9 @@ _STUBBORN = (
 )
 
 
+NEVER = threading.Event()
+
+
 def _service(name: str, code: str, folder: Path, *arguments: str, port: int = 1):
     argv = [sys.executable, "-c", code, *arguments]
     return Service(name, argv, folder / f"{name}.log", f"http://127.0.0.1:{port}/")
@@ -66,9 +70,11 @@ def test_a_service_is_waited_for_until_it_answers(tmp_path):
     service = _service("server", _SERVER, tmp_path, str(port), port=port)
     assert not answers(service.address)
     with running([service]) as check:
-        assert wait_healthy(service, check, lambda: False, 30)
+        assert wait_healthy(service, check, NEVER, 30)
         assert answers(service.address)
-        assert not wait_healthy(service, check, lambda: True, 30)  # the user wants to stop
+        stopping = threading.Event()
+        stopping.set()  # the user wants to stop
+        assert not wait_healthy(service, check, stopping, 30)
     assert not answers(service.address)
 
 
@@ -112,7 +118,7 @@ def test_a_service_that_dies_is_named_with_its_last_lines_and_the_others_end(tmp
         pytest.raises(ServiceFailedError, match="bad ended with exit code 3") as caught,
         running([good, bad], grace=0.5) as check,
     ):
-        wait_healthy(bad, check, lambda: False, 30)
+        wait_healthy(bad, check, NEVER, 30)
     assert caught.value.tail == ["no such table: runs"]
     assert not psutil.pid_exists(int(good.log.read_text() or 0) or 10**8)
 
@@ -123,7 +129,7 @@ def test_a_service_that_never_answers_is_given_up(tmp_path):
         pytest.raises(ServiceFailedError, match="silent did not answer within 1 s"),
         running([silent]) as check,
     ):
-        wait_healthy(silent, check, lambda: False, 1)
+        wait_healthy(silent, check, NEVER, 1)
 
 
 def test_a_service_that_is_not_installed_is_a_clear_message(tmp_path):
@@ -188,9 +194,9 @@ def test_links_of_a_home_lead_to_its_ports_unless_told_otherwise(tmp_path, monke
 def test_signals_are_noted_and_the_handlers_come_back():
     before = signal.getsignal(signal.SIGTERM)
     with stop_signals() as stopping:
-        assert not stopping()
+        assert not stopping.is_set()
         signal.raise_signal(signal.SIGTERM)
-        assert stopping()
+        assert stopping.is_set()
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -10,6 +10,7 @@ import time
 
 import dagster as dg
 import pytest
+from dagster._core.executor.in_process import InProcessExecutor
 from dagster._core.launcher.base import WorkerStatus
 
 from selectit_dagster.artefacts.files import folder_lock
@@ -23,7 +24,7 @@ RUN = "0b0e6c3e-run"
 _WORKER = (
     "import sys, time; from pathlib import Path\n"
     "from selectit_dagster.orchestration import run_monitoring\n"
-    "with run_monitoring.{kind}(Path(sys.argv[1]), sys.argv[2]):\n"
+    "with run_monitoring.working(Path(sys.argv[1]), sys.argv[2]):\n"
     "    print('at work', flush=True); time.sleep(600)"
 )
 
@@ -32,8 +33,8 @@ _WORKER = (
 def start(tmp_path):
     processes = []
 
-    def begin(kind):
-        argv = [sys.executable, "-c", _WORKER.format(kind=kind), str(tmp_path), RUN]
+    def begin():
+        argv = [sys.executable, "-c", _WORKER, str(tmp_path), RUN]
         process = subprocess.Popen(argv, stdout=subprocess.PIPE)
         processes.append(process)
         assert process.stdout.readline().strip() == b"at work"
@@ -51,24 +52,11 @@ def _kill(process):
 
 
 def test_a_run_is_alive_until_its_process_is_killed(tmp_path, start):
-    process = start("working")
-    assert run_monitoring.has_workers(tmp_path, RUN) is True
-    _kill(process)
-    assert run_monitoring.has_workers(tmp_path, RUN) is False
-
-
-def test_a_step_that_outlives_its_runs_process_keeps_the_run_alive(tmp_path, start):
-    run, step = start("working"), start("helping")
-    _kill(run)
+    process = start()
     assert run_monitoring.is_alive(tmp_path, RUN, started=0.0)
-    _kill(step)
-    assert not run_monitoring.is_alive(tmp_path, RUN, started=0.0)
-
-
-def test_a_step_of_a_run_that_nobody_watches_leaves_no_trace(tmp_path):
-    with run_monitoring.helping(tmp_path, RUN):
-        assert run_monitoring.has_workers(tmp_path, RUN) is None
-    assert not list(tmp_path.rglob("*.lock"))
+    _kill(process)
+    # its file is still there, so nobody waits for it to say that it has begun
+    assert not run_monitoring.is_alive(tmp_path, RUN, started=time.time())
 
 
 def test_a_run_that_has_just_started_may_take_a_while_to_say_so(tmp_path):
@@ -82,27 +70,14 @@ def test_a_run_that_has_just_started_may_take_a_while_to_say_so(tmp_path):
 
 
 def test_a_read_only_view_of_the_home_suffices_to_ask(tmp_path, start):
-    start("working")
+    start()
     lock = next(tmp_path.rglob("*.lock"))
     lock.chmod(0o444)
     lock.parent.chmod(0o555)
     try:
-        assert run_monitoring.has_workers(tmp_path, RUN) is True
+        assert run_monitoring.is_alive(tmp_path, RUN, started=0.0)
     finally:
         lock.parent.chmod(0o755)
-
-
-def test_old_files_go_and_young_or_held_ones_stay(tmp_path, start):
-    start("working")
-    held = next(tmp_path.rglob("*.lock"))
-    old, young = held.with_name("old.lock"), held.with_name("young.lock")
-    for path in (old, young):
-        path.touch()
-    long_ago = time.time() - 7200
-    for path in (held, old):
-        os.utime(path, (long_ago, long_ago))
-    run_monitoring.forget_old(tmp_path)
-    assert {path.name for path in held.parent.iterdir()} == {held.name, "young.lock"}
 
 
 @dg.job
@@ -110,24 +85,27 @@ def _some_job():
     """Nothing."""
 
 
-def test_the_process_of_a_run_is_known_while_it_lasts_and_forgotten_after(tmp_path):
+def _inner(monkeypatch, execute):
+    """Have Dagster's own executor do something else."""
+    monkeypatch.setattr(InProcessExecutor, "execute", lambda self, context, plan: execute())
+
+
+def test_the_process_of_a_run_is_known_while_it_lasts_and_forgotten_after(tmp_path, monkeypatch):
     seen = []
 
-    class Inner:
-        retries = step_dependency_config = None
-
-        def execute(self, plan_context, execution_plan):
-            seen.append(run_monitoring.has_workers(tmp_path, RUN))
-            yield "event"
+    def execute():
+        seen.append(run_monitoring.is_alive(tmp_path, RUN, started=0.0))
+        yield "event"
 
     class Plan:
         instance = None
         dagster_run = dg.DagsterRun("job", RUN)
 
-    events = WatchedExecutor(Inner(), tmp_path, {}).execute(Plan(), None)
-    assert list(events) == ["event"]
+    _inner(monkeypatch, execute)
+    assert list(WatchedExecutor(tmp_path, {}).execute(Plan(), None)) == ["event"]
     assert seen == [True]
-    assert run_monitoring.has_workers(tmp_path, RUN) is None
+    assert not run_monitoring.is_alive(tmp_path, RUN, started=0.0)
+    assert not list(tmp_path.rglob("*.lock"))
 
 
 def test_the_launcher_tells_monitoring_about_a_dead_run(tmp_path, start):
@@ -139,7 +117,7 @@ def test_the_launcher_tells_monitoring_about_a_dead_run(tmp_path, start):
         assert launcher.supports_check_run_worker_health
         with run_monitoring.working(tmp_path, run.run_id):
             assert launcher.check_run_worker_health(run).status is WorkerStatus.RUNNING
-        assert path.exists()
+        path.touch()  # as a killed process leaves it
         assert launcher.check_run_worker_health(run).status is WorkerStatus.FAILED
 
 
@@ -171,17 +149,17 @@ def test_a_run_waits_for_the_command_on_the_same_experiment_and_says_so(tmp_path
 
     monkeypatch.setattr("selectit_dagster.orchestration.run_launcher.time.sleep", give_way)
 
-    class Inner:
-        def execute(self, plan_context, execution_plan):
-            with pytest.raises(UserError, match=r"in use by Dagster run 0b0e6c3e"):
-                folder_lock(folder, "selectit run").__enter__()
-            yield "event"
+    def execute():
+        with pytest.raises(UserError, match=r"in use by Dagster run 0b0e6c3e"):
+            folder_lock(folder, "selectit run").__enter__()
+        yield "event"
 
     class Plan:
         dagster_run = dg.DagsterRun("job", RUN, tags={"selectit/experiment": "weekly"})
 
     Plan.instance = instance
-    executor = WatchedExecutor(Inner(), tmp_path, {"weekly": folder, "monthly": tmp_path})
+    _inner(monkeypatch, execute)
+    executor = WatchedExecutor(tmp_path, {"weekly": folder, "monthly": tmp_path})
     assert list(executor.execute(Plan(), None)) == ["event"]
     assert [text.partition(" (")[0] for text in instance.events] == [
         f"Waiting: {folder} is in use by selectit run"

@@ -169,8 +169,6 @@ class ChoiceStages(StageFactory):
             unit="records",
             settings=settings,
             partition=arm,
-            overrides=overrides,
-            loads_model=spec.runs_model,
             inputs=[self.home.curated, fused, *self._score_places()],
             make_room=history.adopt,
             beside=history.folders,
@@ -268,7 +266,6 @@ class ChoiceStages(StageFactory):
             settings={**chosen.settings, "what_if": name},
             run=run,
             remark=remark,
-            loads_model=False,  # another process would build the current selection's stage
             note=lambda **_: None,
         )
 
@@ -302,7 +299,6 @@ class ChoiceStages(StageFactory):
             chosen,
             asset="production_dataset",
             partition=None,
-            loads_model=False,
             run=lambda progress: require_manifest(chosen.folder, made_by=chosen.title),
         )
 

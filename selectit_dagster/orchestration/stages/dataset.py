@@ -7,7 +7,7 @@ from pathlib import Path
 from selectit_dagster.artefacts.address import is_address
 from selectit_dagster.artefacts.manifest import Manifest
 from selectit_dagster.experiment import DatasetSection
-from selectit_dagster.orchestration.budget import within_budget
+from selectit_dagster.orchestration.run_costs import within_budget
 from selectit_dagster.orchestration.stages.stage import Stage, StageSpec
 from selectit_dagster.orchestration.stages.stage_factory import StageFactory
 from selectit_dagster.progress import Progress
@@ -106,7 +106,6 @@ class DataStages(StageFactory):
                 "model": model.model_dump(mode="json"),
                 "rating": experiment.rating.model_dump(mode="json"),
             },
-            loads_model=True,
             inputs=[self.home.curated],
             work=SCORE_ROWS,
             reuses=lambda old, new: engine_digest(old) == engine_digest(new),

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from selectit_dagster.artefacts.manifest import Fingerprint, Manifest, is_current, read_manifest
-from selectit_dagster.orchestration.stages.overrides import Overrides
 from selectit_dagster.progress import Progress
 
 R = TypeVar("R")
@@ -32,10 +31,6 @@ class Stage:
         Makes the artefact (or returns the current one) and returns its manifest.
     settings:
         The part of the experiment that this stage depends on, for MLflow's parameters.
-    overrides:
-        What the launchpad changed.
-    loads_model:
-        Making the artefact loads a model.
     address:
         Where the artefact is published, None where it stays in the home.
     note:
@@ -55,8 +50,6 @@ class Stage:
     unit: str
     settings: dict[str, Any] = field(default_factory=dict)
     partition: str | None = None
-    overrides: Overrides | None = None
-    loads_model: bool = False
     address: str | None = None
     note: Callable[..., None] = lambda **_: None
     remark: Callable[[], str] = str

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from selectit_dagster.artefacts.home import Home
 from selectit_dagster.experiment import Experiment
 from selectit_dagster.orchestration.partitions import Unit, checkpoints, subsets
-from selectit_dagster.orchestration.stages.overrides import Overrides
 from selectit_dagster.orchestration.stages.stage import Stage, StageSpec
 
 if TYPE_CHECKING:
@@ -25,21 +24,12 @@ class StageFactory:
     """One experiment in one home, and how a stage of it is put together.
 
     ``at_home`` leaves storage alone, whatever the experiment or the environment says.
-    ``experiment_file`` is where another process finds the experiment.
     """
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        home: Home,
-        *,
-        at_home: bool = False,
-        experiment_file: Path | None = None,
-    ) -> None:
+    def __init__(self, experiment: Experiment, home: Home, *, at_home: bool = False) -> None:
         self.experiment = experiment
         self.home = home
         self.at_home = at_home
-        self.experiment_file = experiment_file
 
     @cached_property
     def store(self) -> ArtefactStore | None:
@@ -89,8 +79,6 @@ class StageFactory:
         unit: str,
         settings: dict[str, Any] | None = None,
         partition: str | None = None,
-        overrides: Overrides | None = None,
-        loads_model: bool = False,
         inputs: Iterable[Path] = (),
         **habits: Any,  # noqa: ANN401 - those of ``StoragePolicy``
     ) -> Stage:
@@ -106,8 +94,6 @@ class StageFactory:
             unit=unit,
             settings=settings or {},
             partition=partition,
-            overrides=overrides,
-            loads_model=loads_model,
         )
         store = self.store
         if store is None or not folder.is_relative_to(self.home.folder):

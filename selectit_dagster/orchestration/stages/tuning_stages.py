@@ -48,8 +48,6 @@ class TrainingStages(StageFactory):
             unit="steps",
             settings={"tuning": tuning.model_dump(mode="json"), "arm": unit.arm, "seed": unit.seed},
             partition=unit.key,
-            overrides=overrides,
-            loads_model=True,
             inputs=[subset],
             work=engine.RESUME_POINTS,
         )
@@ -82,7 +80,6 @@ class TrainingStages(StageFactory):
                 ),
             },
             partition=unit.key if unit else None,
-            loads_model=True,
             inputs=[checkpoint] if checkpoint else [],
             work=engine.ANSWERS,
             reuses=engine.shares_answers,
