@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -35,18 +36,18 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(target: Path) -> Iterator[IO[bytes]]:
-    """Open a binary file that appears at ``target`` only when the block ends well.
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a path to write to; the file appears at ``target`` only when the block ends well.
 
     Raises
     ------
     UserError
         When the folder cannot be written.
     """
-    target = Path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(descriptor)
     except OSError as error:
         raise UserError(
             f"cannot write {target}: {error.strerror or error}",
@@ -54,9 +55,8 @@ def atomic_file(target: Path) -> Iterator[IO[bytes]]:
         ) from error
     temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as handle:
-            yield handle
-            handle.flush()
+        yield temporary
+        with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
         temporary.chmod(0o644)
         temporary.replace(target)
@@ -64,6 +64,13 @@ def atomic_file(target: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def atomic_file(target: Path) -> Iterator[IO[bytes]]:
+    """Open a binary file that appears at ``target`` as :func:`atomic_path` says."""
+    with atomic_path(Path(target)) as temporary, temporary.open("wb") as handle:
+        yield handle
 
 
 def write_bytes(target: Path, content: bytes) -> None:
@@ -149,8 +156,8 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path, purpose: str) -> Iterator[None]:
-    """Hold ``folder`` for one process; a second one is refused with the holder's name.
+def folder_lock(folder: Path, purpose: str, *, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Hold ``folder`` for one process; a second one waits, then is refused with the holder's name.
 
     The lock is the kernel's (``flock``), so it vanishes with its holder, however that died.
 
@@ -160,18 +167,26 @@ def folder_lock(folder: Path, purpose: str) -> Iterator[None]:
         When another process holds the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + wait_seconds
     with (folder / ".lock").open("a+", encoding="utf-8") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            handle.seek(0)
-            holder = handle.read().strip() or "another process"
-            raise UserError(
-                f"{folder} is in use by {holder}",
-                hint="wait until it ends, stop it, or choose another --home",
-            ) from error
+        while not _locked(handle):
+            if time.monotonic() >= deadline:
+                handle.seek(0)
+                raise UserError(
+                    f"{folder} is in use by {handle.read().strip() or 'another process'}",
+                    hint="wait until it ends, stop it, or choose another --home",
+                )
+            time.sleep(0.2)
         handle.seek(0)
         handle.truncate()
         handle.write(f"{purpose} (process {os.getpid()})")
         handle.flush()
         yield
+
+
+def _locked(handle: IO[str]) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -11,6 +11,16 @@ from typing import ClassVar
 from selectit_dagster.errors import UserError
 
 
+class _Below:
+    """A folder of one stage, below the experiment's own."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, home: Home, kind: type[Home]) -> Path:
+        return home.folder / self.name
+
+
 @dataclass(frozen=True)
 class Home:
     """The folders of one experiment inside one home.
@@ -23,6 +33,16 @@ class Home:
     experiment: str
     # whether pictures are drawn beside what is made
     pictures: ClassVar[bool] = True
+
+    raw = _Below("raw")  # as read: records.parquet, rejected.jsonl
+    curated = _Below("curated")  # records.parquet, dropped.jsonl
+    rated = _Below("rated")  # the rated texts, where those are not the records themselves
+    ranking = _Below("ranking")  # the fused ranking: ranking.parquet
+    sensitivity = _Below("sensitivity")  # how much the choice depends on α, K, models, variant
+    passes = _Below("passes")  # losses and embeddings over the records, shared by the arms
+    what_ifs = _Below("what-if")  # rankings and selections with other settings, to be looked at
+    comparison = _Below("comparison")  # of the arms: comparison.json, tables and plots
+    report = _Below("report")  # report.html
 
     @property
     def dagster(self) -> Path:
@@ -39,39 +59,9 @@ class Home:
         """The experiment's own folder."""
         return self.root / "experiments" / self.experiment
 
-    @property
-    def raw(self) -> Path:
-        """Raw dataset as read: ``records.parquet``, ``rejected.jsonl``."""
-        return self.folder / "raw"
-
-    @property
-    def curated(self) -> Path:
-        """Curated dataset: ``records.parquet``, ``dropped.jsonl``."""
-        return self.folder / "curated"
-
-    @property
-    def rated(self) -> Path:
-        """The rated texts, where those are not the records themselves."""
-        return self.folder / "rated"
-
     def scores(self, model: str) -> Path:
         """Stored rating distributions of one scoring model."""
         return self.folder / "scores" / model
-
-    @property
-    def ranking(self) -> Path:
-        """Fused ranking: ``ranking.parquet``."""
-        return self.folder / "ranking"
-
-    @property
-    def sensitivity(self) -> Path:
-        """How much the choice depends on α, K, models and variant."""
-        return self.folder / "sensitivity"
-
-    @property
-    def passes(self) -> Path:
-        """Losses and embeddings of models over the records, shared by the arms."""
-        return self.folder / "passes"
 
     def selected(self, arm: str) -> Path:
         """The dataset that one arm chose."""
@@ -85,11 +75,6 @@ class Home:
         """The page on which people look into one arm's selection."""
         return self.folder / "explorer" / arm
 
-    @property
-    def what_ifs(self) -> Path:
-        """Rankings and selections with other settings, made to be looked at."""
-        return self.folder / "what-if"
-
     def checkpoint(self, arm: str, seed: int) -> Path:
         """The checkpoint tuned on one arm with one training seed."""
         return self.folder / "checkpoints" / arm / f"seed-{seed}"
@@ -97,16 +82,6 @@ class Home:
     def evaluation(self, arm: str, seed: int | None) -> Path:
         """Benchmark outputs of one checkpoint; the untuned base model has no seed."""
         return self.folder / "evaluations" / arm / ("untuned" if seed is None else f"seed-{seed}")
-
-    @property
-    def comparison(self) -> Path:
-        """Comparison of the arms: ``comparison.json``, tables and plots."""
-        return self.folder / "comparison"
-
-    @property
-    def report(self) -> Path:
-        """The report: ``report.html``."""
-        return self.folder / "report"
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from selectit_dagster.artefacts.accounting import check_counts
 from selectit_dagster.artefacts.files import (
@@ -40,16 +40,6 @@ from selectit_dagster.errors import ArtefactError
 MANIFEST = "manifest.json"
 Fingerprint = dict[str, Any]
 _SETTLED_SECONDS = 2.0
-_SHAPES: dict[str, type] = {
-    "kind": str,
-    "fingerprint": dict,
-    "digest": str,
-    "files": dict,
-    "counts": dict,
-    "details": dict,
-    "versions": dict,
-    "seal": str,
-}
 
 
 @dataclass(frozen=True)
@@ -96,17 +86,6 @@ def digest_of(files: dict[str, dict[str, Any]]) -> str:
     return sha256_json({name: entry["sha256"] for name, entry in files.items()})
 
 
-def file_table(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Return size in bytes and SHA-256 of each of ``names`` (paths relative to ``folder``)."""
-    return {
-        name: {
-            "bytes": (folder / name).stat().st_size,
-            "sha256": _hash_of(folder / name),
-        }
-        for name in sorted(names)
-    }
-
-
 # by path: what the file was like when it was hashed, and its hash
 _HASHES: dict[str, tuple[tuple[int, ...], str]] = {}
 
@@ -148,7 +127,10 @@ def write_manifest(
         When the stage's counts do not add up; nothing is written then.
     """
     check_counts(kind, counts or {}, folder)
-    table = file_table(folder, files)
+    table = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": _hash_of(folder / name)}
+        for name in sorted(files)
+    }
     manifest = Manifest(
         kind=kind,
         fingerprint=fingerprint,
@@ -187,8 +169,9 @@ def read_manifest(folder: Path) -> Manifest | None:
         manifest = Manifest(**value)
     except TypeError as error:
         raise _no_manifest(folder, str(error)) from error
-    for name, kind in _SHAPES.items():
-        if not isinstance(getattr(manifest, name), kind):
+    for name, hint in get_type_hints(Manifest).items():
+        kind = get_origin(hint) or hint
+        if not isinstance(getattr(manifest, name), (kind, int) if kind is float else kind):
             raise _no_manifest(folder, f"{name} is no {kind.__name__}")
     wrong = [name for name, entry in manifest.files.items() if not _is_file_entry(name, entry)]
     if wrong:
@@ -298,40 +281,30 @@ def make_or_current(
             if not is_current(folder, fingerprint):  # made by another process meanwhile
                 if not keep_old:
                     (folder / MANIFEST).unlink(missing_ok=True)
-                made = vars(make())
+                made, seconds = vars(make()), time.monotonic() - began
                 return write_manifest(
-                    folder,
-                    kind=kind,
-                    fingerprint=fingerprint,
-                    seconds=time.monotonic() - began,
-                    **made,
+                    folder, kind=kind, fingerprint=fingerprint, seconds=seconds, **made
                 )
     return require_manifest(folder, made_by=kind)
 
 
-def verify(folder: Path, *, hashes: bool = True) -> Manifest:
-    """Check every file of an artefact against its manifest and return the manifest.
-
-    ``hashes`` False compares sizes only.
+def verify(folder: Path) -> Manifest:
+    """Return the manifest of a folder that someone names, after a look at every file.
 
     Raises
     ------
     ArtefactError
         Naming the first file that is missing, of another size, or of another hash.
     """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        return require_manifest(folder, made_by="the stage that writes it")
-    _check_files(folder, manifest, hashes=hashes)
-    return manifest
+    return require_manifest(folder, made_by="the stage that writes it")
 
 
-def _check_files(folder: Path, manifest: Manifest, *, hashes: bool = True) -> None:
+def _check_files(folder: Path, manifest: Manifest) -> None:
     for name, entry in manifest.files.items():
         path = folder / name
         if not path.is_file():
             raise ArtefactError(f"{path} is missing", hint=f"remove {folder} and run again")
-        if path.stat().st_size != entry["bytes"] or (hashes and _hash_of(path) != entry["sha256"]):
+        if path.stat().st_size != entry["bytes"] or _hash_of(path) != entry["sha256"]:
             raise ArtefactError(
                 f"{path} is not what its manifest says: it was truncated or altered",
                 hint=f"remove {folder} and run again",

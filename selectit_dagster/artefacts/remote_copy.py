@@ -18,18 +18,16 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from selectit_dagster.artefacts.files import (
+    atomic_path,
     folder_lock,
     read_json,
     sha256_file,
@@ -53,20 +51,19 @@ from selectit_dagster.progress import Progress, Silent
 LOGGER = logging.getLogger("selectit_dagster")
 MARKER = "selectit-storage.json"
 FORMAT = 2
+_READABLE = {1, 2}  # 1 kept content by its hash; it is still read
 NOTE = ".stored.json"
 STAGING = ".fetch"
-_READABLE = {1, 2}  # 1 kept content by its hash; it is still read
 UNFINISHED = "unfinished"
+_PRIVATE = (MANIFEST, ".lock", NOTE, STAGING)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 FOREIGN = "something else wrote to this place: look at it, or choose another one"
-_PRIVATE = (MANIFEST, ".lock", NOTE, STAGING)
+WAIT_SECONDS = 600.0
 _AT_ONCE = 4
-_LOCK_SECONDS = 600.0
 _SILENT = Silent()
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """One file of an artefact: its name in the folder, its size in bytes, its hash."""
 
     name: str
@@ -77,6 +74,10 @@ class Item:
         """Tell whether a local file is this one."""
         same_size = path.is_file() and path.stat().st_size == self.size
         return same_size and sha256_file(path) == self.sha256
+
+    def staged(self, folder: Path) -> Path:
+        """Return where it waits in the folder until all files are there."""
+        return folder / STAGING / sha256_json([self.name, self.sha256])[:32]
 
 
 def read_items(files: Any, *, source: str) -> list[Item]:  # noqa: ANN401 - what was read
@@ -136,8 +137,8 @@ class Stored:
         return f"{_short(self.manifest.fingerprint)}-{digest_of(self.manifest.files)[:16]}"
 
 
-def _short(fingerprint: Fingerprint) -> str:
-    return sha256_json(fingerprint)[:16]
+def _short(fingerprint: Fingerprint, length: int = 16) -> str:
+    return sha256_json(fingerprint)[:length]
 
 
 @dataclass
@@ -214,18 +215,16 @@ class ArtefactStore:
     def made(self, folder: Path, fingerprint: Fingerprint) -> Stored | None:
         """Return the manifest of the artefact made from ``fingerprint``, valid now or before."""
         below = f"{self.stage(folder)}/made"
-        wanted = f"{below}/{_short(fingerprint)}-"
-        ends = (f"/{MANIFEST}", ".json")  # a version's manifest; format 1 has <fingerprint>.json
-        keys = [
-            key
-            for key in self.remote.sizes(below)
-            if (key.startswith(wanted) and key.endswith(ends[0]))
-            or key == f"{below}/{sha256_json(fingerprint)[:32]}{ends[1]}"
-        ]
-        found = (self._stored(key) for key in keys)
-        return next(
-            (s for s in found if s and not differences(s.manifest.fingerprint, fingerprint)), None
+        version, earlier = (
+            f"{below}/{_short(fingerprint)}-",
+            f"{below}/{_short(fingerprint, 32)}.json",
         )
+        for key in self.remote.sizes(below):
+            of_it = key == earlier or (key.startswith(version) and key.endswith(f"/{MANIFEST}"))
+            found = self._stored(key) if of_it else None
+            if found and not differences(found.manifest.fingerprint, fingerprint):
+                return found
+        return None
 
     def _stored(self, key: str) -> Stored | None:
         content = self.remote.read(key)
@@ -289,7 +288,7 @@ class ArtefactStore:
         place = f"{stage}/made/{stored.version}"
         there = self.remote.sizes(place)
         missing = [i for i in stored.items if there.get(f"{place}/{i.name}") != i.size]
-        self._at_once(missing, lambda item: self._put(folder, place, item), progress)
+        _at_once(missing, lambda item: self._put(folder, place, item), progress)
         self._tell_of_others(folder, stored)
         self.remote.write(f"{place}/{MANIFEST}", content)
         self.remote.write(f"{stage}/{MANIFEST}", content)
@@ -313,20 +312,6 @@ class ArtefactStore:
                 f"{item.size} were written",
                 hint="the storage does not keep what it accepts; look at it before going on",
             )
-
-    def _at_once(
-        self, items: list[Item], move: Callable[[Item], object], progress: Progress
-    ) -> None:
-        """Move files, a few at once, and report megabytes as they are done."""
-        total, done = sum(item.size for item in items), 0
-        with ThreadPoolExecutor(_AT_ONCE, "storage") as pool:
-            try:
-                for item, _ in zip(items, pool.map(move, items), strict=True):
-                    done += item.size
-                    progress.update(done // 1_000_000, max(total // 1_000_000, 1))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
 
     def _tell_of_others(self, folder: Path, mine: Stored) -> None:
         """Warn when somebody else published something different while this was made."""
@@ -367,11 +352,11 @@ class ArtefactStore:
         UserError, TransientError
             When the place cannot be read.
         """
-        with waited_lock(folder):
+        with folder_lock(folder, "fetching from storage", wait_seconds=WAIT_SECONDS):
             if self.is_copy(folder) and self._note(folder)["manifest"] == stored.sha256:
                 return  # another process did it while this one waited
             place = f"{self.stage(folder)}/made/{stored.version}"
-            self.download(folder, stored.items, lambda item: f"{place}/{item.name}", progress)
+            self.download(folder, {i: f"{place}/{i.name}" for i in stored.items}, progress)
             old = read_manifest(folder)
             if make_room is not None:
                 make_room()
@@ -379,51 +364,32 @@ class ArtefactStore:
             (folder / NOTE).unlink(missing_ok=True)
             for name in set(old.files if old else ()) - {item.name for item in stored.items}:
                 (folder / name).unlink(missing_ok=True)
-            place_files(folder, {item.name: item for item in stored.items})
+            place_files(folder, stored.items)
             write_bytes(folder / MANIFEST, stored.content)
             self._write_note(folder, stored, "storage")
             shutil.rmtree(folder / STAGING, ignore_errors=True)
 
-    def download(
-        self,
-        folder: Path,
-        items: list[Item],
-        key_of: Callable[[Item], str],
-        progress: Progress = _SILENT,
-    ) -> None:
-        """Bring files into the folder's staging area, by their hashes, checked."""
-        staging = folder / STAGING
-        try:
-            staging.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {staging}: {error.strerror or error}",
-                hint="make room for that folder, or choose another --home",
-            ) from error
-        wanted = list({item.sha256: item for item in items}.values())
-        self._at_once(wanted, lambda item: self._get(folder, key_of(item), item), progress)
+    def download(self, folder: Path, keys: dict[Item, str], progress: Progress = _SILENT) -> None:
+        """Bring files into the folder's staging area, checked, from where ``keys`` says."""
+        _at_once(list(keys), lambda item: self._get(folder, keys[item], item), progress)
 
     def _get(self, folder: Path, key: str, item: Item) -> None:
         """Download one file unless it is in the staging area, or in the folder, already."""
-        target = folder / STAGING / item.sha256
+        target = item.staged(folder)
         if target.exists():
             return
-        temporary = target.with_name(f"{item.sha256}.{os.getpid()}.part")
         try:
-            if item.is_at(folder / item.name):
-                shutil.copyfile(folder / item.name, temporary)
-            else:
-                self._get_checked(key, item, temporary)
-            with temporary.open("rb+") as handle:
-                os.fsync(handle.fileno())
-            temporary.replace(target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(target) as temporary:
+                if item.is_at(folder / item.name):
+                    shutil.copyfile(folder / item.name, temporary)
+                else:
+                    self._get_checked(key, item, temporary)
         except OSError as error:
             raise UserError(
                 f"cannot write {target}: {error.strerror or error}",
                 hint="make room, or choose another --home",
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _get_checked(self, key: str, item: Item, temporary: Path) -> None:
         """Download one file; once more when what came is not what the manifest says."""
@@ -458,38 +424,22 @@ class ArtefactStore:
         )
 
 
-def place_files(folder: Path, items: dict[str, Item]) -> None:
+def place_files(folder: Path, items: list[Item]) -> None:
     """Move downloaded files from the staging area to their names in the folder."""
-    left = Counter(item.sha256 for item in items.values())
-    for name, item in items.items():
-        target, staged = folder / name, folder / STAGING / item.sha256
+    for item in items:
+        target = folder / item.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        left[item.sha256] -= 1
-        if left[item.sha256]:  # two names, one content
-            temporary = staged.with_suffix(".copy")
-            shutil.copyfile(staged, temporary)
-            staged = temporary
-        staged.chmod(0o644)
-        staged.replace(target)
+        item.staged(folder).replace(target)
 
 
-@contextlib.contextmanager
-def waited_lock(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, after waiting for a fetch by another process to end.
-
-    Raises
-    ------
-    UserError
-        When somebody holds the folder for longer than ten minutes.
-    """
-    deadline = time.monotonic() + _LOCK_SECONDS
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(folder_lock(folder, "fetching from storage"))
-                break
-            except UserError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
-        yield
+def _at_once(items: list[Item], move: Callable[[Item], object], progress: Progress) -> None:
+    """Move files, a few at once, and report megabytes as they are done."""
+    total, done = sum(item.size for item in items), 0
+    with ThreadPoolExecutor(_AT_ONCE, "storage") as pool:
+        try:
+            for item, _ in zip(items, pool.map(move, items), strict=True):
+                done += item.size
+                progress.update(done // 1_000_000, max(total // 1_000_000, 1))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from selectit_dagster.artefacts.address import without_secrets
-from selectit_dagster.artefacts.files import atomic_file, read_json, write_json
+from selectit_dagster.artefacts.files import atomic_file, atomic_path, read_json, write_json
 from selectit_dagster.errors import PassingError, TransientError, UserError, first_line
 
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
@@ -21,38 +23,40 @@ _OBJECT_STORES = {*_PACKAGES, "memory", "abfs", "abfss", "az", "adl"}
 _ON_DISK = {"file", "local"}
 _COPY_BLOCK = 1 << 20
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-_LOCAL = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, *_DISK_FULL}
 # Every library has exceptions of its own, and none is imported here: an error is known by the
-# names of its classes and by the codes that it and its causes carry.
-_CREDENTIALS = {
-    "NoCredentialsError",
-    "PartialCredentialsError",
-    "CredentialRetrievalError",
-    "ProfileNotFound",
-    "TokenRetrievalError",
-    "UnauthorizedSSOTokenError",
-    "DefaultCredentialsError",
-    "RefreshError",
-    "ClientAuthenticationError",
-}
-_REFUSED = {
-    "AccessDenied",
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "ExpiredToken",
-    "InvalidToken",
-    "AccountProblem",
-    "AllAccessDisabled",
-    "401",
-    "403",
-}
-_NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
-_WRONG_REQUEST = {
-    "ParamValidationError",
-    "NoRegionError",
-    "InvalidBucketName",
-    "InvalidRegionError",
-}
+# names of its classes and by the codes that it and its causes carry. The first of these that
+# an error has is what a person must mend.
+_TO_MEND: tuple[tuple[str, str, str], ...] = (
+    (
+        "NoCredentialsError PartialCredentialsError CredentialRetrievalError ProfileNotFound "
+        "TokenRetrievalError UnauthorizedSSOTokenError DefaultCredentialsError RefreshError "
+        "ClientAuthenticationError",
+        "there are no usable credentials",
+        "they come from the environment, for instance AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or GOOGLE_APPLICATION_CREDENTIALS",
+    ),
+    (
+        "NoSuchBucket ContainerNotFound",
+        "there is no such bucket",
+        "make the bucket first, or correct storage.url (or $SELECTIT_STORAGE)",
+    ),
+    (
+        "AccessDenied InvalidAccessKeyId SignatureDoesNotMatch ExpiredToken InvalidToken "
+        "AccountProblem AllAccessDisabled 401 403",
+        "access is refused",
+        "check the credentials and their rights: reading, writing and listing",
+    ),
+    (
+        "EACCES EPERM EROFS ENOTDIR ENOSPC EDQUOT",
+        "it cannot be used",
+        "choose a place that you may write to, with free space",
+    ),
+    (
+        "ParamValidationError NoRegionError InvalidBucketName InvalidRegionError 4xx",
+        "the request was refused",
+        "check the address, the region and the endpoint (AWS_ENDPOINT_URL_S3)",
+    ),
+)
 # 4xx that a later try may not meet
 _PASSING = {"408", "425", "429", "RequestTimeout", "SlowDown", "RequestTimeTooSkewed"}
 
@@ -140,9 +144,10 @@ class Remote:
         except (UserError, TransientError):
             raise
         except FileNotFoundError as error:
-            bucket = write and (source is None or source.exists())
-            if bucket or _codes(error) & _NO_BUCKET or "bucket does not exist" in str(error):
-                raise _no_bucket(self.address(key), "") from error
+            gone = {"NoSuchBucket", "ContainerNotFound"} & _codes(error)
+            if gone or (write and (source is None or source.exists())):
+                lacking = FileNotFoundError(f"bucket does not exist: {first_line(error)}")
+                raise explained(lacking, self.address(key)) from error
             raise
         except Exception as error:
             raise explained(error, self.address(key)) from error
@@ -155,32 +160,39 @@ class Remote:
 
     def write(self, key: str, content: bytes) -> None:
         """Write a file; readers see the old one or the new one, whole."""
-        with self._files(key, write=True) as files:
-            if self.protocol in _ON_DISK:
-                with atomic_file(Path(self._path(key))) as handle:
-                    handle.write(content)
+        with self._files(key, write=True) as files, self._visible_at_once(files, key) as path:
+            if isinstance(path, str):
+                files.pipe_file(path, content)
             else:
-                with self._visible_at_once(files, key) as path:
-                    files.pipe_file(path, content)
+                path.write(content)
 
     def upload(self, source: Path, key: str) -> None:
         """Copy a local file to ``key`` as :meth:`write` does, in bounded memory."""
-        with self._files(key, source, write=True) as files:
-            if self.protocol in _ON_DISK:
-                with source.open("rb") as reader, atomic_file(Path(self._path(key))) as writer:
-                    while block := reader.read(_COPY_BLOCK):
-                        writer.write(block)
+        with (
+            self._files(key, source, write=True) as files,
+            self._visible_at_once(files, key) as path,
+        ):
+            if isinstance(path, str):
+                files.put_file(str(source), path)
             else:
-                with self._visible_at_once(files, key) as path:
-                    files.put_file(str(source), path)
+                with source.open("rb") as reader:
+                    shutil.copyfileobj(reader, path, _COPY_BLOCK)
 
     @contextlib.contextmanager
-    def _visible_at_once(self, files: Any, key: str) -> Iterator[str]:  # noqa: ANN401 - fsspec
-        """Yield the path to write to; where half a file could be seen, a temporary one.
+    def _visible_at_once(
+        self,
+        files: Any,  # noqa: ANN401 - fsspec
+        key: str,
+    ) -> Iterator[str | IO[bytes]]:
+        """Yield where to write: an open file on a disk, else a path, a temporary one if need be.
 
         Where a rename does not replace, the file is away for a moment: absent, never a mixture.
         """
         target = self._path(key)
+        if self.protocol in _ON_DISK:
+            with atomic_file(Path(target)) as handle:
+                yield handle
+            return
         if self.protocol in _OBJECT_STORES:
             yield target
             return
@@ -234,10 +246,10 @@ class Remote:
 def _codes(error: BaseException) -> set[str]:
     """Return the codes, HTTP states and class names of an error and what caused it."""
     found: set[str] = set()
-    seen: set[int] = set()
+    seen: list[BaseException] = []
     current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
+    while current is not None and current not in seen:
+        seen.append(current)
         found.update(kind.__name__ for kind in type(current).__mro__)
         for name in ("code", "status", "status_code", "error_code"):
             value: Any = getattr(current, name, None)
@@ -248,52 +260,24 @@ def _codes(error: BaseException) -> set[str]:
             found.add(str(response.get("Error", {}).get("Code", "")))
             found.add(str(response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")))
         current = current.__cause__ or current.__context__
+    own = errno.EACCES if isinstance(error, PermissionError) else getattr(error, "errno", None)
+    found.add(errno.errorcode.get(own or 0, ""))
+    if "bucket does not exist" in str(error):
+        found.add("NoSuchBucket")
+    if not found & _PASSING and any(re.fullmatch(r"4\d\d", code) for code in found):
+        found.add("4xx")
     return found
-
-
-def _no_bucket(address: str, detail: str) -> UserError:
-    return UserError(
-        f"{address}: there is no such bucket{detail}",
-        hint="make the bucket first, or correct storage.url (or $SELECTIT_STORAGE)",
-    )
 
 
 def explained(error: BaseException, address: str) -> UserError | TransientError:
     """Return a library's error as one message: a :class:`UserError` when a person must mend it.
 
-    Parameters
-    ----------
-    error:
-        Whatever the library raised.
-    address:
-        What was read or written, without secrets.
+    ``address`` is what was read or written, without secrets.
     """
-    codes = _codes(error)
-    detail = without_secrets(first_line(error))
-    if codes & _CREDENTIALS:
-        return UserError(
-            f"{address}: there are no usable credentials: {detail}",
-            hint="they come from the environment, for instance AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or GOOGLE_APPLICATION_CREDENTIALS",
-        )
-    if codes & _NO_BUCKET or "bucket does not exist" in str(error):
-        return _no_bucket(address, f": {detail}")
-    if codes & _REFUSED:
-        return UserError(
-            f"{address}: access is refused: {detail}",
-            hint="check the credentials and their rights: reading, writing and listing",
-        )
-    if isinstance(error, PermissionError) or getattr(error, "errno", None) in _LOCAL:
-        return UserError(
-            f"{address} cannot be used: {detail}",
-            hint="choose a place that you may write to, with free space",
-        )
-    refused = {code for code in codes if len(code) == 3 and code.startswith("4")}
-    if codes & _WRONG_REQUEST or (refused - _PASSING and not codes & _PASSING):
-        return UserError(
-            f"{address}: the request was refused: {detail}",
-            hint="check the address, the region and the endpoint (AWS_ENDPOINT_URL_S3)",
-        )
+    codes, detail = _codes(error), without_secrets(first_line(error))
+    for names, what, hint in _TO_MEND:
+        if codes & set(names.split()):
+            return UserError(f"{address}: {what}: {detail}", hint=hint)
     return TransientError(f"{address} cannot be reached: {detail}")
 
 
@@ -312,13 +296,7 @@ def exists(url: str) -> bool:
 
 
 def token(url: str) -> str:
-    """Return a short text that changes when the file at ``url`` does.
-
-    Raises
-    ------
-    UserError
-        When there is no such file.
-    """
+    """Return a short text that changes when the file does; raises UserError when there is none."""
     remote, name = _split(url)
     try:
         return remote.token(name)
@@ -341,22 +319,16 @@ def local_copy(url: str, folder: Path) -> Path:
     now = {"url": url, "token": token(url)}
     if target.exists() and note.exists() and read_json(note) == now:
         return target
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{name}.{os.getpid()}.part"
     try:
-        remote.download(name, temporary)
-        if token(url) != now["token"]:
-            raise PassingError(
-                f"{url} was changed while it was read", hint="run again when it is complete"
-            )
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        note.unlink(missing_ok=True)
-        temporary.replace(target)
+        with atomic_path(target) as temporary:
+            remote.download(name, temporary)
+            if token(url) != now["token"]:
+                raise PassingError(
+                    f"{url} was changed while it was read", hint="run again when it is complete"
+                )
+            note.unlink(missing_ok=True)
     except FileNotFoundError as error:
         raise _missing(url) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     write_json(note, now)
     return target
 

@@ -16,16 +16,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from selectit_dagster.artefacts.files import sha256_file
+from selectit_dagster.artefacts.files import folder_lock, sha256_file
 from selectit_dagster.artefacts.manifest import MANIFEST, Fingerprint, differences
 from selectit_dagster.artefacts.remote_copy import (
     FOREIGN,
     UNFINISHED,
+    WAIT_SECONDS,
     ArtefactStore,
     Item,
     place_files,
     read_items,
-    waited_lock,
 )
 from selectit_dagster.errors import ArtefactError, TransientError, UserError
 
@@ -62,6 +62,11 @@ class UnfinishedWork:
     def is_row(self, name: str) -> bool:
         """Tell whether a file can be taken over beside other work."""
         return bool(self.aside) and name.startswith(self.rows)
+
+    def beside(self, item: Item) -> str:
+        """Return the name under which it is taken over beside other work."""
+        name = PurePosixPath(item.name)
+        return f"{self.aside}/{name.stem}-{item.sha256[:12]}{name.suffix}"
 
 
 @dataclass
@@ -127,22 +132,26 @@ class Sender:
         """Send the files that are new or changed, then the list that names them."""
         if (self.folder / MANIFEST).exists():
             return  # complete: publishing follows
-        files = self.work.files(self.folder)
-        sent = [(path, item) for path in files if (item := self._send(path)) is not None]
+        sent = {path: self._send(path) for path in self.work.files(self.folder)}
         # a file that changed since it was read does not go with those read after it; a journal
         # grows all the time, and each beginning of it is a journal
-        items = [item for path, item in sent if self._is_as_sent(path, item)]
+        items = [
+            item
+            for path, item in sent.items()
+            if item and (path.suffix == _JOURNAL or _state(path) == self._sent[item.name][0])
+        ]
         if items and items != self._noted:
-            note_unfinished(self.store, self.folder, self.fingerprint, items)
+            files = {item.name: {"bytes": item.size, "sha256": item.sha256} for item in items}
+            value = {"fingerprint": self.fingerprint, "files": files}
+            self.store.remote.write(_key(self.store, self.folder), json.dumps(value).encode())
             self._noted = items
 
     def _send(self, path: Path) -> Item | None:
         """Send one file unless it was sent as it is; None when it vanished or grew meanwhile."""
-        name = path.relative_to(self.folder).as_posix()
+        name, before = path.relative_to(self.folder).as_posix(), _state(path)
+        if name in self._sent and self._sent[name][0] == before:
+            return self._sent[name][1]
         try:
-            before = _state(path)
-            if name in self._sent and self._sent[name][0] == before:
-                return self._sent[name][1]
             if before[0] <= _SNAPSHOT or path.suffix == _JOURNAL:
                 content = path.read_bytes()
                 item = Item(name, len(content), hashlib.sha256(content).hexdigest())
@@ -157,37 +166,23 @@ class Sender:
         self._sent[name] = before, item
         return item
 
-    def _is_as_sent(self, path: Path, item: Item) -> bool:
-        if path.suffix == _JOURNAL:
-            return True
-        try:
-            return self._sent[item.name][0] == _state(path)
-        except FileNotFoundError:
-            return False
-
 
 def _state(path: Path) -> tuple[int, int]:
-    stat = path.stat()
+    """Return a file's size and time; what is gone has neither."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return 0, 0
     return stat.st_size, stat.st_mtime_ns
 
 
-def _key(store: ArtefactStore, folder: Path, item: Item) -> str:
-    """Return where a file under way is stored: what changes later gets another place."""
-    name = PurePosixPath(item.name).name
-    return f"{store.stage(folder)}/{UNFINISHED}/{item.sha256[:16]}/{name}"
+def _key(store: ArtefactStore, folder: Path, item: Item | None = None) -> str:
+    """Return where a file under way is stored, or the list of all of them.
 
-
-def _list_key(store: ArtefactStore, folder: Path) -> str:
-    return f"{store.stage(folder)}/{UNFINISHED}/files.json"
-
-
-def note_unfinished(
-    store: ArtefactStore, folder: Path, fingerprint: Fingerprint, items: list[Item]
-) -> None:
-    """Replace the list of a stage's safe files; they must be in storage already."""
-    files = {item.name: {"bytes": item.size, "sha256": item.sha256} for item in items}
-    value = {"fingerprint": fingerprint, "files": files}
-    store.remote.write(_list_key(store, folder), json.dumps(value).encode())
+    What changes later gets another place.
+    """
+    name = f"{item.sha256[:16]}/{PurePosixPath(item.name).name}" if item else "files.json"
+    return f"{store.stage(folder)}/{UNFINISHED}/{name}"
 
 
 def unfinished(store: ArtefactStore, folder: Path) -> tuple[Fingerprint, list[Item]] | None:
@@ -198,7 +193,7 @@ def unfinished(store: ArtefactStore, folder: Path) -> tuple[Fingerprint, list[It
     ArtefactError
         When the stored list is not one of ours.
     """
-    key = _list_key(store, folder)
+    key = _key(store, folder)
     content, source = store.remote.read(key), store.remote.address(key)
     if content is None:
         return None
@@ -228,19 +223,19 @@ def take_up(
         found = unfinished(store, folder)
         if found is None or differences(found[0], fingerprint):
             return 0
-        items = {item.name: item for item in found[1]}
+        keys = {item: _key(store, folder, item) for item in found[1]}
         if (folder / MANIFEST).exists() or work.files(folder):
-            items = {
-                f"{work.aside}/{Path(i.name).stem}-{i.sha256[:12]}{Path(i.name).suffix}": i
-                for i in items.values()
-                if work.is_row(i.name) and not i.is_at(folder / i.name)
+            keys = {
+                item._replace(name=work.beside(item)): key
+                for item, key in keys.items()
+                if work.is_row(item.name) and not item.is_at(folder / item.name)
             }
-        if items:
-            with waited_lock(folder):
-                store.download(folder, list(items.values()), lambda i: _key(store, folder, i))
-                place_files(folder, items)
-            LOGGER.info("%d files of unfinished work came from %s", len(items), folder.name)
-        return len(items)
+        if keys:
+            with folder_lock(folder, "fetching from storage", wait_seconds=WAIT_SECONDS):
+                store.download(folder, keys)
+                place_files(folder, list(keys))
+            LOGGER.info("%d files of unfinished work came from %s", len(keys), folder.name)
+        return len(keys)
     except ArtefactError as error:
         LOGGER.warning("unfinished work cannot be taken up: %s", error.message)
         return 0
