@@ -6,6 +6,8 @@ Relative paths are relative to the experiment file's folder; a name that is no e
 path and has at most one slash is a hub name. The rest of the project imports from here.
 """
 
+# ruff: noqa: F401 - names that others import from here
+
 from selectit_dagster.experiment.dataset_section import (
     ColumnMapping,
     CurationSection,
@@ -30,26 +32,3 @@ from selectit_dagster.experiment.schema import Experiment
 from selectit_dagster.experiment.selection_section import SelectionSection
 from selectit_dagster.experiment.server_section import ServerSection
 from selectit_dagster.experiment.tuning_section import Benchmark, ComparisonSection, TuningSection
-
-__all__ = [
-    "ActorShape",
-    "Benchmark",
-    "ColumnMapping",
-    "ComparisonSection",
-    "CurationSection",
-    "DatasetSection",
-    "Experiment",
-    "ModelReference",
-    "NearDuplicates",
-    "RatingSection",
-    "RaySection",
-    "ScoringModel",
-    "SelectionSection",
-    "ServedModel",
-    "ServerSection",
-    "TuningSection",
-    "check_experiment",
-    "is_hub_name",
-    "load_experiment",
-    "parse_experiment",
-]

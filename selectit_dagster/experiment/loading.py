@@ -1,8 +1,10 @@
-"""From YAML or plain data to a checked experiment, with its local paths made absolute."""
+"""From YAML or plain data to a checked experiment with absolute paths, or what to mend in it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+import reprlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from pydantic import ValidationError
 from selectit_dagster.artefacts.address import is_address
 from selectit_dagster.errors import UserError, first_line
 from selectit_dagster.experiment.schema import Experiment
-from selectit_dagster.experiment.validation_messages import describe, shown
+from selectit_dagster.experiment.section import Section
 
 _FILE_SUFFIXES = {".json", ".jsonl", ".csv", ".tsv", ".gz", ".zst", ".parquet", ".txt"}
 # keys whose values are files or folders; those of HUB_KEYS may name something on the hub instead
@@ -50,7 +52,7 @@ def load_experiment(path: Path) -> Experiment:
         ) from error
     if not isinstance(value, dict):
         raise UserError(
-            f"{path}: an experiment is a mapping of keys to values, found {shown(value)}",
+            f"{path}: an experiment is a mapping of keys to values, found {_shown(value)}",
             hint="`selectit run --help` shows a complete example",
         )
     return parse_experiment(value, source=str(path), folder=path.resolve().parent)
@@ -72,7 +74,7 @@ def check_experiment(value: dict[str, Any], *, source: str) -> Experiment:
     try:
         return Experiment.model_validate(value)
     except ValidationError as error:
-        lines = [describe(dict(problem)) for problem in error.errors(include_url=False)]
+        lines = [_describe(dict(problem)) for problem in error.errors(include_url=False)]
         raise UserError(
             f"{source}: {len(lines)} thing{'s' if len(lines) > 1 else ''} to mend\n"
             + "\n".join(f"  {line}" for line in lines),
@@ -87,38 +89,40 @@ def resolve_paths(experiment: Experiment, folder: Path) -> Experiment:
     ``.``, ``/`` or ``~``, or has more than one slash, or a file ending).
     """
     value = experiment.model_dump(exclude_unset=True)
-
-    def walk(node: Any) -> None:  # noqa: ANN401 - nested plain data
-        if isinstance(node, dict):
-            for key, entry in node.items():
-                if key in PATH_KEYS and isinstance(entry, str):
-                    node[key] = _local_or_hub(entry, folder)
-                elif key == "more" and isinstance(entry, list | tuple):
-                    node[key] = tuple(_local_or_hub(path, folder) for path in entry)
-                else:
-                    walk(entry)
-        elif isinstance(node, list | tuple):
-            for entry in node:
-                walk(entry)
-
-    walk(value)
-    return Experiment.model_validate(value)
+    return Experiment.model_validate(_each_path(value, lambda _, path: _local_or_hub(path, folder)))
 
 
-def named_paths(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401 - plain data
-    """Yield the dotted key and the value of every path that an experiment's plain data names."""
+def named_paths(value: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the dotted key and the value of every path that an experiment's plain data names."""
+    found: list[tuple[str, str]] = []
+
+    def note(key: str, path: str) -> str:
+        found.append((key, path))
+        return path
+
+    _each_path(value, note)
+    return found
+
+
+def _each_path(
+    node: Any,  # noqa: ANN401 - plain data
+    change: Callable[[str, str], str],
+    *above: str,
+    paths: bool = False,
+) -> Any:  # noqa: ANN401 - plain data
+    """Return plain data with each path in it as ``change`` gives it, by its dotted key."""
     if isinstance(node, dict):
-        for key, value in node.items():
-            dotted = f"{prefix}.{key}" if prefix else key
-            if key in PATH_KEYS and isinstance(value, str):
-                yield dotted, value
-            elif key == "more" and isinstance(value, list | tuple):
-                yield from ((f"{dotted}.{index}", str(path)) for index, path in enumerate(value))
-            else:
-                yield from named_paths(value, dotted)
-    elif isinstance(node, list | tuple):
-        for index, value in enumerate(node):
-            yield from named_paths(value, f"{prefix}.{index}")
+        return {
+            key: _each_path(entry, change, *above, str(key), paths=key in PATH_KEYS)
+            for key, entry in node.items()
+        }
+    if isinstance(node, list | tuple):
+        listed = above[-1:] == ("more",)
+        return [
+            _each_path(entry, change, *above, str(index), paths=listed)
+            for index, entry in enumerate(node)
+        ]
+    return change(".".join(above), node) if paths and isinstance(node, str) else node
 
 
 def is_hub_name(value: str) -> bool:
@@ -141,3 +145,70 @@ def _local_or_hub(value: str, folder: Path) -> str:
     if local.exists() or not is_hub_name(value):
         return str(local.resolve())
     return value
+
+
+# --- what a refusal says: the path in the file, what was found there and what was expected -------
+
+
+class _Form(reprlib.Repr):
+    """The form in Python of the beginning of a value, however deep or long all of it is.
+
+    A few anchors in a YAML file make a list of billions, or one that holds itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = 8
+        self.maxstring = self.maxlong = self.maxother = 1000
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Return a whole number; Python writes no very long ones."""
+        return hex(x)[:1000] if x.bit_length() > 4000 else repr(x)
+
+
+_FORM = _Form()
+
+
+def _describe(problem: dict[str, Any]) -> str:
+    """Return one line: path in the file, what was found, what was expected."""
+    location = ".".join(str(part) for part in problem["loc"]) or "(the whole file)"
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(tuple(problem["loc"][:-1]))
+        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        guess = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
+        return f"{location}: unknown key; {guess}"
+    if problem["type"] == "missing":
+        return f"{location}: missing; it must be given"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{location}: {message}"
+    return f"{location}: found {_shown(problem['input'])}, expected: {message}"
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401 - whatever the user wrote
+    """Return a value as it is shown in a message: its form in Python, cut where it is long."""
+    text = _FORM.repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    """Return the keys allowed at ``location`` by walking the models' fields."""
+    model: Any = Experiment
+    for part in location:
+        if isinstance(part, int):
+            continue
+        # a name that the user chose, as below ray.models, is no field
+        if part in model.model_fields:
+            model = _section_of(model.model_fields[part].annotation) or model
+    return sorted(model.model_fields)
+
+
+def _section_of(annotation: Any) -> type[Section] | None:  # noqa: ANN401 - a typing form
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _section_of(inner)
+        if found is not None:
+            return found
+    return None

@@ -125,16 +125,12 @@ class RatingSection(Section):
         return {name: value for name, value in values.items() if name != "layout"}
 
     @model_validator(mode="after")
-    def _rounds_need_one_process(self) -> RatingSection:
-        if self.engine == "ray" and self.adaptive:
+    def _adaptive_can_stop(self) -> RatingSection:
+        if self.adaptive and self.engine == "ray":
             raise ValueError(
                 "adaptive asks one prompt after the other and needs engine: local; "
                 "choose one of the two"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _stops_between_prompts(self) -> RatingSection:
         if self.adaptive and self.num_prompts < 2:
             raise ValueError("adaptive stops between two prompts: num_prompts must be at least 2")
         return self

@@ -51,16 +51,11 @@ class Experiment(Section):
         return 3600 * min(limits) if limits else None
 
     @model_validator(mode="after")
-    def _money_has_a_price(self) -> Experiment:
+    def _sections_agree(self) -> Experiment:
         if self.budget.money is not None and self.cost.per_hour is None:
             raise ValueError("budget.money needs cost.per_hour, the price of an hour")
-        return self
-
-    @model_validator(mode="after")
-    def _names_agree(self) -> Experiment:
-        names = [model.name for model in self.scoring_models]
-        if len(set(names)) != len(names):
-            raise ValueError(f"scoring_models: each name may occur once, found {names}")
+        names = _distinct("scoring_models", self.scoring_models)
+        _distinct("benchmarks", self.benchmarks)
         keys = [key_part(name) for name in names]
         if twins := [name for name, key in zip(names, keys, strict=True) if keys.count(key) > 1]:
             raise ValueError(
@@ -73,14 +68,10 @@ class Experiment(Section):
                 self._require_weights(arm)
             except ValueError as error:
                 raise ValueError(f"selection.arms: {error}") from error
-        unknown = sorted(set(self.ray.models) - set(names))
-        if unknown:
+        if unknown := sorted(set(self.ray.models) - set(names)):
             raise ValueError(
                 f"ray.models: {unknown[0]!r} is not a scoring model, those are {names}"
             )
-        titles = [benchmark.name for benchmark in self.benchmarks]
-        if len(set(titles)) != len(titles):
-            raise ValueError(f"benchmarks: each name may occur once, found {titles}")
         if self.tuning is not None and not self.benchmarks:
             raise ValueError("tuning without benchmarks: name at least one benchmark")
         return self
@@ -96,3 +87,11 @@ class Experiment(Section):
                 f"arm {arm.name} runs its model in this process, but {name} is behind a server: "
                 "give the arm a model of its own, as model: {path: ...}"
             )
+
+
+def _distinct(key: str, entries: tuple[ScoringModel, ...] | tuple[Benchmark, ...]) -> list[str]:
+    """Return the names of a list's entries; raises ValueError when one occurs twice."""
+    names = [entry.name for entry in entries]
+    if len(set(names)) != len(names):
+        raise ValueError(f"{key}: each name may occur once, found {names}")
+    return names
