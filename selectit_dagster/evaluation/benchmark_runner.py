@@ -10,28 +10,21 @@ does not fit into the judge's context, which may happen to one arm alone.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from selectit_dagster.errors import UserError
-from selectit_dagster.evaluation.answer_journal import Journal
+from selectit_dagster.evaluation.answer_journal import Journal, run_rows
 from selectit_dagster.evaluation.intervals import Score, summarise
 from selectit_dagster.evaluation.tasks.task import Prompt, Question, Scored, Task
 from selectit_dagster.inference.engine import Engine
-from selectit_dagster.inference.generation import Decoding, generate_batch
-from selectit_dagster.inference.likelihood import (
-    Options,
-    continuation_batch,
-    find_options,
-    option_batch,
-)
+from selectit_dagster.inference.generation import generate_batch
+from selectit_dagster.inference.likelihood import continuation_batch, find_options, option_batch
 from selectit_dagster.inference.prompt_rows import Batch, Row
-
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,14 @@ class Result:
     scored: list[tuple[Question, Scored]] = field(default_factory=list)
 
 
-def run_task(task: Task, engine: Engine, journal: Journal, *, seed: int, report: Report) -> Result:
+def run_task(
+    task: Task,
+    engine: Engine,
+    journal: Journal,
+    *,
+    seed: int,
+    report: Callable[[int, int], None],
+) -> Result:
     """Ask, decode or score, and summarise one benchmark.
 
     Parameters
@@ -75,18 +75,15 @@ def run_task(task: Task, engine: Engine, journal: Journal, *, seed: int, report:
             f"{engine.context} tokens",
             hint="use a model with a longer context, or fewer shots and max_new_tokens",
         )
-    if task.chooses:
-        outputs, facts = _choose(task, asked, engine, journal, report)
-    else:
-        outputs, facts = _generate(task, asked, engine, journal, seed, report)
+    runner = _Runner(task, asked, engine, journal, seed, report)
+    outputs, facts = runner.choose() if task.chooses else runner.generate()
     scored = task.score([a.question for a in asked], outputs, journal.keep)
     rows = [
         _row(a, s, "not_judged" if s.score is None else "ok")
         for a, s in zip(asked, scored, strict=True)
     ]
-    rows += [
-        _row(Asked(q, Prompt("", ""), (), 0), Scored("", "", None), "too_long") for q in too_long
-    ]
+    unasked = Scored("", "", None)
+    rows += [_row(Asked(q, Prompt("", ""), (), 0), unasked, "too_long") for q in too_long]
     order = {question.question_id: place for place, question in enumerate(questions)}
     rows.sort(key=lambda row: order[row["question_id"]])
     fewer = sum(a.shots < task.shots for a in asked)
@@ -132,13 +129,12 @@ def fit_prompts(
     The questions that fit, and those that do not fit even without examples.
     """
     limit = task.longest_prompt(engine)
-    special = not task.templated
     asked: list[Asked] = []
     too_long: list[Question] = []
     for question in questions:
         for shots in range(task.shots, -1, -1):
             prompt = task.written(question, shots, engine)
-            ids = engine.encode(prompt.text, special=special)
+            ids = engine.encode(prompt.text, special=not task.templated)
             if len(ids) <= limit:
                 share = f"{prompt.share}\x00{shots}"
                 asked.append(Asked(question, Prompt(prompt.text, share), tuple(ids), shots))
@@ -148,117 +144,90 @@ def fit_prompts(
     return asked, too_long
 
 
-def _generate(
-    task: Task, asked: Sequence[Asked], engine: Engine, journal: Journal, seed: int, report: Report
-) -> tuple[list[list[str]], dict[str, Any]]:
-    """Return the texts of each question's samples, and counts of why they ended."""
-    decoding = task.decoded()
-    rows = [
-        Row(f"{a.question.question_id}\x00{sample}", a.ids, _share(a, decoding))
-        for a in asked
-        for sample in range(decoding.samples)
-    ]
-    batches = engine.plan(rows, task.benchmark.batch_tokens, new_tokens=decoding.max_new_tokens)
+@dataclass(frozen=True)
+class _Runner:
+    """The questions of one benchmark on their way through the model."""
 
-    def work(batch: Batch) -> list[Any]:
-        made = generate_batch(engine, rows, batch, decoding, seed=seed)
-        return [[one.text, len(one.ids), one.finish] for one in made]
+    task: Task
+    asked: Sequence[Asked]
+    engine: Engine
+    journal: Journal
+    seed: int
+    report: Callable[[int, int], None]
 
-    done = _batches(batches, work, journal, report, len(rows), decoding.samples)
-    texts = [
-        [done[i * decoding.samples + s][0] for s in range(decoding.samples)]
-        for i in range(len(asked))
-    ]
-    ends = [done[i][2] for i in range(len(rows))]
-    facts = {
-        "generated_tokens": sum(done[i][1] for i in range(len(rows))),
-        "ended_by": {name: ends.count(name) for name in ("eos", "stop", "length")},
-        "decoding": {k: v for k, v in vars(decoding).items() if k != "stop"},
-        "stop": list(decoding.stop),
-    }
-    return texts, facts
-
-
-def _share(asked: Asked, decoding: Decoding) -> str:
-    # samples of one question share its whole prompt, which is more than questions share
-    return asked.question.question_id if decoding.samples > 1 else asked.prompt.share
-
-
-def _choose(
-    task: Task, asked: Sequence[Asked], engine: Engine, journal: Journal, report: Report
-) -> tuple[list[list[str]], dict[str, Any]]:
-    """Return each question's option probabilities as JSON, and how they were found."""
-    options = find_options(engine, asked[0].prompt.text, task.labels)
-    if options.single:
-        matrix = _last_position(task, asked, options, engine, journal, report)
-    else:
-        matrix = _whole_options(task, asked, engine, journal, report)
-    shares = np.exp(matrix - matrix.max(axis=1, keepdims=True))
-    shares /= shares.sum(axis=1, keepdims=True)
-    texts = [
-        [json.dumps({o: round(float(p), 6) for o, p in zip(task.labels, row, strict=True)})]
-        for row in shares
-    ]
-    way = "last position" if options.single else "likelihood of the whole option"
-    return texts, {"options": way, "option_tokens": list(options.tokens)}
-
-
-def _last_position(
-    task: Task,
-    asked: Sequence[Asked],
-    options: Options,
-    engine: Engine,
-    journal: Journal,
-    report: Report,
-) -> np.ndarray:
-    """Return log-probabilities (questions, options) from one position per question."""
-    rows = [Row(a.question.question_id, a.ids + options.lead, a.prompt.share) for a in asked]
-    batches = engine.plan(rows, task.benchmark.batch_tokens)
-
-    def work(batch: Batch) -> list[Any]:
-        return [list(map(float, row)) for row in option_batch(engine, rows, batch, options.tokens)]
-
-    done = _batches(batches, work, journal, report, len(rows), 1)
-    return np.array([done[i] for i in range(len(rows))])
-
-
-def _whole_options(
-    task: Task, asked: Sequence[Asked], engine: Engine, journal: Journal, report: Report
-) -> np.ndarray:
-    """Return log-likelihoods (questions, options) of options of several tokens."""
-    rows = []
-    for a in asked:
-        for label in task.labels:
-            ids = engine.encode(f"{a.prompt.text} {label}")
-            rows.append(
-                Row(
-                    f"{a.question.question_id}\x00{label}",
-                    tuple(ids),
-                    a.prompt.share,
-                    max(1, len(ids) - len(a.ids)),
-                )
+    def generate(self) -> tuple[list[list[str]], dict[str, Any]]:
+        """Return the texts of each question's samples, and counts of why they ended."""
+        decoding = self.task.decoded()
+        several = decoding.samples > 1
+        rows = [
+            # samples of one question share its whole prompt, which is more than questions share
+            Row(
+                f"{a.question.question_id}\x00{sample}",
+                a.ids,
+                a.question.question_id if several else a.prompt.share,
             )
-    batches = engine.plan(rows, task.benchmark.batch_tokens)
+            for a in self.asked
+            for sample in range(decoding.samples)
+        ]
 
-    def work(batch: Batch) -> list[Any]:
-        return [value for value, _ in continuation_batch(engine, rows, batch)]
+        def work(batch: Batch) -> list[Any]:
+            made = generate_batch(self.engine, rows, batch, decoding, seed=self.seed)
+            return [[one.text, len(one.ids), one.finish] for one in made]
 
-    done = _batches(batches, work, journal, report, len(rows), len(task.labels))
-    return np.array([done[i] for i in range(len(rows))]).reshape(len(asked), len(task.labels))
+        texts, lengths, ends = zip(*self._run(rows, work, decoding.max_new_tokens), strict=True)
+        counts = Counter(ends)
+        facts = {
+            "generated_tokens": sum(lengths),
+            "ended_by": {name: counts[name] for name in ("eos", "stop", "length")},
+            "decoding": {k: v for k, v in vars(decoding).items() if k != "stop"},
+            "stop": list(decoding.stop),
+        }
+        starts = range(0, len(rows), decoding.samples)
+        return [list(texts[start : start + decoding.samples]) for start in starts], facts
 
+    def choose(self) -> tuple[list[list[str]], dict[str, Any]]:
+        """Return each question's option probabilities as JSON, and how they were found."""
+        labels = self.task.labels
+        options = find_options(self.engine, self.asked[0].prompt.text, labels)
+        if options.single:
+            rows = [
+                Row(a.question.question_id, a.ids + options.lead, a.prompt.share)
+                for a in self.asked
+            ]
+        else:
+            rows = [self._option_row(a, label) for a in self.asked for label in labels]
 
-def _batches(
-    batches: Sequence[Batch],
-    work: Callable[[Batch], list[Any]],
-    journal: Journal,
-    report: Report,
-    rows: int,
-    rows_per_question: int,
-) -> dict[int, Any]:
-    """Compute every batch that the journal does not have; return each row's value."""
-    done: dict[int, Any] = {}
-    for number, batch in enumerate(batches):
-        values = journal.keep(str(number), partial(work, batch))
-        done.update(zip(batch.indices, values, strict=True))
-        report(len(done) // rows_per_question, rows // rows_per_question)
-    return done
+        def work(batch: Batch) -> list[Any]:
+            if options.single:
+                return option_batch(self.engine, rows, batch, options.tokens).tolist()
+            return [value for value, _ in continuation_batch(self.engine, rows, batch)]
+
+        matrix = np.array(self._run(rows, work)).reshape(len(self.asked), len(labels))
+        shares = np.exp(matrix - matrix.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        texts = [
+            [json.dumps({o: round(float(p), 6) for o, p in zip(labels, row, strict=True)})]
+            for row in shares
+        ]
+        way = "last position" if options.single else "likelihood of the whole option"
+        return texts, {"options": way, "option_tokens": list(options.tokens)}
+
+    def _option_row(self, asked: Asked, label: str) -> Row:
+        """Return the row of one option that takes several tokens."""
+        ids = tuple(self.engine.encode(f"{asked.prompt.text} {label}"))
+        key = f"{asked.question.question_id}\x00{label}"
+        return Row(key, ids, asked.prompt.share, max(1, len(ids) - len(asked.ids)))
+
+    def _run(
+        self, rows: Sequence[Row], work: Callable[[Batch], list[Any]], new_tokens: int = 0
+    ) -> list[Any]:
+        each, total = len(rows) // len(self.asked), len(self.asked)
+        return run_rows(
+            self.engine,
+            rows,
+            work,
+            self.journal.keep,
+            batch_tokens=self.task.benchmark.batch_tokens,
+            new_tokens=new_tokens,
+            report=lambda done: self.report(done // each, total),
+        )

@@ -245,9 +245,7 @@ class _Evaluation:
 
     def _identity(self, name: str) -> dict[str, Any]:
         rest = {k: v for k, v in self.fingerprint.items() if k != "benchmarks"}
-        mine = self.fingerprint["benchmarks"][name]
-        # another batch size makes other batches, which the journal could not be matched with
-        return {**rest, "own": mine, "batch": self.tasks[name].benchmark.batch_tokens}
+        return {**rest, "own": self.fingerprint["benchmarks"][name]}
 
     def _done(self, name: str) -> bool:
         path = _summary_path(self.out, name)

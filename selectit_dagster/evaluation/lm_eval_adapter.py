@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from lm_eval import utils
 from lm_eval.api.model import TemplateLM
 
-from selectit_dagster.evaluation.answer_journal import Journal
-from selectit_dagster.inference.chat_templates import render_chat
+from selectit_dagster.evaluation.answer_journal import Journal, run_rows
 from selectit_dagster.inference.engine import Engine
 from selectit_dagster.inference.generation import Decoding, cut_at, generate_batch
 from selectit_dagster.inference.likelihood import continuation_batch, token_batch
@@ -27,6 +25,7 @@ from selectit_dagster.inference.prompt_rows import Batch, Row
 _ALIKE = 32
 _LONGEST_ANSWER = 256
 
+_Ids = tuple[int, ...]
 _Pair = tuple[Any, list[int], list[int]]
 
 
@@ -38,13 +37,13 @@ class EngineLM(TemplateLM):
     engine:
         The model.
     journal:
-        Where finished batches are kept.
+        Where finished rows are kept.
     batch_tokens:
         Token positions per batch.
     seed:
         Seed of sampled decoding.
     report:
-        Called with batches done and batches in all of the present kind of request.
+        Called with rows done and rows in all of the present kind of request.
     """
 
     def __init__(
@@ -78,11 +77,6 @@ class EngineLM(TemplateLM):
         begin = self.tokenizer.bos_token_id
         return int(begin) if begin is not None else self.eot_token_id
 
-    @property
-    def tokenizer_name(self) -> str:
-        """The tokenizer's name, for the harness's own caches."""
-        return str(self.tokenizer.name_or_path).replace("/", "__")
-
     def tok_encode(
         self,
         string: str,
@@ -107,19 +101,17 @@ class EngineLM(TemplateLM):
         one forward pass.
         """
         fitted = [self._fitted(context, continuation) for _, context, continuation in requests]
-        single: dict[tuple[int, ...], list[int]] = {}
-        longer: list[int] = []
-        for index, (ids, length) in enumerate(fitted):
+        single: dict[_Ids, list[int]] = {}
+        longer: dict[tuple[_Ids, int], None] = {}
+        for ids, length in fitted:
             if length == 1:
-                single.setdefault(ids[:-1], []).append(index)
+                single.setdefault(ids[:-1], []).append(ids[-1])
             else:
-                longer.append(index)
-        results: dict[int, tuple[float, bool]] = {}
-        self._single(fitted, single, results)
-        self._longer(fitted, longer, results)
-        return [results[index] for index in range(len(requests))]
+                longer[ids, length] = None
+        found = {**self._last_tokens(single), **self._continuations(list(longer))}
+        return [found[one] for one in fitted]
 
-    def _fitted(self, context: list[int], continuation: list[int]) -> tuple[tuple[int, ...], int]:
+    def _fitted(self, context: list[int], continuation: list[int]) -> tuple[_Ids, int]:
         whole = (*context, *continuation)
         # the last token is not read, so one more fits
         if len(whole) > self.max_length + 1:
@@ -127,48 +119,40 @@ class EngineLM(TemplateLM):
             whole = whole[-(self.max_length + 1) :]
         return whole, len(continuation)
 
-    def _single(
-        self,
-        fitted: Sequence[tuple[tuple[int, ...], int]],
-        single: dict[tuple[int, ...], list[int]],
-        results: dict[int, tuple[float, bool]],
-    ) -> None:
-        contexts = list(single)
-        rows = [Row(str(i), ids, share=_share(ids)) for i, ids in enumerate(contexts)]
-        tokens = [[fitted[index][0][-1] for index in single[ids]] for ids in contexts]
-        found = self._batched(rows, lambda batch: token_batch(self.engine, rows, batch, tokens))
-        for place, ids in enumerate(contexts):
-            for index, (value, greedy) in zip(single[ids], found[place], strict=True):
-                results[index] = (value, greedy)
+    def _last_tokens(self, wanted: dict[_Ids, list[int]]) -> dict[tuple[_Ids, int], Any]:
+        tokens = list(wanted.values())
+        rows = [Row(str(i), ids, share=_share(ids)) for i, ids in enumerate(wanted)]
+        found = self._values(rows, lambda batch: token_batch(self.engine, rows, batch, tokens))
+        return {
+            ((*row.ids, token), 1): tuple(value)
+            for row, own, values in zip(rows, tokens, found, strict=True)
+            for token, value in zip(own, values, strict=True)
+        }
 
-    def _longer(
-        self,
-        fitted: Sequence[tuple[tuple[int, ...], int]],
-        longer: Sequence[int],
-        results: dict[int, tuple[float, bool]],
-    ) -> None:
-        rows = [
-            Row(str(index), fitted[index][0], _share(fitted[index][0]), fitted[index][1])
-            for index in longer
-        ]
-        found = self._batched(rows, lambda batch: continuation_batch(self.engine, rows, batch))
-        for place, index in enumerate(longer):
-            results[index] = (found[place][0], found[place][1])
+    def _continuations(self, wanted: list[tuple[_Ids, int]]) -> dict[tuple[_Ids, int], Any]:
+        rows = [Row(str(i), ids, _share(ids), length) for i, (ids, length) in enumerate(wanted)]
+        found = self._values(rows, lambda batch: continuation_batch(self.engine, rows, batch))
+        return {one: tuple(value) for one, value in zip(wanted, found, strict=True)}
 
-    def _batched(
+    def _values(
         self, rows: Sequence[Row], work: Callable[[Batch], list[Any]], new_tokens: int = 0
-    ) -> dict[int, Any]:
-        """Compute every batch that the journal does not have; return each row's value."""
+    ) -> list[Any]:
+        """Return each row's value; the journal knows it by this call's number and the row's."""
         self._calls += 1
-        done: dict[int, Any] = {}
-        if not rows:
-            return done
-        batches = self.engine.plan(rows, self.batch_tokens, new_tokens=new_tokens)
-        for number, batch in enumerate(batches):
-            values = self.journal.keep(f"{self._calls}/{number}", partial(work, batch))
-            done.update(zip(batch.indices, values, strict=True))
-            self.report(number + 1, len(batches))
-        return done
+        call = self._calls
+
+        def keep(keys: Sequence[str], make: Callable[[], Sequence[Any]]) -> list[Any]:
+            return self.journal.keep([f"{call}/{key}" for key in keys], make)
+
+        return run_rows(
+            self.engine,
+            rows,
+            work,
+            keep,
+            batch_tokens=self.batch_tokens,
+            new_tokens=new_tokens,
+            report=lambda done: self.report(done, len(rows)),
+        )
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
@@ -206,8 +190,9 @@ class EngineLM(TemplateLM):
                 texts = [self.engine.decode_new((), one.ids) for one in made]
                 return [cut_at(text, decoding.stop) for text in texts]
 
-            found = self._batched(rows, work, decoding.max_new_tokens)
-            texts.update({index: found[place] for place, index in enumerate(members)})
+            texts.update(
+                zip(members, self._values(rows, work, decoding.max_new_tokens), strict=True)
+            )
         return [texts[index] for index in range(len(requests))]
 
     def _prompt_row(self, index: int, text: str, decoding: Decoding) -> Row:
@@ -217,17 +202,6 @@ class EngineLM(TemplateLM):
             self.truncated["generation"] += 1
             ids = ids[-longest:]
         return Row(str(index), tuple(ids), share=_share(ids))
-
-    def apply_chat_template(
-        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
-    ) -> str:
-        """Return the history in the tokenizer's chat template."""
-        return render_chat(
-            self.tokenizer,
-            chat_history,
-            answering=add_generation_prompt,
-            instead="use a task without a chat template",
-        )
 
 
 def _share(ids: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""The benchmarks' scores as ``evaluate.Metric`` classes, which need no network.
+"""The benchmarks' scores as one ``evaluate.Metric`` over a table of rules; no network.
 
 This module is imported inside functions only: ``evaluate`` pulls in every pipeline of
 transformers.
@@ -7,34 +7,79 @@ transformers.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import datasets  # noqa: TID253 - see the module's docstring
 import evaluate  # noqa: TID253
 
-from selectit_dagster.evaluation import answer_extraction
+from selectit_dagster.evaluation import answer_extraction as rules
 
 _TEXTS = {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
 
 
+def _passed(answer: str, reference: str) -> float:
+    """Return pass@k of a JSON list of passed (true) and failed samples; the reference is k."""
+    samples: list[bool] = json.loads(answer)
+    return rules.pass_at_k(len(samples), sum(samples), int(reference))
+
+
+# by name: what the mean is called, the score in [0, 1] of one answer, what the mean says
+RULES: dict[str, tuple[str, Callable[[str, str], float], str]] = {
+    "exact-match": (
+        "exact_match",
+        rules.exact_score,
+        "share of answers equal to the reference, blanks around both ignored",
+    ),
+    "plain-exact-match": (
+        "exact_match",
+        rules.plain_score,
+        "share of answers equal to the reference without case and ASCII punctuation",
+    ),
+    "number-match": (
+        "exact_match",
+        lambda answer, reference: rules.gsm8k_score(answer, reference, "strict"),
+        "share of answers that are the reference's number",
+    ),
+    "option-match": (
+        "exact_match",
+        lambda answer, reference: rules.bbh_score(answer, reference, "strict"),
+        "share of answers with the reference's option letter, or its text",
+    ),
+    "accuracy": (
+        "accuracy",
+        rules.exact_score,
+        "share of questions whose most likely option is the right one",
+    ),
+    "answer-f1": (
+        "f1",
+        lambda answer, reference: rules.tydiqa_score(answer, json.loads(reference), "paper"),
+        "mean F1 of tokens, the best over each question's references (a JSON list)",
+    ),
+    "strict-answer-f1": (
+        "f1",
+        lambda answer, reference: rules.tydiqa_score(answer, json.loads(reference), "strict"),
+        "the same with punctuation of every script",
+    ),
+    "pass-at-k": ("pass_at_k", _passed, "mean unbiased estimate of pass@k"),
+    "win-rate": (
+        "win_rate",
+        lambda answer, _: float(answer),
+        "mean preference for the model's output over the reference output; a draw is a half",
+    ),
+}
+
+
 class RuleMetric(evaluate.Metric):
-    """A metric that is the mean of one rule over all pairs of answer and reference.
+    """The mean of one rule over all pairs of answer and reference.
 
     ``compute`` returns ``{name: mean, "scores": one value in [0, 1] per pair}``.
     """
 
-    result: ClassVar[str] = "score"
-    summary: ClassVar[str] = ""
-
-    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401 - the library's own arguments
+    def __init__(self, name: str) -> None:
+        self.mean_name, self.rule, self.summary = RULES[name]
         # in memory: several evaluations at once would share a cache file
-        super().__init__(keep_in_memory=True, **kwargs)
-
-    @staticmethod
-    def rule(answer: str, reference: str) -> float:
-        """Return the score of one answer, in [0, 1]."""
-        raise NotImplementedError
+        super().__init__(config_name=name, keep_in_memory=True)
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -46,131 +91,12 @@ class RuleMetric(evaluate.Metric):
 
     def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
         scores = [self.rule(p, r) for p, r in zip(predictions, references, strict=True)]
-        return {self.result: sum(scores) / len(scores) if scores else 0.0, "scores": scores}
-
-
-class ExactMatch(RuleMetric):
-    """Equal but for blanks around."""
-
-    result = "exact_match"
-    summary = "share of answers equal to the reference, blanks around both ignored"
-
-    @staticmethod
-    def rule(answer: str, reference: str) -> float:
-        """Return the score of one answer."""
-        return answer_extraction.exact_score(answer, reference)
-
-
-class PlainExactMatch(RuleMetric):
-    """Equal without case and punctuation (paper protocol of GSM8K and BBH)."""
-
-    result = "exact_match"
-    summary = "share of answers equal to the reference without case and ASCII punctuation"
-
-    @staticmethod
-    def rule(answer: str, reference: str) -> float:
-        """Return the score of one answer."""
-        return answer_extraction.plain_score(answer, reference)
-
-
-class NumberMatch(RuleMetric):
-    """Equal as numbers (strict protocol of GSM8K)."""
-
-    result = "exact_match"
-    summary = "share of answers that are the reference's number"
-
-    @staticmethod
-    def rule(answer: str, reference: str) -> float:
-        """Return the score of one answer."""
-        return answer_extraction.gsm8k_score(answer, reference, "strict")
-
-
-class OptionMatch(RuleMetric):
-    """Equal option letter, or equal text (strict protocol of BBH)."""
-
-    result = "exact_match"
-    summary = "share of answers with the reference's option letter, or its text"
-
-    @staticmethod
-    def rule(answer: str, reference: str) -> float:
-        """Return the score of one answer."""
-        return answer_extraction.bbh_score(answer, reference, "strict")
-
-
-class Accuracy(RuleMetric):
-    """Right option (MMLU)."""
-
-    result = "accuracy"
-    summary = "share of questions whose most likely option is the right one"
-
-    @staticmethod
-    def rule(answer: str, reference: str) -> float:
-        """Return the score of one answer."""
-        return answer_extraction.exact_score(answer, reference)
-
-
-class AnswerF1(RuleMetric):
-    """SQuAD's F1 of tokens; references are JSON lists of texts (paper protocol of TyDiQA)."""
-
-    result = "f1"
-    summary = "mean F1 of tokens, the best over each question's references"
-
-    @staticmethod
-    def rule(answer: str, reference: str) -> float:
-        """Return the score of one answer."""
-        return answer_extraction.tydiqa_score(answer, json.loads(reference), "paper")
-
-
-class StrictAnswerF1(AnswerF1):
-    """The same with punctuation of every script (strict protocol of TyDiQA)."""
-
-    @staticmethod
-    def rule(answer: str, reference: str) -> float:
-        """Return the score of one answer."""
-        return answer_extraction.tydiqa_score(answer, json.loads(reference), "strict")
-
-
-class PassAtK(RuleMetric):
-    """Unbiased pass@k; predictions are JSON lists of passed (true) and failed samples."""
-
-    result = "pass_at_k"
-    summary = "mean unbiased estimate of pass@k; references hold k"
-
-    @staticmethod
-    def rule(answer: str, reference: str) -> float:
-        """Return the score of one answer."""
-        passed: list[bool] = json.loads(answer)
-        return answer_extraction.pass_at_k(len(passed), sum(passed), int(reference))
-
-
-class PreferenceRate(RuleMetric):
-    """Share of comparisons that the judged answer wins; a draw counts half."""
-
-    result = "win_rate"
-    summary = "mean preference for the model's output over the reference output"
-
-    @staticmethod
-    def rule(answer: str, reference: str) -> float:
-        """Return the score of one answer."""
-        return float(answer)
-
-
-METRICS: dict[str, type[RuleMetric]] = {
-    "exact-match": ExactMatch,
-    "plain-exact-match": PlainExactMatch,
-    "number-match": NumberMatch,
-    "option-match": OptionMatch,
-    "accuracy": Accuracy,
-    "answer-f1": AnswerF1,
-    "strict-answer-f1": StrictAnswerF1,
-    "pass-at-k": PassAtK,
-    "win-rate": PreferenceRate,
-}
+        return {self.mean_name: sum(scores) / len(scores) if scores else 0.0, "scores": scores}
 
 
 def score_all(name: str, answers: Sequence[str], references: Sequence[str]) -> list[float]:
     """Return one score in [0, 1] per answer, through the metric ``name``."""
     if not answers:
         return []
-    result = METRICS[name]().compute(predictions=list(answers), references=list(references))
+    result = RuleMetric(name).compute(predictions=list(answers), references=list(references))
     return [float(score) for score in result["scores"]]

@@ -1,38 +1,42 @@
-"""Judges that prefer one of two answers to an instruction.
+"""A judge model that prefers one of two answers to an instruction.
 
-A judge is anything with :class:`Judge`'s one method. Those here are a local model and a model
-behind a vLLM or SGLang server: it reads the instruction and both answers and the likelihoods of
-"A" and "B" decide, in both orders, so that a liking for the first place cancels.
+It is a local model or one behind a vLLM or SGLang server: it reads the instruction and both
+answers and the likelihoods of "A" and "B" decide, in both orders, so that a liking for the
+first place cancels.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import astuple, dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from selectit_dagster.artefacts.files import sha256_json
 from selectit_dagster.errors import UserError
-from selectit_dagster.evaluation.tasks.task import Keep, kept_nowhere
+from selectit_dagster.evaluation.answer_journal import Keep, kept_nowhere
 from selectit_dagster.experiment import ServedModel
-from selectit_dagster.inference.backends.protocol import TokenBatch, Tokens
-from selectit_dagster.inference.prompt_rows import Batch, Row
+from selectit_dagster.inference.backends.protocol import Backend, TokenBatch, local_backend
+from selectit_dagster.inference.prompt_rows import Batch, Row, plan_batches
 
 if TYPE_CHECKING:
-    from selectit_dagster.inference.engine import Engine, Reader
+    from selectit_dagster.inference.engine import Reader
     from selectit_dagster.inference.likelihood import Options
 
 _PROMPT = (
-    "Two assistants answered the same instruction. Say which answer is better.\n\n"
-    "Instruction:\n{instruction}\n\nAnswer A:\n{first}\n\nAnswer B:\n{second}\n\n"
-    "The better answer is:"
+    "Two assistants answered the same instruction. Say which answer is better.\n\nInstruction:\n",
+    "\n\nAnswer A:\n",
+    "\n\nAnswer B:\n",
+    "\n\nThe better answer is:",
 )
 _LABELS = ("A", "B")
-# pairs that are asked together and kept together by an evaluation that may be killed
-_KEPT_PAIRS = 64
+# batches that are asked together and kept together by an evaluation that may be killed
+_KEPT_BATCHES = 8
 
 
 @dataclass(frozen=True)
@@ -44,161 +48,124 @@ class Pair:
     reference: str
 
 
-class Judge(Protocol):
-    """What AlpacaEval asks of a judge."""
-
-    def prefer(self, pairs: Sequence[Pair], keep: Keep) -> list[float | None]:
-        """Return, per pair, the preference for ``output`` in [0, 1]; None: cannot be judged.
-
-        ``keep(key, make)`` makes a JSON value once, also over a killed and resumed evaluation.
-        """
-        ...  # pragma: no cover - protocol
+def render(pair: Pair, *, swapped: bool) -> str:
+    """Return the judge's prompt; the judged output is answer A unless ``swapped``."""
+    answers = (pair.reference, pair.output) if swapped else (pair.output, pair.reference)
+    opening, before_a, before_b, end = _PROMPT
+    return "".join((opening, pair.instruction, before_a, answers[0], before_b, answers[1], end))
 
 
-class _BothOrders:
-    """A judge that is asked in both orders, by whatever runs it."""
+@dataclass(frozen=True)
+class Judge:
+    """A model that reads a pair and says how likely the first answer is the better one.
+
+    Parameters
+    ----------
+    backend:
+        What runs it, asked for the log-probabilities of A and B.
+    reader, options:
+        Its tokenizer, and the two letters in it.
+    longest:
+        The longest prompt in tokens.
+    """
+
+    backend: Backend
+    reader: Reader
+    options: Options
+    longest: int
 
     def prefer(self, pairs: Sequence[Pair], keep: Keep = kept_nowhere) -> list[float | None]:
-        """Return the mean probability of the output over both orders.
+        """Return, per pair, the preference for ``output`` in [0, 1], the mean over both orders.
 
-        A pair that does not fit into the judge's context is not judged.
-
-        Raises
-        ------
-        UserError
-            When the judge's tokenizer has no single tokens for A and B here.
+        None is a pair that cannot be judged: it does not fit into the judge's context, or the
+        judge failed on it. ``keep`` keeps answers, so that a resumed evaluation asks the rest.
         """
-        first = self._likes_a(pairs, keep, swapped=False)
-        second = self._likes_a(pairs, keep, swapped=True)
+        rows = [self._row(pair, swapped) for swapped in (False, True) for pair in pairs]
+        fitting = [row for row in rows if len(row.ids) <= self.longest]
+        liked = self._liked(fitting, keep)
+        first, second = (
+            [liked.get(row.key) for row in part]
+            for part in (rows[: len(pairs)], rows[len(pairs) :])
+        )
         return [
             None if one is None or two is None else (one + (1.0 - two)) / 2.0
             for one, two in zip(first, second, strict=True)
         ]
 
-    def _likes_a(self, pairs: Sequence[Pair], keep: Keep, *, swapped: bool) -> list[float | None]:
-        """Return the probability of answer A in one order, None for pairs that do not fit."""
-        raise NotImplementedError
+    def _row(self, pair: Pair, swapped: bool) -> Row:
+        ids = (*self.reader.encode(render(pair, swapped=swapped)), *self.options.lead)
+        return Row(sha256_json(["judge", swapped, *astuple(pair)]), ids)
 
-
-class LocalJudge(_BothOrders):
-    """A local model as the judge.
-
-    Parameters
-    ----------
-    engine:
-        The judging model.
-    batch_tokens:
-        Token positions per batch.
-    """
-
-    def __init__(self, engine: Engine, batch_tokens: int = 8192) -> None:
-        self.engine = engine
-        self.batch_tokens = batch_tokens
-
-    def _likes_a(self, pairs: Sequence[Pair], keep: Keep, *, swapped: bool) -> list[float | None]:
-        """Return the probability of answer A in one order, None for pairs that do not fit."""
-        from selectit_dagster.inference.likelihood import option_batch
-
-        texts = [render(pair, swapped=swapped) for pair in pairs]
-        options = letters(self.engine, texts[0])
-        ids = [tuple(self.engine.encode(text)) + options.lead for text in texts]
-        fitting = [i for i, row in enumerate(ids) if len(row) <= self.engine.context]
-        rows = [Row(str(i), ids[i]) for i in fitting]
-        result: list[float | None] = [None] * len(pairs)
-        for number, batch in enumerate(self.engine.plan(rows, self.batch_tokens)):
-
-            def ask(batch: Batch = batch) -> list[float]:
-                logs = option_batch(self.engine, rows, batch, options.tokens)
-                return [float(1.0 / (1.0 + np.exp(b - a))) for a, b in logs]
-
-            liked = keep(f"judge/{int(swapped)}/{number}", ask)
-            for place, value in zip(batch.indices, liked, strict=True):
-                result[fitting[place]] = value
-        return result
-
-
-class ServerJudge(_BothOrders):
-    """A model behind a server as the judge: the log-probabilities of the two verdict tokens.
-
-    Parameters
-    ----------
-    model:
-        The judge; a server that ``launch`` describes runs while pairs are judged.
-    """
-
-    def __init__(self, model: ServedModel) -> None:
-        from selectit_dagster.inference.engine import Reader
-        from selectit_dagster.inference.model_loading import load_tokenizer
-
-        self.model = model
-        self.reader = Reader(load_tokenizer(model))
-
-    def prefer(self, pairs: Sequence[Pair], keep: Keep = kept_nowhere) -> list[float | None]:
-        """Return the mean probability of the output over both orders; see ``LocalJudge``."""
-        from selectit_dagster.inference.backends.server import ServerBackend, reachable
-        from selectit_dagster.inference.model_identity import cache_folder
-
-        options = letters(self.reader, render(Pair("Say yes.", "yes", "no"), swapped=False))
-        with reachable(self.model, cache_folder() / "judge-server.log") as there:
-            self.backend = ServerBackend(there, options.tokens)
-            return super().prefer(pairs, keep)
-
-    def _likes_a(self, pairs: Sequence[Pair], keep: Keep, *, swapped: bool) -> list[float | None]:
-        lead = letters(self.reader, render(pairs[0], swapped=swapped)).lead
-        longest = self.backend.engine.longest or sys.maxsize
-        rows = [
-            np.array([*self.reader.encode(render(pair, swapped=swapped)), *lead], dtype=np.int32)
-            for pair in pairs
-        ]
-        fitting = [i for i, row in enumerate(rows) if len(row) <= longest]
-        result: list[float | None] = [None] * len(pairs)
+    def _liked(self, rows: Sequence[Row], keep: Keep) -> dict[str, float | None]:
+        """Return the probability of answer A of each row, by its key."""
+        batches = plan_batches(rows, self.backend.facts.batch_tokens) if rows else []
+        liked: dict[str, float | None] = {}
         with ThreadPoolExecutor(self.backend.facts.workers) as pool:
-            for start in range(0, len(fitting), _KEPT_PAIRS):
-                some = fitting[start : start + _KEPT_PAIRS]
+            for start in range(0, len(batches), _KEPT_BATCHES):
+                some = batches[start : start + _KEPT_BATCHES]
+                keys = [rows[i].key for batch in some for i in batch.indices]
 
-                def ask(some: list[int] = some) -> list[float | None]:
-                    return list(pool.map(self._ask, [rows[i] for i in some]))
+                def ask(some: Sequence[Batch] = some) -> list[float | None]:
+                    asked = pool.map(partial(self._ask, rows), some)
+                    return [value for values in asked for value in values]
 
-                liked = keep(f"judge/{int(swapped)}/{start}", ask)
-                for i, value in zip(some, liked, strict=True):
-                    result[i] = value
-        return result
+                liked.update(zip(keys, keep(keys, ask), strict=True))
+        return liked
 
-    def _ask(self, row: Tokens) -> float | None:
-        """Return the probability of A after one prompt, None where the server has none."""
-        found = self.backend.rate(TokenBatch(row[:1], (row[1:],)))
-        a, b = found.log_probabilities[0].astype(np.float64)
-        value = float(1.0 / (1.0 + np.exp(b - a)))
-        return None if found.failures or np.isnan(value) else value
+    def _ask(self, rows: Sequence[Row], batch: Batch) -> list[float | None]:
+        """Return the probability of A after each of a batch's rows, None where it failed."""
+        ids = [np.array(rows[i].ids, dtype=np.int32) for i in batch.indices]
+        cut = batch.prefix
+        found = self.backend.rate(TokenBatch(ids[0][:cut], tuple(row[cut:] for row in ids)))
+        a, b = found.log_probabilities.astype(np.float64).T
+        with np.errstate(over="ignore"):
+            likely = 1.0 / (1.0 + np.exp(b - a))
+        return [None if np.isnan(value) else float(value) for value in likely]
 
 
-def letters(reader: Reader, text: str) -> Options:
-    """Return the tokens of A and B after ``text``, a rendered pair.
+@contextlib.contextmanager
+def open_judge(model: ServedModel) -> Iterator[Judge]:
+    """Yield the judge; a server that the model's ``launch`` describes runs meanwhile.
 
     Raises
     ------
     UserError
-        When the judge's tokenizer has no single token for each of them.
+        When the model cannot be loaded or reached, or its tokenizer lacks the letters.
     """
-    from selectit_dagster.inference.likelihood import find_options
+    reader, options = judge_letters(model)
+    if model.server is None:
+        from selectit_dagster.inference.model_loading import context_length, load_model
 
-    options = find_options(reader, text, _LABELS)
+        loaded = load_model(model)
+        longest = context_length(loaded.model.config, loaded.tokenizer)
+        yield Judge(local_backend(loaded, options.tokens), reader, options, longest or sys.maxsize)
+        return
+    from selectit_dagster.inference.backends.server import ServerBackend, reachable
+    from selectit_dagster.inference.model_identity import cache_folder
+
+    with reachable(model, cache_folder() / "judge-server.log") as there:
+        backend = ServerBackend(there, options.tokens)
+        yield Judge(backend, reader, options, backend.engine.longest or sys.maxsize)
+
+
+def judge_letters(model: ServedModel) -> tuple[Reader, Options]:
+    """Return the judge's tokenizer and its tokens of A and B; no model is loaded.
+
+    Raises
+    ------
+    UserError
+        When the tokenizer has no single token for each of them.
+    """
+    from selectit_dagster.inference.engine import Reader
+    from selectit_dagster.inference.likelihood import find_options
+    from selectit_dagster.inference.model_loading import load_tokenizer
+
+    reader = Reader(load_tokenizer(model))
+    options = find_options(reader, render(Pair("Say yes.", "yes", "no"), swapped=False), _LABELS)
     if not options.single:
         raise UserError(
             f"the tokenizer of the judge {reader.tokenizer.name_or_path} has no token of its own "
             "for each of the letters A and B",
             hint="use another judge model",
         )
-    return options
-
-
-def render(pair: Pair, *, swapped: bool) -> str:
-    """Return the judge's prompt; the judged output is answer A unless ``swapped``."""
-    first, second = (pair.output, pair.reference)
-    if swapped:
-        first, second = second, first
-    # plain replacement of one field at a time would look into the answers
-    head, tail = _PROMPT.split("{instruction}")
-    middle, rest = tail.split("{first}")
-    between, end = rest.split("{second}")
-    return "".join((head, pair.instruction, middle, first, between, second, end))
+    return reader, options

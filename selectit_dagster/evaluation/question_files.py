@@ -61,22 +61,20 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON value
         raise UserError(f"{path} is not JSON: {error}", hint=_LAYOUT) from error
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path) -> list[Record]:
     """Read JSON Lines that may be gzipped; a fault is named with its line."""
-    records = []
+    records: list[Record] = []
     for number, line in enumerate(open_text(path).split("\n"), start=1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: not JSON: {error}", hint=_LAYOUT) from error
+            raise UserError(f"{where}: not JSON: {error}", hint=_LAYOUT) from error
         if not isinstance(value, dict):
-            raise UserError(
-                f"{path}, line {number}: expected an object with the question's fields",
-                hint=_LAYOUT,
-            )
-        records.append(value)
+            raise UserError(f"{where}: expected an object with the question's fields", hint=_LAYOUT)
+        records.append(Record(value, where, len(records)))
     return records
 
 
@@ -90,38 +88,68 @@ def read_csv(path: Path) -> list[list[str]]:
         raise UserError(f"{path}, line {rows.line_num}: not CSV: {error}", hint=_LAYOUT) from error
 
 
-def objects(value: Any, where: str, name: str | None = None) -> list[dict[str, Any]]:  # noqa: ANN401
-    """Return a list of objects: a file's value, or what it has under ``name``.
+class Record(dict[str, Any]):
+    """One object of a benchmark's data, which knows its place for messages.
+
+    Parameters
+    ----------
+    value:
+        The object's fields.
+    where:
+        The place, as a message names it.
+    number:
+        Its place among its like, from 0.
+    """
+
+    def __init__(self, value: dict[str, Any], where: str, number: int = 0) -> None:
+        super().__init__(value)
+        self.where, self.number = where, number
+
+    def text(self, name: str) -> str:
+        """Return a field that must be a text.
+
+        Raises
+        ------
+        UserError
+            When it is missing or no text, naming the place and the field.
+        """
+        value = self.get(name)
+        if not isinstance(value, str):
+            found = "nothing" if value is None else type(value).__name__
+            raise UserError(
+                f"{self.where}: field {name!r} must be a text, found {found}", hint=_LAYOUT
+            )
+        return value
+
+    def objects(self, name: str) -> list[Record]:
+        """Return the objects of a field that must be a list of them; see :meth:`text`."""
+        return as_records(self.get(name), f"{self.where}, {name}")
+
+
+def as_records(value: Any, where: str) -> list[Record]:  # noqa: ANN401 - any JSON value
+    """Return the objects of a list, each with its place.
 
     Raises
     ------
     UserError
         When it is something else, naming the place.
     """
-    found = value.get(name) if name is not None and isinstance(value, dict) else value
-    wrong = name is not None and not isinstance(value, dict)
-    if wrong or not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        what = f"a list of objects under {name!r}" if name else "a list of objects"
-        raise UserError(f"{where}: expected {what}", hint=_LAYOUT)
-    return found
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise UserError(f"{where}: expected a list of objects", hint=_LAYOUT)
+    return [Record(one, f"{where}, number {n + 1}", n) for n, one in enumerate(value)]
 
 
-def field(record: dict[str, Any], name: str, where: str) -> str:
-    """Return a text field of a question.
-
-    Raises
-    ------
-    UserError
-        When it is missing or no text, naming the question and the field.
-    """
-    value = record.get(name)
-    if not isinstance(value, str):
-        found = "nothing" if value is None else type(value).__name__
-        raise UserError(f"{where}: field {name!r} must be a text, found {found}", hint=_LAYOUT)
-    return value
+def read_json_records(path: Path, name: str | None = None) -> list[Record]:
+    """Read a JSON file's list of objects, or the list that its object has under ``name``."""
+    value = read_json(path)
+    if name is None:
+        return as_records(value, str(path))
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected an object with {name!r}", hint=_LAYOUT)
+    return Record(value, str(path)).objects(name)
 
 
-def local_files(path: Path, patterns: Sequence[str], what: str) -> list[Path]:
+def local_files(path: Path | None, patterns: Sequence[str], what: str) -> list[Path]:
     """Return the files of a benchmark: ``path`` itself, or those that match in its folder.
 
     Raises
@@ -129,6 +157,7 @@ def local_files(path: Path, patterns: Sequence[str], what: str) -> list[Path]:
     UserError
         When there are none, naming what was expected.
     """
+    path = path or Path()
     if path.is_file():
         return [path]
     found = sorted({p for pattern in patterns for p in path.glob(pattern) if p.is_file()})
@@ -163,8 +192,8 @@ def hub_commit(data: HubData) -> str:
     return Path(card).parent.name
 
 
-def hub_records(data: HubData, split: str, commit: str | None = None) -> list[dict[str, Any]]:
-    """Return one split of a hub dataset as plain records.
+def hub_records(data: HubData, split: str, commit: str | None = None) -> list[Record]:
+    """Return one split of a hub dataset.
 
     Raises
     ------
@@ -184,7 +213,7 @@ def hub_records(data: HubData, split: str, commit: str | None = None) -> list[di
         raise TransientError(f"the hub cannot be reached for {data.name}: {error}") from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise _hub_error(data, error) from error
-    return [dict(record) for record in table]
+    return as_records([dict(record) for record in table], f"{data.name}, {split}")
 
 
 def _hub_error(data: HubData, error: Exception) -> UserError:

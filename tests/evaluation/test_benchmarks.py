@@ -20,7 +20,7 @@ from selectit_dagster.evaluation.evaluate import (
     evaluate,
     evaluation_fingerprint,
 )
-from selectit_dagster.evaluation.pairwise_judge import LocalJudge, Pair, ServerJudge, render
+from selectit_dagster.evaluation.pairwise_judge import Pair, open_judge, render
 from selectit_dagster.evaluation.tasks import make_task
 from selectit_dagster.evaluation.tasks.task import Question
 from selectit_dagster.experiment import Benchmark, ServedModel
@@ -139,7 +139,7 @@ def test_alpaca_eval_takes_a_list_of_objects(tmp_path, content):
 def test_an_input_that_is_no_text_is_named(tmp_path):
     path = tmp_path / "short.jsonl"
     path.write_text('{"instruction": "add", "input": [1, 2], "answer": "3"}\n')
-    with pytest.raises(UserError, match=r"question 1.*'input'"):
+    with pytest.raises(UserError, match=r"line 1.*'input'"):
         task_of("exact-match", path).all_questions()
 
 
@@ -197,7 +197,8 @@ def test_gsm8k_takes_worked_examples_from_a_named_file(gsm8k_folder, tmp_path):
     file = tmp_path / "mine.jsonl"
     file.write_text('{"question": "1+1?", "answer": "It is 2."}\n')
     task = task_of("gsm8k", gsm8k_folder, shots_path=str(file))
-    assert task.worked_examples() == ["Question: 1+1?\nAnswer: It is 2."]
+    (shot,) = task.examples[""]
+    assert (shot.text, shot.reference) == ("1+1?", "It is 2.")
     (gsm8k_folder / "shots.jsonl").write_text(file.read_text())
     assert task_of("gsm8k", gsm8k_folder).data_identity() == task.data_identity()
 
@@ -220,7 +221,8 @@ def test_gsm8k_reads_the_published_examples_from_an_installed_harness(
     samples = 'fewshot_config: {samples: [{question: "1+1?", target: It is 2.}]}'
     (tmp_path / "tasks/gsm8k/gsm8k-cot.yaml").write_text(samples)
     task.check_shots()
-    assert task.worked_examples() == ["Question: 1+1?\nAnswer: It is 2."]
+    (shot,) = task.examples[""]
+    assert (shot.text, shot.reference) == ("1+1?", "It is 2.")
     assert task.facts() == {"worked_examples": "Wei et al. (2022), from lm-eval"}
 
 
@@ -356,8 +358,13 @@ def test_a_missing_folder_says_what_was_expected(tmp_path):
         task_of("mmlu", tmp_path).all_questions()
 
 
-def test_the_judges_order_does_not_matter(engine):
-    judge = LocalJudge(engine)
+@pytest.fixture
+def judge(tiny_reference):
+    with open_judge(ServedModel(path=tiny_reference.path)) as judge:
+        yield judge
+
+
+def test_the_judges_order_does_not_matter(judge):
     pairs = [Pair("Say fox.", "the fox", "the dog"), Pair("Say it.", "same", "same")]
     swapped = [Pair(p.instruction, p.reference, p.output) for p in pairs]
     first, second = judge.prefer(pairs), judge.prefer(swapped)
@@ -369,7 +376,7 @@ def test_the_judges_order_does_not_matter(engine):
     assert again == pytest.approx(first[0], abs=1e-5)
 
 
-def test_a_judge_behind_a_server_prefers_what_the_same_model_prefers_here(engine, tiny_reference):
+def test_a_judge_behind_a_server_prefers_what_the_same_model_prefers_here(judge, tiny_reference):
     pairs = [
         Pair("Say yes.", "yes", "no"),
         Pair("Name a city.", "Paris", "the fox"),
@@ -377,10 +384,11 @@ def test_a_judge_behind_a_server_prefers_what_the_same_model_prefers_here(engine
     ]
     pairs.append(Pair("fox " * 600, "a", "b"))
     with FakeServer(Path(tiny_reference.path)) as fake:
-        judge = ServerJudge(ServedModel(path=tiny_reference.path, server={"url": fake.url}))
-        liked = judge.prefer(pairs)
+        served = ServedModel(path=tiny_reference.path, server={"url": fake.url})
+        with open_judge(served) as other:
+            liked = other.prefer(pairs)
     assert liked[3] is None
-    assert liked[:3] == pytest.approx(LocalJudge(engine).prefer(pairs[:3]), abs=1e-6)
+    assert liked[:3] == pytest.approx(judge.prefer(pairs[:3]), abs=1e-6)
 
 
 def test_alpaca_eval_with_a_judge_has_a_score(alpaca_eval_file, tiny_reference):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -23,6 +24,7 @@ from selectit_dagster.evaluation.evaluate import (
 )
 from selectit_dagster.evaluation.tasks.humaneval import STOP, HumanEvalTask
 from selectit_dagster.experiment import Benchmark, ModelReference
+from selectit_dagster.inference.engine import Engine
 from selectit_dagster.inference.generation import Decoding
 from selectit_dagster.inference.prompt_templates import render_prompt
 
@@ -104,6 +106,42 @@ def test_a_killed_evaluation_resumes_to_the_unbroken_result(
     journal.write_bytes(b"".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2])
     again = evaluate(request(tiny_reference, exact), out)
     assert again.digest == whole.digest
+
+
+def test_a_journal_of_an_earlier_plan_of_batches_mixes_no_answers(
+    tiny_reference, mmlu_folder, tmp_path, monkeypatch
+):
+    benchmark = Benchmark(name="mmlu", task="mmlu", path=str(mmlu_folder), batch_tokens=64)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    evaluate(request(tiny_reference, benchmark), whole)
+    with monkeypatch.context() as earlier:
+        # a version whose batches came in another order
+        plan = Engine.plan
+        earlier.setattr(Engine, "plan", lambda *given, **more: plan(*given, **more)[::-1])
+        with pytest.raises(KilledError):
+            evaluate(request(tiny_reference, benchmark), out, KillAfter(3))
+    evaluate(request(tiny_reference, benchmark), out)
+    found, expected = (
+        [list(json.loads(row["output"]).values()) for row in rows(folder, "mmlu")]
+        for folder in (out, whole)
+    )
+    assert len({tuple(shares) for shares in expected}) == len(expected)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_a_journal_that_knows_answers_by_their_batchs_number_is_begun_anew(
+    tiny_reference, exact, tmp_path
+):
+    whole = evaluate(request(tiny_reference, exact), tmp_path / "whole")
+    out = tmp_path / "out"
+    with pytest.raises(KilledError):
+        evaluate(request(tiny_reference, exact), out, KillAfter(1))
+    journal = out / ".partial" / "words.jsonl"
+    identity = json.loads(journal.read_text().splitlines()[0])["identity"]
+    batch = {"key": "0", "value": [["of another question", 1, "eos"]] * 3}
+    lines = [{"identity": identity}, batch, {**batch, "key": "1"}]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert evaluate(request(tiny_reference, exact), out).digest == whole.digest
 
 
 KILLED = """

@@ -15,104 +15,66 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.artefacts.files import sha256_json
 from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation import answer_extraction, question_files
+from selectit_dagster.evaluation.question_files import Record
 from selectit_dagster.evaluation.tasks.gsm8k_shots import SHOTS
-from selectit_dagster.evaluation.tasks.task import Prompt, Question, Task, register
-from selectit_dagster.inference.generation import Decoding
-
-if TYPE_CHECKING:
-    from selectit_dagster.inference.engine import Engine
-
+from selectit_dagster.evaluation.tasks.prompt_forms import FewShotTask
+from selectit_dagster.evaluation.tasks.task import Question, register
 
 _HARNESS = "lm-eval"
 
 
 @register("gsm8k")
-class Gsm8kTask(Task):
+class Gsm8kTask(FewShotTask):
     """Eight-shot chain of thought, exact match."""
 
     metric = "plain-exact-match"
+    strict_metric = "number-match"
     default_shots = 8
     per_group = 200
     reads_strictly = True
     may_chat = True
+    patterns = ("test.jsonl", "test.jsonl.gz")
     hub = question_files.HubData("openai/gsm8k", "main")
-    _shots: list[str] | None = None
-
-    def files(self) -> list[Path]:
-        """Return ``test.jsonl``, and the file of worked examples where the folder has one."""
-        return [self._test()]
-
-    def _test(self) -> Path:
-        patterns = ("test.jsonl", "test.jsonl.gz")
-        return question_files.local_files(self.folder or Path(), patterns, "GSM8K questions")[0]
+    lead = "Question: "
+    max_new_tokens, stop = 512, ("\n",)
+    chat_request = 'Reason step by step and end with "The answer is" and the number.'
 
     @property
     def shots_from(self) -> str:
         """Whose worked examples are used: a file's, ``lm-eval``'s, or "" for the project's own."""
         if self.benchmark.shots_path is not None:
             return self.benchmark.shots_path
-        path = (self.folder or Path()) / "shots.jsonl"
-        return str(path) if self.folder is not None and path.is_file() else ""
+        path = self.folder / "shots.jsonl" if self.folder is not None else None
+        return str(path) if path is not None and path.is_file() else ""
 
     def data_identity(self) -> dict[str, str]:
         """Return what questions and worked examples are known by."""
-        return {**super().data_identity(), "shots": sha256_json(self.worked_examples())}
+        shown = [f"Question: {one.text}\nAnswer: {one.reference}" for one in self.examples[""]]
+        return {**super().data_identity(), "shots": sha256_json(shown)}
 
-    def all_questions(self) -> list[Question]:
-        """Return the test questions, named by their place in the published file."""
-        local = self.folder is not None
-        records = question_files.read_jsonl(self._test()) if local else self.hub_records("test")
-        questions = []
-        for number, record in enumerate(records):
-            where = f"GSM8K test question {number}"
-            text = question_files.field(record, "question", where).strip()
-            reference = answer_extraction.gsm8k_reference(
-                question_files.field(record, "answer", where)
-            )
-            questions.append(Question(f"test/{number}", "", text, reference))
-        return questions
+    def question(self, record: Record) -> Question:
+        """Return a test question, named by its place in the published file."""
+        reference = answer_extraction.gsm8k_reference(record.text("answer"))
+        return Question(f"test/{record.number}", "", record.text("question").strip(), reference)
 
-    def worked_examples(self) -> list[str]:
-        """Return the worked examples as they stand in the prompt."""
-        if self._shots is None:
-            if self.shots_from == _HARNESS:
-                pairs = harness_shots()
-            elif self.shots_from:
-                path = Path(self.shots_from).expanduser()
-                given = enumerate(question_files.read_jsonl(path), start=1)
-                pairs = [_pair(shot, f"{path}, line {number}") for number, shot in given]
-            else:
-                pairs = list(SHOTS)
-            self._shots = [f"Question: {question}\nAnswer: {answer}" for question, answer in pairs]
-        return self._shots
+    def find_examples(self) -> dict[str, list[Question]]:
+        """Return the worked examples, the same for all questions."""
+        if self.shots_from == _HARNESS:
+            pairs = harness_shots()
+        elif self.shots_from:
+            given = question_files.read_jsonl(Path(self.shots_from).expanduser())
+            pairs = [(shot.text("question"), shot.text("answer")) for shot in given]
+        else:
+            pairs = list(SHOTS)
+        return {"": [Question("", "", question, answer) for question, answer in pairs]}
 
-    def most_shots(self) -> int:
-        """Return the number of worked examples."""
-        return len(self.worked_examples())
-
-    def prompt(self, question: Question, shots: int, engine: Engine) -> Prompt:
-        """Return the heading, ``shots`` worked examples and the question."""
-        head = f"Answer the following question{'s' if shots else ''}."
-        parts = [head, *self.worked_examples()[:shots]]
-        return Prompt("\n\n".join([*parts, f"Question: {question.text}\nAnswer:"]), "")
-
-    def message(self, question: Question, shots: int, engine: Engine) -> str:
-        """Return the prompt and what the answer is to end with."""
-        text = self.prompt(question, shots, engine).text.removesuffix("Answer:").rstrip()
-        return f'{text}\n\nReason step by step and end with "The answer is" and the number.'
-
-    def decoding(self) -> Decoding:
-        """Return greedy decoding up to the end of the line."""
-        return Decoding(self.benchmark.max_new_tokens or 512, ("\n",))
-
-    def metric_name(self) -> str:
-        """Return the protocol's metric."""
-        return self.metric if self.protocol == "paper" else "number-match"
+    def head(self, question: Question, shots: int) -> str:
+        """Return the heading."""
+        return f"Answer the following question{'s' if shots else ''}."
 
     def gold(self, question: Question) -> str:
         """Return the number as the worked examples end."""
@@ -154,9 +116,3 @@ def harness_shots() -> list[tuple[str, str]]:
             f"{path} does not hold the worked examples as expected: {error}",
             hint="give them as a file instead: shots_path: shots.jsonl",
         ) from error
-
-
-def _pair(shot: dict[str, Any], where: str) -> tuple[str, str]:
-    return question_files.field(shot, "question", where), question_files.field(
-        shot, "answer", where
-    )

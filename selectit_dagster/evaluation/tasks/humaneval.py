@@ -10,20 +10,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.evaluation import question_files, sandbox
-from selectit_dagster.evaluation.tasks.task import (
-    Keep,
-    Prompt,
-    Question,
-    Scored,
-    Task,
-    kept_nowhere,
-    register,
-)
+from selectit_dagster.evaluation.answer_journal import Keep, kept_nowhere
+from selectit_dagster.evaluation.question_files import Record
+from selectit_dagster.evaluation.tasks.task import Prompt, Question, Scored, Task, register
 from selectit_dagster.inference.generation import Decoding
 
 if TYPE_CHECKING:
@@ -41,31 +35,21 @@ class HumanEvalTask(Task):
 
     metric = "pass-at-k"
     may_chat = True
+    patterns = ("HumanEval.jsonl.gz", "HumanEval.jsonl", "*.jsonl.gz", "*.jsonl")
     hub = question_files.HubData("openai/openai_humaneval")
     _layers: sandbox.Verdict | None = None
+    _ended: Counter[str] | None = None
 
     @property
     def k(self) -> int:
         """The k of pass@k."""
         return 10 if self.protocol == "paper" else 1
 
-    def files(self) -> list[Path]:
-        """Return ``HumanEval.jsonl`` or ``HumanEval.jsonl.gz``."""
-        patterns = ("HumanEval.jsonl.gz", "HumanEval.jsonl", "*.jsonl.gz", "*.jsonl")
-        return question_files.local_files(self.folder or Path(), patterns, "HumanEval problems")[:1]
-
-    def all_questions(self) -> list[Question]:
-        """Return the problems; the text to keep out of training data includes the solution."""
-        local = self.folder is not None
-        records = question_files.read_jsonl(self.files()[0]) if local else self.hub_records("test")
-        questions = []
-        for number, record in enumerate(records):
-            where = f"HumanEval problem {number}"
-            parts = {name: question_files.field(record, name, where) for name in _FIELDS}
-            text = parts["prompt"] + parts["canonical_solution"]
-            name = question_files.field(record, "task_id", where)
-            questions.append(Question(name, "", text, str(self.k), parts))
-        return questions
+    def question(self, record: Record) -> Question:
+        """Return a problem; the text to keep out of training data includes the solution."""
+        parts = {name: record.text(name) for name in _FIELDS}
+        text = parts["prompt"] + parts["canonical_solution"]
+        return Question(record.text("task_id"), "", text, str(self.k), parts)
 
     def check(self) -> None:
         """Refuse to start where programs would not be confined."""
@@ -107,32 +91,35 @@ class HumanEvalTask(Task):
         from selectit_dagster.evaluation.metrics import score_all
 
         programs = [
-            program(question, self.reply(text), chats=self.chats)
+            (
+                f"program {question.question_id} {sample}",
+                program(question, self.reply(text), chats=self.chats),
+            )
             for question, texts in zip(questions, outputs, strict=True)
-            for text in texts
+            for sample, text in enumerate(texts)
         ]
-        verdicts = iter(self._verdicts(programs, keep))
-        ran = [[next(verdicts) for _ in texts] for texts in outputs]
-        answers = [json.dumps([passed for passed, _ in some]) for some in ran]
+        verdicts = self._verdicts(programs, keep)
+        self._ended = Counter(reason for _, reason in verdicts)
+        passed = iter(verdicts)
+        answers = [json.dumps([next(passed)[0] for _ in texts]) for texts in outputs]
         scores = score_all(self.metric, answers, [str(self.k)] * len(answers))
-        self._reasons = _count(reason for some in ran for _, reason in some)
         return [
             Scored(json.dumps(list(texts), ensure_ascii=False), answer, score)
             for texts, answer, score in zip(outputs, answers, scores, strict=True)
         ]
 
-    def _verdicts(self, programs: Sequence[str], keep: Keep) -> list[tuple[bool, str]]:
-        """Run the programs, some at a time, and return whether each passed and why not."""
+    def _verdicts(self, programs: Sequence[tuple[str, str]], keep: Keep) -> list[tuple[bool, str]]:
+        """Run the named programs, some at a time, and return whether each passed and why not."""
         anyway = self.benchmark.allow_unsandboxed_code
         verdicts: list[tuple[bool, str]] = []
         for start in range(0, len(programs), _AT_A_TIME):
-            some = programs[start : start + _AT_A_TIME]
+            keys, some = zip(*programs[start : start + _AT_A_TIME], strict=True)
 
             def run(some: Sequence[str] = some) -> list[Any]:
-                return [[v.passed, v.reason] for v in sandbox.run_programs(some, anyway=anyway)]
+                ran = sandbox.run_programs(some, anyway=anyway)
+                return [[verdict.passed, verdict.reason] for verdict in ran]
 
-            found = keep(f"programs/{start}", run)
-            verdicts += [(bool(passed), str(reason)) for passed, reason in found]
+            verdicts += [(bool(passed), str(reason)) for passed, reason in keep(keys, run)]
         return verdicts
 
     def facts(self) -> dict[str, Any]:
@@ -142,7 +129,7 @@ class HumanEvalTask(Task):
             "k": self.k,
             "sandbox": list(layers.layers) if layers else [],
             "sandbox_missing": list(layers.missing) if layers else [],
-            "programs": self._reasons,
+            "programs": dict((self._ended or Counter()).most_common()),
         }
 
 
@@ -161,9 +148,3 @@ def program(question: Question, completion: str, *, chats: bool = False) -> str:
         if last >= 0 and function in head:
             head = head[: head.rindex(function)]
     return f"{head}{completion}\n{parts['test']}\ncheck({parts['entry_point']})\n"
-
-
-def _count(reasons: Any) -> dict[str, int]:  # noqa: ANN401 - an iterable of texts
-    from collections import Counter
-
-    return dict(Counter(reasons).most_common())

@@ -13,62 +13,48 @@ writes one blank and uses the model's context.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selectit_dagster.display import one_line
 from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation import answer_extraction, question_files
-from selectit_dagster.evaluation.tasks.task import Prompt, Question, Task, register
+from selectit_dagster.evaluation.question_files import Record
+from selectit_dagster.evaluation.tasks.prompt_forms import FewShotTask
+from selectit_dagster.evaluation.tasks.task import Question, register
 
 if TYPE_CHECKING:
     from selectit_dagster.inference.engine import Engine
 
 _PAPER_LONGEST = 2048
+_LETTERS = ("A", "B", "C", "D")
 
 
 @register("mmlu")
-class MmluTask(Task):
+class MmluTask(FewShotTask):
     """Five-shot multiple choice."""
 
     metric = "accuracy"
-    labels = ("A", "B", "C", "D")
+    labels = _LETTERS
     default_shots = 5
     may_chat = True
     hub = question_files.HubData("cais/mmlu", "all")
-    _shots: dict[str, list[Question]] | None = None
+    chat_request = "Answer with the letter of the right option."
 
     def files(self) -> list[Path]:
         """Return the test and development files, ``test/*_test.csv`` and ``dev/*_dev.csv``."""
         return self._part("test") + self._part("dev")
 
     def _part(self, split: str) -> list[Path]:
-        folder = self.folder or Path()
-        return question_files.local_files(
-            folder, (f"{split}/*_{split}.csv",), f"MMLU {split} questions"
-        )
+        pattern = (f"{split}/*_{split}.csv",)
+        return question_files.local_files(self.folder, pattern, f"MMLU {split} questions")
 
-    def all_questions(self) -> list[Question]:
-        """Return the test questions, subject by subject."""
-        return self._questions_of("test")
-
-    def shot_questions(self) -> dict[str, list[Question]]:
-        """Return the development questions of each subject."""
-        if self._shots is None:
-            self._shots = {}
-            for question in self._questions_of("dev"):
-                self._shots.setdefault(question.group, []).append(question)
-        return self._shots
-
-    def most_shots(self) -> int:
-        """Return the smallest number of development questions of a subject."""
-        subjects = {question.group for question in self.questions()}
-        return min(len(self.shot_questions().get(subject, ())) for subject in subjects)
-
-    def _questions_of(self, split: str) -> list[Question]:
+    def records(self, split: str) -> list[Record]:
+        """Return the questions as fields of text, each with its subject and place in it."""
         if self.folder is None:
             rows = [
-                (r["subject"], [r["question"], *r["choices"], self.labels[int(r["answer"])]])
+                (r["subject"], [r["question"], *r["choices"], _LETTERS[int(r["answer"])]])
                 for r in self.hub_records(split)
             ]
         else:
@@ -77,56 +63,61 @@ class MmluTask(Task):
                 for path in self._part(split)
                 for row in question_files.read_csv(path)
             ]
-        numbers: dict[str, int] = {}
-        questions = []
-        for subject, row in rows:
-            numbers[subject] = number = numbers.get(subject, -1) + 1
-            questions.append(self._question(split, subject, number, row))
-        return questions
+        counts: dict[str, int] = defaultdict(int)
+        records = []
+        for subject, fields in rows:
+            number = counts[subject]
+            where = f"MMLU {subject}, {split}, row {number + 1}"
+            records.append(Record({"subject": subject, "fields": fields}, where, number))
+            counts[subject] += 1
+        return records
 
-    def _question(self, split: str, subject: str, number: int, row: list[str]) -> Question:
-        if len(row) != len(self.labels) + 2 or row[-1] not in self.labels:
-            whole = len(row) == len(self.labels) + 2
+    def question(self, record: Record) -> Question:
+        """Return the question with its options, one a line."""
+        fields, subject = record["fields"], record["subject"]
+        whole = len(fields) == len(_LETTERS) + 2
+        if not whole or fields[-1] not in _LETTERS:
             raise UserError(
-                f"MMLU {subject}, {split}, row {number + 1}: expected question, four options and "
-                f"one of {', '.join(self.labels)}; found "
-                + (f"the answer {one_line(row[-1], 40)!r}" if whole else f"{len(row)} fields"),
+                f"{record.where}: expected question, four options and one of "
+                f"{', '.join(_LETTERS)}; found "
+                + (
+                    f"the answer {one_line(fields[-1], 40)!r}" if whole else f"{len(fields)} fields"
+                ),
                 hint="give the benchmark's files as they are published",
             )
-        options = zip(self.labels, row[1:-1], strict=True)
-        lines = [row[0], *(f"{label}. {option}" for label, option in options)]
-        return Question(f"{subject}/{number}", subject, "\n".join(lines), row[-1])
+        options = zip(_LETTERS, fields[1:-1], strict=True)
+        lines = [fields[0], *(f"{label}. {option}" for label, option in options)]
+        return Question(f"{subject}/{record.number}", subject, "\n".join(lines), fields[-1])
 
-    def prompt(self, question: Question, shots: int, engine: Engine) -> Prompt:
-        """Return the subject's heading, ``shots`` answered questions and the question."""
+    def find_examples(self) -> dict[str, list[Question]]:
+        """Return the development questions of each subject."""
+        found: dict[str, list[Question]] = defaultdict(list)
+        for record in self.records("dev"):
+            found[record["subject"]].append(self.question(record))
+        return found
+
+    def head(self, question: Question, shots: int) -> str:
+        """Return the subject's heading."""
         subject = question.group.replace("_", " ")
         blank = "  " if self.protocol == "paper" else " "
-        head = f"The following are multiple choice questions (with answers) about{blank}{subject}."
-        known = self.shot_questions().get(question.group, [])[:shots]
-        parts = [head, *(f"{q.text}\nAnswer: {q.reference}" for q in known)]
-        return Prompt("\n\n".join([*parts, f"{question.text}\nAnswer:"]), question.group)
+        return f"The following are multiple choice questions (with answers) about{blank}{subject}."
 
     def longest_prompt(self, engine: Engine) -> int:
         """Return the longest prompt in tokens."""
         longest = super().longest_prompt(engine)
         return min(longest, _PAPER_LONGEST) if self.protocol == "paper" else longest
 
-    def message(self, question: Question, shots: int, engine: Engine) -> str:
-        """Return the prompt and what the answer is to look like."""
-        text = self.prompt(question, shots, engine).text.removesuffix("Answer:").rstrip()
-        return f"{text}\n\nAnswer with the letter of the right option."
-
     def gold(self, question: Question) -> str:
         """Return all probability on the right letter, or a chat model's sentence."""
         if self.chats:
             return f"The answer is ({question.reference})."
-        return json.dumps({label: float(label == question.reference) for label in self.labels})
+        return json.dumps({label: float(label == question.reference) for label in _LETTERS})
 
     def answer(self, output: str, question: Question) -> str:
         """Return the most likely letter of ``{"A": probability, ...}``, or the one replied."""
         if self.chats:
             stated = answer_extraction.bbh_answer(output, "strict")
             letters = map(answer_extraction.option_letter, (stated, output))
-            return next((letter for letter in letters if letter in self.labels), "")
+            return next((letter for letter in letters if letter in _LETTERS), "")
         shares: dict[str, float] = json.loads(output)
-        return max(shares, key=lambda label: (shares[label], -self.labels.index(label)))
+        return max(shares, key=lambda label: (shares[label], -_LETTERS.index(label)))

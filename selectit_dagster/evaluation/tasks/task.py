@@ -1,27 +1,28 @@
-"""What a benchmark is: questions, prompts, how to decode, how to score.
+"""What a benchmark is: records, questions, prompts, how to decode, how to score.
 
 Each benchmark is one small class in a file of its own, which enters itself into the registry
-with :func:`register`; the class says what is particular to it, and everything else (sampling,
-fitting into the context, batching, storing, resuming, intervals) is done once, elsewhere. Other
-packages add benchmarks through the entry point group ``selectit_dagster.benchmarks``.
+with :func:`register`. It says what is particular to it, mostly as data; everything else
+(sampling, fitting into the context, batching, storing, resuming, intervals) is done once,
+elsewhere. Other packages add theirs through the entry points ``selectit_dagster.benchmarks``.
 """
 
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation import question_files
+from selectit_dagster.evaluation.answer_journal import Journal, Keep, kept_nowhere
+from selectit_dagster.evaluation.question_files import Record
 from selectit_dagster.inference.generation import Decoding
 from selectit_dagster.registry import Registry
 
 if TYPE_CHECKING:
-    from selectit_dagster.evaluation.answer_journal import Journal
     from selectit_dagster.evaluation.benchmark_runner import Result
     from selectit_dagster.experiment import Benchmark
     from selectit_dagster.inference.engine import Engine
@@ -31,12 +32,6 @@ ENTRY_POINTS = "selectit_dagster.benchmarks"
 # room for an answer in prose, and for one that is thought out first
 _CHAT_TOKENS, _THINKING_TOKENS = 1024, 8192
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
-Keep = Callable[[str, Callable[[], Any]], Any]
-
-
-def kept_nowhere(key: str, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - any JSON value
-    """Make a value anew; stands where there is no journal."""
-    return make()
 
 
 @dataclass(frozen=True)
@@ -89,8 +84,8 @@ class Template:
     custom: str | None = None
 
 
-class Task(ABC):
-    """Base of all benchmarks.
+class Task:
+    """Base of all benchmarks; most of them give only the data and what stands first here.
 
     Parameters
     ----------
@@ -100,13 +95,18 @@ class Task(ABC):
         The tuning template, for benchmarks that ask plain instructions.
     """
 
-    metric: ClassVar[str] = "exact-match"
-    macro: ClassVar[bool] = False
+    metric: ClassVar[str] = "exact-match"  # a name of ``metrics.RULES``
+    strict_metric: ClassVar[str] = ""  # the strict protocol's, where it is another
+    macro: ClassVar[bool] = False  # the mean over groups
     default_shots: ClassVar[int] = 0
-    per_group: ClassVar[int | None] = None
-    labels: ClassVar[tuple[str, ...]] = ()
+    per_group: ClassVar[int | None] = None  # the paper protocol's questions per group
+    labels: ClassVar[tuple[str, ...]] = ()  # the options, where their likelihoods decide
+    patterns: ClassVar[tuple[str, ...]] = ("*.jsonl", "*.jsonl.gz")  # of the local file
     hub: ClassVar[question_files.HubData | None] = None
-    instructs: ClassVar[bool] = False
+    split: ClassVar[str] = "test"
+    max_new_tokens: ClassVar[int] = 32
+    stop: ClassVar[tuple[str, ...]] = ()
+    instructs: ClassVar[bool] = False  # asks in the tuning template
     reads_strictly: ClassVar[bool] = False
     may_chat: ClassVar[bool] = False
 
@@ -115,8 +115,65 @@ class Task(ABC):
         self.template = template or Template()
         self.protocol = benchmark.protocol
         self.shots = self.default_shots if benchmark.shots is None else benchmark.shots
-        self._commit: str | None = None
         self._questions: list[Question] | None = None
+
+    # --- what a benchmark gives -----------------------------------------------------------
+
+    def question(self, record: Record) -> Question:
+        """Return the question of one published record."""
+        raise NotImplementedError
+
+    def prompt(self, question: Question, shots: int, engine: Engine) -> Prompt:
+        """Return the prompt with ``shots`` worked examples."""
+        raise NotImplementedError
+
+    def answer(self, output: str, question: Question) -> str:
+        """Read the answer from one output."""
+        return output.strip()
+
+    def gold(self, question: Question) -> str:
+        """Return the reference answer as a model would write it."""
+        return question.reference
+
+    def message(self, question: Question, shots: int, engine: Engine) -> str:
+        """Return what a chat model is asked; the prompt of the completion form."""
+        return self.prompt(question, shots, engine).text
+
+    def decoding(self) -> Decoding:
+        """Return how answers are generated; not asked of multiple choice."""
+        return Decoding(self.benchmark.max_new_tokens or self.max_new_tokens, self.stop)
+
+    def files(self) -> list[Path]:
+        """Return the local files that the benchmark reads."""
+        what = f"{self.benchmark.task} questions"
+        return question_files.local_files(self.folder, self.patterns, what)[:1]
+
+    def read(self, path: Path) -> list[Record]:
+        """Return the records of one local file."""
+        return question_files.read_jsonl(path)
+
+    def records(self, split: str) -> list[Record]:
+        """Return the records of a split: of the local files, or of the hub."""
+        if self.folder is None:
+            return self.hub_records(split)
+        return [record for path in self.files() for record in self.read(path)]
+
+    def most_shots(self) -> int:
+        """Return how many worked examples there are for every question; 0: it takes none."""
+        return 0
+
+    def check(self) -> None:
+        """Raise a UserError where the benchmark cannot run here, before anything is loaded."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what else should be recorded with the result, known once it is scored."""
+        return {}
+
+    def extra_files(self, rows: Sequence[tuple[Question, Scored]], out: Path) -> list[str]:
+        """Write further files of this benchmark into ``out`` and return their names."""
+        return []
+
+    # --- data -----------------------------------------------------------------------------
 
     @property
     def revision(self) -> int:
@@ -125,25 +182,6 @@ class Task(ABC):
         # reading of answers missed some ways to state one
         small = self.macro and self.benchmark.limit is not None
         return 2 if small or (self.reads_strictly and self.protocol == "strict") else 1
-
-    def gold(self, question: Question) -> str:
-        """Return the reference answer as a model would write it."""
-        return question.reference
-
-    def validate(self) -> list[str]:
-        """Return the questions whose reference answer does not score 1 by the task's own rules.
-
-        No model is loaded: the reference is written as a model would write it, read and scored.
-        A benchmark whose score comes from a judge has nothing to validate without one.
-        """
-        questions = self.all_questions()
-        samples = 1 if self.chooses else self.decoded().samples
-        scored = self.score(questions, [[self.gold(q)] * samples for q in questions])
-        return [
-            question.question_id
-            for question, found in zip(questions, scored, strict=True)
-            if found.score is not None and found.score < 1.0
-        ]
 
     @property
     def folder(self) -> Path | None:
@@ -164,50 +202,14 @@ class Task(ABC):
             )
         return self.hub
 
-    def hub_records(self, split: str) -> list[dict[str, Any]]:
+    def hub_records(self, split: str) -> list[Record]:
         """Return one split of the hub dataset, at the commit of this task's identity."""
         return question_files.hub_records(self.hub_data, split, self.commit)
 
-    @property
+    @cached_property
     def commit(self) -> str:
         """The hub dataset's commit, resolved once."""
-        if self._commit is None:
-            self._commit = question_files.hub_commit(self.hub_data)
-        return self._commit
-
-    @property
-    def chats(self) -> bool:
-        """Whether the question is put as a message in the model's own chat template."""
-        return self.benchmark.form == "chat"
-
-    @property
-    def chooses(self) -> bool:
-        """Whether the likelihoods of the labels decide, rather than a generated answer."""
-        return bool(self.labels) and not self.chats
-
-    @property
-    def templated(self) -> bool:
-        """Whether a chat template wrote the prompt, special tokens and all."""
-        return self.chats or (self.instructs and self.template.name == "chat")
-
-    def most_shots(self) -> int:
-        """Return how many worked examples there are for every question; 0: it takes none."""
-        return 0
-
-    def check_shots(self) -> None:
-        """Refuse more worked examples than there are.
-
-        Raises
-        ------
-        UserError
-            When the experiment asks for more.
-        """
-        if self.shots > (most := self.most_shots()):
-            raise UserError(
-                f"benchmark {self.benchmark.name}: shots is {self.shots}, and task "
-                f"{self.benchmark.task} has {most or 'no'} worked examples here",
-                hint="lower shots, or leave it out for the protocol's number",
-            )
+        return question_files.hub_commit(self.hub_data)
 
     def data_identity(self) -> dict[str, str]:
         """Return what the questions' content is known by."""
@@ -215,13 +217,9 @@ class Task(ABC):
             return {"hub": self.hub_data.name, "commit": self.commit}
         return {"files": question_files.files_digest(self.files())}
 
-    @abstractmethod
-    def files(self) -> list[Path]:
-        """Return the local files that the benchmark reads."""
-
-    @abstractmethod
     def all_questions(self) -> list[Question]:
         """Return every test question, in the published order."""
+        return [self.question(record) for record in self.records(self.split)]
 
     def askable(self) -> list[Question]:
         """Return the questions that may be asked: all but those used as worked examples."""
@@ -240,13 +238,31 @@ class Task(ABC):
             )
         return self._questions
 
-    @abstractmethod
-    def prompt(self, question: Question, shots: int, engine: Engine) -> Prompt:
-        """Return the prompt with ``shots`` worked examples."""
+    def check_shots(self) -> None:
+        """Raise a UserError when the experiment asks for more worked examples than there are."""
+        if self.shots > (most := self.most_shots()):
+            raise UserError(
+                f"benchmark {self.benchmark.name}: shots is {self.shots}, and task "
+                f"{self.benchmark.task} has {most or 'no'} worked examples here",
+                hint="lower shots, or leave it out for the protocol's number",
+            )
 
-    def message(self, question: Question, shots: int, engine: Engine) -> str:
-        """Return what a chat model is asked; the prompt of the completion form."""
-        return self.prompt(question, shots, engine).text
+    # --- prompts and answers --------------------------------------------------------------
+
+    @property
+    def chats(self) -> bool:
+        """Whether the question is put as a message in the model's own chat template."""
+        return self.benchmark.form == "chat"
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the likelihoods of the labels decide, rather than a generated answer."""
+        return bool(self.labels) and not self.chats
+
+    @property
+    def templated(self) -> bool:
+        """Whether a chat template wrote the prompt, special tokens and all."""
+        return self.chats or (self.instructs and self.template.name == "chat")
 
     def written(self, question: Question, shots: int, engine: Engine) -> Prompt:
         """Return the prompt in the form that the experiment asks for."""
@@ -266,10 +282,6 @@ class Task(ABC):
             **({} if thinks is None else {"enable_thinking": thinks}),
         )
         return Prompt(str(text), question.group)
-
-    def decoding(self) -> Decoding:
-        """Return how answers are generated; not asked of multiple choice."""
-        return Decoding(self.benchmark.max_new_tokens or 32)
 
     def decoded(self) -> Decoding:
         """Return :meth:`decoding`, in the chat form with more room and only the model's own end."""
@@ -296,13 +308,11 @@ class Task(ABC):
             return engine.context - 2
         return engine.context - min(self.decoded().max_new_tokens, engine.context // 4)
 
-    def answer(self, output: str, question: Question) -> str:
-        """Read the answer from one output."""
-        return output.strip()
+    # --- scores ---------------------------------------------------------------------------
 
     def metric_name(self) -> str:
-        """Return the name of the ``evaluate.Metric`` class of this protocol."""
-        return self.metric
+        """Return the protocol's metric."""
+        return (self.protocol == "strict" and self.strict_metric) or self.metric
 
     def score(
         self,
@@ -312,7 +322,7 @@ class Task(ABC):
     ) -> list[Scored]:
         """Score each question's outputs (one text each, but where answers are sampled).
 
-        ``keep(key, make)`` returns what the journal has under ``key``, or makes and keeps it;
+        ``keep(keys, make)`` returns what the journal has under ``keys``, or makes and keeps it;
         for scoring that takes long.
         """
         from selectit_dagster.evaluation.metrics import score_all
@@ -328,8 +338,20 @@ class Task(ABC):
             for texts, answer, score in zip(outputs, answers, scores, strict=True)
         ]
 
-    def check(self) -> None:  # noqa: B027 - most benchmarks run everywhere
-        """Raise a UserError where the benchmark cannot run here, before anything is loaded."""
+    def validate(self) -> list[str]:
+        """Return the questions whose reference answer does not score 1 by the task's own rules.
+
+        No model is loaded: the reference is written as a model would write it, read and scored.
+        A benchmark whose score comes from a judge has nothing to validate without one.
+        """
+        questions = self.all_questions()
+        samples = 1 if self.chooses else self.decoded().samples
+        scored = self.score(questions, [[self.gold(q)] * samples for q in questions])
+        return [
+            question.question_id
+            for question, found in zip(questions, scored, strict=True)
+            if found.score is not None and found.score < 1.0
+        ]
 
     def run(
         self, engine: Engine, journal: Journal, *, seed: int, report: Callable[[int, int], None]
@@ -338,14 +360,6 @@ class Task(ABC):
         from selectit_dagster.evaluation.benchmark_runner import run_task
 
         return run_task(self, engine, journal, seed=seed, report=report)
-
-    def facts(self) -> dict[str, Any]:
-        """Return what else should be recorded with the result, known once it is scored."""
-        return {}
-
-    def extra_files(self, rows: Sequence[tuple[Question, Scored]], out: Path) -> list[str]:
-        """Write further files of this benchmark into ``out`` and return their names."""
-        return []
 
 
 BENCHMARKS: Registry[type[Task]] = Registry(

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation import answer_extraction, question_files
-from selectit_dagster.evaluation.tasks.task import Prompt, Question, Task, register
-from selectit_dagster.inference.generation import Decoding
+from selectit_dagster.evaluation.question_files import Record
+from selectit_dagster.evaluation.tasks.prompt_forms import FewShotTask
+from selectit_dagster.evaluation.tasks.task import Question, register
 
 if TYPE_CHECKING:
     from selectit_dagster.inference.engine import Engine
@@ -40,93 +41,48 @@ _WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class _Data:
-    """All dev questions, each language's worked examples, the languages that borrow theirs."""
-
-    dev: list[Question]
-    shots: dict[str, list[Question]]
-    borrowed: list[str]
-
-
 @register("tydiqa")
-class TydiqaTask(Task):
+class TydiqaTask(FewShotTask):
     """One-shot reading, F1, mean over languages."""
 
     metric = "answer-f1"
+    strict_metric = "strict-answer-f1"
     macro = True
     default_shots = 1
     per_group = 100
     reads_strictly = True
+    split = "dev"
     hub = question_files.HubData("google-research-datasets/tydiqa", "secondary_task")
-    _data: _Data | None = None
+    max_new_tokens, stop = 50, ("\n",)
 
     def files(self) -> list[Path]:
         """Return the dev and train files, of all languages in one or one per language."""
-        return self._split("dev") + self._split("train")
+        return self._part("dev") + self._part("train")
 
-    def _split(self, split: str) -> list[Path]:
+    def _part(self, split: str) -> list[Path]:
         patterns = (
             f"tydiqa-goldp-*-{split}.json*",
             f"tydiqa-*-{split}/*.json*",
             f"*_tydiqa_{split}.json*",
         )
-        return question_files.local_files(
-            self.folder or Path(), patterns, f"TyDiQA {split} questions"
-        )
+        return question_files.local_files(self.folder, patterns, f"TyDiQA {split} questions")
 
-    def all_questions(self) -> list[Question]:
-        """Return all dev questions."""
-        return self._load().dev
-
-    def askable(self) -> list[Question]:
-        """Return the dev questions without those that serve as worked examples."""
-        used = {q.question_id for name in self._load().borrowed for q in self._load().shots[name]}
-        return [question for question in self._load().dev if question.question_id not in used]
-
-    def _load(self) -> _Data:
-        if self._data is None:
-            dev, train = list(self._records("dev")), list(self._records("train"))
-            shots: dict[str, list[Question]] = {}
-            borrowed = []
-            for language in sorted({question.group for question in dev}):
-                pool = _answered(train, language)
-                if not pool and self.shots:
-                    pool = _answered(dev, language)
-                    borrowed.append(language)
-                # a draw that a seed must reproduce, nothing secret
-                draw = random.Random(f"{self.benchmark.seed}/{language}/shots")  # noqa: S311
-                shots[language] = draw.sample(pool, min(self.shots, len(pool)))
-            self._data = _Data(dev, shots, borrowed)
-        return self._data
-
-    def _records(self, split: str) -> Iterator[Question]:
+    def records(self, split: str) -> list[Record]:
+        """Return the questions, each with its passage and the texts of its answers."""
         if self.folder is None:
-            for record in self.hub_records({"dev": "validation"}.get(split, split)):
-                answers = record["answers"]["text"]
-                yield self._question(record["id"], record["context"], record["question"], answers)
-            return
-        for path in self._split(split):
-            for article in question_files.objects(
-                question_files.read_json(path), str(path), "data"
-            ):
-                for paragraph in question_files.objects(
-                    article, f"{path}, an article", "paragraphs"
-                ):
-                    context = question_files.field(paragraph, "context", f"{path}, a paragraph")
-                    for qa in question_files.objects(paragraph, f"{path}, a paragraph", "qas"):
-                        yield self._local_question(qa, context, path)
-
-    def _local_question(self, qa: dict[str, Any], context: str, path: Path) -> Question:
-        name = question_files.field(qa, "id", f"{path}, a question")
-        where = f"{path}, question {name}"
-        answers = question_files.objects(qa, where, "answers")
-        texts = [
-            question_files.field(answer, "text", f"{where}, its answers") for answer in answers
+            found = self.hub_records({"dev": "validation"}.get(split, split))
+            return [Record({**one, "texts": one["answers"]["text"]}, one.where) for one in found]
+        return [
+            Record({**qa, "context": paragraph.text("context"), "texts": _texts(qa)}, qa.where)
+            for path in self._part(split)
+            for article in question_files.read_json_records(path, "data")
+            for paragraph in article.objects("paragraphs")
+            for qa in paragraph.objects("qas")
         ]
-        return self._question(name, context, question_files.field(qa, "question", where), texts)
 
-    def _question(self, name: str, context: str, text: str, answers: list[str]) -> Question:
+    def question(self, record: Record) -> Question:
+        """Return a question; its id begins with its language."""
+        name, answers = record.text("id"), record["texts"]
         language = name.split("-")[0]
         if language not in _WORDS:
             raise UserError(
@@ -134,27 +90,57 @@ class TydiqaTask(Task):
                 hint="an id begins with its language, as in the published files: english-...",
             )
         reference = json.dumps(answers, ensure_ascii=False)
-        return Question(name, language, text, reference, {"context": context, "answers": answers})
+        payload = {"context": record["context"], "answers": answers}
+        return Question(name, language, record.text("question"), reference, payload)
 
-    def most_shots(self) -> int:
-        """Return the number asked for, where every language has so many, else the fewest."""
-        return min(len(examples) for examples in self._load().shots.values())
+    def all_questions(self) -> list[Question]:
+        """Return all dev questions, read once."""
+        return self._dev
 
-    def prompt(self, question: Question, shots: int, engine: Engine) -> Prompt:
-        """Return the instruction, the language's worked example and the question."""
-        words = _WORDS[question.group]
-        examples = self._load().shots[question.group][:shots]
-        parts = [words[0]]
-        parts += [f"{_ask(q, words, engine)} {q.payload['answers'][0]}" for q in examples]
-        return Prompt("\n\n".join([*parts, _ask(question, words, engine)]), question.group)
+    @cached_property
+    def _dev(self) -> list[Question]:
+        return super().all_questions()
 
-    def decoding(self) -> Decoding:
-        """Return greedy decoding up to the end of the line."""
-        return Decoding(self.benchmark.max_new_tokens or 50, ("\n",))
+    def askable(self) -> list[Question]:
+        """Return the dev questions without those that serve as worked examples."""
+        used = {q.question_id for examples in self.examples.values() for q in examples}
+        return [question for question in self._dev if question.question_id not in used]
 
-    def metric_name(self) -> str:
-        """Return the protocol's metric."""
-        return self.metric if self.protocol == "paper" else "strict-answer-f1"
+    @cached_property
+    def _train(self) -> list[Question]:
+        return [self.question(record) for record in self.records("train")]
+
+    @property
+    def borrowed(self) -> list[str]:
+        """The languages whose worked examples are test questions."""
+        own = {question.group for question in self._train if question.payload["answers"]}
+        languages = {question.group for question in self._dev}
+        return sorted(languages - own) if self.shots else []
+
+    def find_examples(self) -> dict[str, list[Question]]:
+        """Return the seeded worked examples of each language, those with an answer."""
+        found = {}
+        for language in sorted({question.group for question in self._dev}):
+            source = self._dev if language in self.borrowed else self._train
+            pool = [q for q in source if q.group == language and q.payload["answers"]]
+            # a draw that a seed must reproduce, nothing secret
+            draw = random.Random(f"{self.benchmark.seed}/{language}/shots")  # noqa: S311
+            some = draw.sample(pool, min(self.shots, len(pool)))
+            found[language] = [replace(q, reference=q.payload["answers"][0]) for q in some]
+        return found
+
+    def head(self, question: Question, shots: int) -> str:
+        """Return the instruction in the question's language."""
+        return _WORDS[question.group][0]
+
+    def ask(self, question: Question, engine: Engine) -> str:
+        """Return passage and question; the passage's first 512 tokens, the protocol's own cut."""
+        _, passage, ask, answer = _WORDS[question.group]
+        context = question.payload["context"]
+        ids = engine.encode(context, special=False)
+        if len(ids) > _PASSAGE_TOKENS:
+            context = engine.decode_new((), ids[:_PASSAGE_TOKENS])
+        return f"{passage} {context}\n{ask} {question.text}\n{answer}"
 
     def gold(self, question: Question) -> str:
         """Return the first of the reference answers."""
@@ -167,23 +153,8 @@ class TydiqaTask(Task):
 
     def facts(self) -> dict[str, Any]:
         """Record the languages whose worked example comes from the test questions."""
-        return {"shots_from_test_questions": self._load().borrowed}
+        return {"shots_from_test_questions": self.borrowed}
 
 
-def _answered(questions: list[Question], language: str) -> list[Question]:
-    """Return a language's questions that can serve as worked examples."""
-    return [q for q in questions if q.group == language and q.payload["answers"]]
-
-
-def _ask(question: Question, words: tuple[str, str, str, str], engine: Engine) -> str:
-    _, passage, ask, answer = words
-    context = _cut(question.payload["context"], engine)
-    return f"{passage} {context}\n{ask} {question.text}\n{answer}"
-
-
-def _cut(passage: str, engine: Engine) -> str:
-    """Return the passage's first 512 tokens as text: the protocol's own cut."""
-    ids = engine.encode(passage, special=False)
-    if len(ids) <= _PASSAGE_TOKENS:
-        return passage
-    return engine.decode_new((), ids[:_PASSAGE_TOKENS])
+def _texts(question: Record) -> list[str]:
+    return [answer.text("text") for answer in question.objects("answers")]
