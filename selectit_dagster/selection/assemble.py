@@ -1,6 +1,5 @@
 """The work behind a selection: order, take the top, write, compare with what was there."""
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 import shutil
@@ -142,7 +141,6 @@ def _context(
         ranked_with=ranking.details if ranking else {},
         work=work,
         passes=ResponsePasses(passes, records, curated.digest, request.model, progress),
-        progress=progress,
         rated=request.rated,
         ranking=request.ranking,
     )

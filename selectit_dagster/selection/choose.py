@@ -1,6 +1,5 @@
 """From an arm's order to the chosen records: size, quota, sampling, diversity, weights."""
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 from dataclasses import dataclass, field

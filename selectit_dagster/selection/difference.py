@@ -1,6 +1,5 @@
 """Two selections compared: the settings that differ, the cut that moved, what entered and left."""
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 import tempfile

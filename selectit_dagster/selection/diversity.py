@@ -1,6 +1,5 @@
 """Diversity: greedy choice on embeddings, alone or times a score."""
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 import hashlib
@@ -230,8 +229,8 @@ def candidate_rows(context: ArmContext, path: Path) -> tuple[list[str], Floats, 
     return ids, np.concatenate(scores), np.concatenate(rows)
 
 
-def write_order(context: ArmContext, ids: Sequence[str], scores: Floats | None) -> str:
-    """Write (record_id, score, place) in this order and return the table's SQL expression."""
+def written_order(context: ArmContext, ids: Sequence[str], scores: Floats | None) -> str:
+    """Write ids and scores down in this order and return the query that gives them so."""
     import pyarrow as pa
 
     target = context.work.folder / "order.parquet"
@@ -242,4 +241,4 @@ def write_order(context: ArmContext, ids: Sequence[str], scores: Floats | None) 
             "place": pa.array(range(len(ids)), pa.int64()),
         }
         stream.write(pa.record_batch(columns))
-    return context.work.table(target)
+    return f"SELECT record_id, score FROM {context.work.table(target)} ORDER BY place"

@@ -1,6 +1,5 @@
 """Why a record has its rank: its distributions, its score at each level, and its place."""
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 import difflib

@@ -5,7 +5,6 @@ each row into the bucket of its rank; the second sorts one bucket after the othe
 sorts keys here, but holds rows of long texts in memory beyond its limit.
 """
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 from collections.abc import Iterator

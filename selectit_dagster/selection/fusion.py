@@ -1,6 +1,5 @@
 """From stored distributions to an order: a score per model and record, joined, fused, sorted."""
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 import hashlib

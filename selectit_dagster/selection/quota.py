@@ -1,6 +1,5 @@
 """Quotas: groups of records, and how many each of them gives."""
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 from collections import Counter

@@ -1,6 +1,5 @@
 """What people say of records: marks read and made to count, samples to judge, agreement."""
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 import json

@@ -1,6 +1,5 @@
 """``scores.parquet``: the scores of every level and every arm, for all records, by id."""
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 import os

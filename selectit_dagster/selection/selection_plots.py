@@ -1,6 +1,5 @@
 """Plots of a selection, as PNG bytes: scores, lengths, and sensitivity."""
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 import tempfile

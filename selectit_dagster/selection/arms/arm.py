@@ -8,12 +8,14 @@ Another package adds an arm through the entry point ``selectit_dagster.arms``.
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from selectit_dagster.errors import UserError
 from selectit_dagster.experiment.section import Line, Name, Section
 from selectit_dagster.registry import Registry
 from selectit_dagster.selection.diversity import Diversity
@@ -23,7 +25,6 @@ from selectit_dagster.selection.weighting import Weights
 if TYPE_CHECKING:
     from selectit_dagster.artefacts.duckdb_tables import Workspace
     from selectit_dagster.experiment import ModelReference
-    from selectit_dagster.progress import Progress
     from selectit_dagster.selection.response_passes import ResponsePasses
 
 ENTRY_POINTS = "selectit_dagster.arms"
@@ -47,8 +48,6 @@ class ArmContext:
         How many records will be taken; None where that is known only afterwards.
     seed:
         The draw, for arms that draw.
-    model:
-        The arm's model.
     scores:
         (model name, score folder).
     ranked_with:
@@ -70,7 +69,6 @@ class ArmContext:
     ranked_with: dict[str, Any]
     work: Workspace
     passes: ResponsePasses
-    progress: Progress
     rated: Path | None = None
     ranking: Path | None = None
 
@@ -81,6 +79,10 @@ class ArmContext:
     def number(self, query: str) -> int:
         """Return the one number that a query gives."""
         return int(str(self.work.row(query)[0]))
+
+    def rows(self, table: str) -> int:
+        """Return the number of rows of a table."""
+        return self.number(f"SELECT count(*) FROM {table}")
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,6 @@ class Arm(Section):
         if not isinstance(value, dict):
             return value
         if unknown := sorted(set(map(str, value)) - set(cls.model_fields)):
-            import difflib
-
             close = difflib.get_close_matches(unknown[0], cls.model_fields, n=1)
             known = (
                 f"did you mean {close[0]}?" if close else f"known: {', '.join(cls.model_fields)}"
@@ -216,6 +216,52 @@ class Arm(Section):
     def arrange(self, context: ArmContext) -> Ordering:
         """Return the candidates in order, best first."""
         raise NotImplementedError
+
+
+class ScoredArm(Arm):
+    """Base of the arms that order by a score of each record: a subclass is its formula."""
+
+    sorted_by: ClassVar[str] = "score DESC"
+    higher_is_better: ClassVar[bool | None] = True
+
+    def scores(self, context: ArmContext) -> tuple[str, str]:
+        """Return SQL with ``record_id`` and ``score``, and what the score is."""
+        raise NotImplementedError
+
+    def direction(self) -> tuple[str, bool | None]:
+        """Return the order as SQL, and whether high scores are best (None: neither are)."""
+        return self.sorted_by, self.higher_is_better
+
+    def too_few(self, context: ArmContext, scored: str, found: int, total: int) -> UserError:
+        """Return the error when not enough candidates have a score."""
+        return UserError(
+            f"{context.count:,} records are to be chosen, but the arm's model can score only "
+            f"{found:,} of {total:,}: the others do not fit into its context or have an "
+            "empty response",
+            hint="choose fewer records, or a model with a longer context for this arm",
+        )
+
+    def notes(self, context: ArmContext, scored: str, lacking: int) -> list[str]:
+        """Return what a user should know; so many candidates are ``lacking`` a score."""
+        return [f"{lacking:,} records were not scored and cannot be chosen"] * bool(lacking)
+
+    def arrange(self, context: ArmContext) -> Ordering:
+        """Order the candidates by the score; those without one cannot be chosen."""
+        query, means = self.scores(context)
+        scored = (
+            f"(SELECT record_id, score FROM ({query}) SEMI JOIN {context.candidates} "
+            "USING (record_id) WHERE score IS NOT NULL AND NOT isnan(score))"
+        )
+        found, total = context.rows(scored), context.rows(context.candidates)
+        if not found or (context.count is not None and found < context.count):
+            raise self.too_few(context, scored, found, total)
+        order, higher_is_better = self.direction()
+        return Ordering(
+            f"SELECT record_id, score FROM {scored} ORDER BY {order}, record_id",
+            means,
+            self.notes(context, scored, total - found),
+            higher_is_better=higher_is_better,
+        )
 
 
 ARMS: Registry[type[Arm]] = Registry("arm", "selectit_dagster.selection.arms", ENTRY_POINTS)

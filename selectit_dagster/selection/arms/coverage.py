@@ -1,6 +1,5 @@
 """k-center, facility location and DPP on embeddings alone."""
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 from typing import ClassVar
@@ -15,7 +14,7 @@ from selectit_dagster.selection.diversity import (
     candidate_rows,
     centred,
     pool_of,
-    write_order,
+    written_order,
 )
 
 
@@ -37,13 +36,9 @@ class Coverage(ResponseArm):
         kept, notes = pool_of(ids, max(count, self.pool), self.seed)
         rule = METHODS[self.kind]
         found = rule(centred(embeddings[places[kept]]), np.ones(len(kept)), min(count, len(kept)))
-        table = write_order(context, [ids[kept[i]] for i in found], None)
-        return Ordering(
-            f"SELECT record_id, score FROM {table} ORDER BY place",
-            "none: the order is that of the greedy choice",
-            notes,
-            higher_is_better=None,
-        )
+        query = written_order(context, [ids[kept[i]] for i in found], None)
+        means = "none: the order is that of the greedy choice"
+        return Ordering(query, means, notes, higher_is_better=None)
 
 
 @register("k-center")

@@ -1,6 +1,5 @@
 """SelectIT's order with near neighbours skipped."""
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 from typing import ClassVar
@@ -9,7 +8,12 @@ from pydantic import Field
 
 from selectit_dagster.selection.arms.arm import ArmContext, Need, Ordering, register
 from selectit_dagster.selection.arms.response_arm import ResponseArm
-from selectit_dagster.selection.diversity import SIMILARITY, candidate_rows, skip_near, write_order
+from selectit_dagster.selection.diversity import (
+    SIMILARITY,
+    candidate_rows,
+    skip_near,
+    written_order,
+)
 
 
 @register("diverse")
@@ -32,10 +36,6 @@ class Diverse(ResponseArm):
         ids, scores, places = candidate_rows(context, path)
         count = context.count or len(ids)
         taken, notes = skip_near(embeddings[places], count, self.similarity)
-        table = write_order(context, [ids[i] for i in taken], scores[taken])
-        return Ordering(
-            f"SELECT record_id, score FROM {table} ORDER BY place",
-            "SelectIT model-level score, near neighbours skipped",
-            notes,
-            higher_is_better=None,
-        )
+        query = written_order(context, [ids[i] for i in taken], scores[taken])
+        means = "SelectIT model-level score, near neighbours skipped"
+        return Ordering(query, means, notes, higher_is_better=None)

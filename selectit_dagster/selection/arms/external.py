@@ -1,8 +1,8 @@
 """External: anybody's score, a column of a file, joined by record id."""
 
-# ruff: noqa: S608 - paths and names are escaped below
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,14 +12,14 @@ from selectit_dagster.artefacts.duckdb_tables import ParquetStream
 from selectit_dagster.artefacts.files import sha256_file
 from selectit_dagster.errors import UserError, first_line
 from selectit_dagster.experiment.section import Line
-from selectit_dagster.selection.arms.arm import Arm, ArmContext, Need, Ordering, register
+from selectit_dagster.selection.arms.arm import ArmContext, Need, Ordering, ScoredArm, register
 
 _READERS = {".parquet": "read_parquet", ".csv": "read_csv", ".json": "read_json",
             ".jsonl": "read_json", ".ndjson": "read_json"}  # fmt: skip
 
 
 @register("external")
-class External(Arm):
+class External(ScoredArm):
     """Scores that Deita, DataFlow, OpenDataArena and others publish, or one's own."""
 
     title: ClassVar[str] = "the best by the scores of a file"
@@ -36,6 +36,11 @@ class External(Arm):
         """Return the settings with the file's content in place of its path."""
         return {**self.settings(), "file": sha256_file(self._path())}
 
+    def direction(self) -> tuple[str, bool | None]:
+        """Order as the file's scores are meant."""
+        descending = self.order == "descending"
+        return ("score DESC" if descending else "score ASC"), descending
+
     def _path(self) -> Path:
         path = Path(self.file)
         if not path.is_file() or path.suffix not in _READERS:
@@ -46,17 +51,16 @@ class External(Arm):
             )
         return path
 
-    def _table(self, context: ArmContext) -> str:
-        """Return the SQL of ids and scores, after a look at the columns and at doubled ids."""
+    def scores(self, context: ArmContext) -> tuple[str, str]:
+        """Return the file's ids and scores, after a look at its columns and at doubled ids."""
         path = self._path()
         literal = str(path).replace("'", "''")
-        source = f"{_READERS[path.suffix]}('{literal}')"
         id_, column = ('"' + name.replace('"', '""') + '"' for name in (self.id, self.column))
-        query = f"SELECT {id_}::VARCHAR AS record_id, {column}::DOUBLE AS score FROM {source}"
+        query = f"SELECT {id_}::VARCHAR AS record_id, {column}::DOUBLE AS score FROM "
         target = context.work.folder / "external.parquet"
         try:
             with ParquetStream(target, compression="lz4") as stream:
-                for batch in context.work.batches(query):
+                for batch in context.work.batches(f"{query}{_READERS[path.suffix]}('{literal}')"):
                     stream.write(batch)
             table = context.work.table(target)
             doubled = context.number(f"SELECT count(*) - count(DISTINCT record_id) FROM {table}")
@@ -71,33 +75,31 @@ class External(Arm):
                 f"arm {self.name}: {path} has {doubled:,} more rows than record ids",
                 hint="give each record one score",
             )
-        return table
+        return f"SELECT * FROM {table}", f"{self.column} of {path.name}"
+
+    def notes(self, context: ArmContext, scored: str, lacking: int) -> list[str]:
+        """Say how many records the file passes over."""
+        return [f"{lacking:,} records have no score in the file"] * bool(lacking)
+
+    def too_few(self, context: ArmContext, scored: str, found: int, total: int) -> UserError:
+        """Name some of the records that the file lacks."""
+        return UserError(
+            f"arm {self.name}: {self.file} has scores for {found:,} of {total:,} records; "
+            f"lacking: {', '.join(_lacking(context, scored))}, ...",
+            hint="give a score for each record, or correct the arm's id and column",
+        )
 
     def arrange(self, context: ArmContext) -> Ordering:
-        """Order by the file's score; records without one cannot be chosen."""
-        table = self._table(context)
-        usable = f"{table} s SEMI JOIN {context.candidates} USING (record_id) "
-        usable += "WHERE s.score IS NOT NULL AND NOT isnan(s.score)"
-        found = context.number(f"SELECT count(*) FROM {usable}")
-        total = context.number(f"SELECT count(*) FROM {context.candidates}")
-        lacking = (
-            f"SELECT coalesce(string_agg(record_id, ', '), '') FROM (SELECT record_id FROM "
-            f"{context.candidates} ANTI JOIN (SELECT record_id FROM {usable}) USING (record_id) "
-            "ORDER BY record_id LIMIT 5)"
-        )
-        names = str(context.work.row(lacking)[0])
-        if not found or (context.count is not None and found < context.count):
-            raise UserError(
-                f"arm {self.name}: {self.file} has scores for {found:,} of {total:,} records; "
-                f"lacking: {names}, ...",
-                hint="give a score for each record, or correct the arm's id and column",
-            )
-        direction = "DESC" if self.order == "descending" else "ASC"
-        notes = [f"{total - found:,} records have no score in the file"]
-        return Ordering(
-            f"SELECT record_id, s.score FROM {usable} ORDER BY s.score {direction}, record_id",
-            f"{self.column} of {Path(self.file).name}",
-            notes if found < total else [],
-            lacking=names.split(", ") if names else [],
-            higher_is_better=self.order == "descending",
-        )
+        """Order by the file's score; name some of the records without one."""
+        ordering = super().arrange(context)
+        scored = f"(SELECT record_id FROM ({ordering.query}))"
+        return replace(ordering, lacking=_lacking(context, scored))
+
+
+def _lacking(context: ArmContext, scored: str) -> list[str]:
+    """Return the first ids without a score."""
+    query = (
+        f"SELECT record_id FROM {context.candidates} ANTI JOIN {scored} USING (record_id) "
+        "ORDER BY record_id LIMIT 5"
+    )
+    return [name for b in context.work.batches(query) for name in b.column(0).to_pylist()]

@@ -1,6 +1,5 @@
 """Full: every curated record."""
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 from typing import ClassVar

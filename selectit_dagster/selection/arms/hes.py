@@ -1,6 +1,5 @@
 """HES: the sum of the highest token entropies."""
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 from typing import ClassVar
@@ -8,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from selectit_dagster.selection.arms.arm import ArmContext, Ordering, register
+from selectit_dagster.selection.arms.arm import ArmContext, register
 from selectit_dagster.selection.arms.response_arm import Floats, ResponseArm
 
 
@@ -23,12 +22,12 @@ class HighEntropySum(ResponseArm):
     phrase: ClassVar[str] = "the HES {part}"
     percentile: float = Field(99.5, gt=0, lt=100, description="above which entropies are summed")
 
-    def arrange(self, context: ArmContext) -> Ordering:
-        """Order by the sum, the highest first."""
+    def scores(self, context: ArmContext) -> tuple[str, str]:
+        """Return the sum of the answer's high entropies."""
 
         def score(entropies: Floats) -> float:
             return float(entropies[entropies > np.percentile(entropies, self.percentile)].sum())
 
         table = self.per_record(context, [(context.passes.losses(), "entropies")], score)
         means = "sum of the token entropies above the answer's own percentile, in nats"
-        return self.by_score(context, f"SELECT * FROM {table}", means)
+        return f"SELECT * FROM {table}", means

@@ -1,6 +1,5 @@
 """MIWV: whether a solved neighbour makes a response easier."""
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 from typing import ClassVar
@@ -9,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selectit_dagster.artefacts.manifest import require_manifest
-from selectit_dagster.selection.arms.arm import ArmContext, Need, Ordering, register
+from selectit_dagster.selection.arms.arm import ArmContext, Need, register
 from selectit_dagster.selection.arms.response_arm import ResponseArm
 from selectit_dagster.selection.diversity import Matrix, normalised
 
@@ -27,8 +26,8 @@ class ModelInstructionWeakness(ResponseArm):
     phrase: ClassVar[str] = "the MIWV {part}"
     needs: ClassVar[tuple[Need, ...]] = ("model", "embeddings")
 
-    def arrange(self, context: ArmContext) -> Ordering:
-        """Order by the change of the mean loss."""
+    def scores(self, context: ArmContext) -> tuple[str, str]:
+        """Return the change of the mean loss."""
         path, embeddings = context.passes.embeddings()
         made_from = require_manifest(path.parent, made_by="the embeddings").digest
         after = context.passes.losses_after(nearest_others(embeddings), made_from)
@@ -37,8 +36,7 @@ class ModelInstructionWeakness(ResponseArm):
             "SELECT record_id, list_avg(e.losses) - list_avg(g.losses) AS score "
             f"FROM {context.work.table(after)} e JOIN {given} g USING (record_id)"
         )
-        means = "loss after one solved neighbour minus loss without it"
-        return self.by_score(context, query, means)
+        return query, "loss after one solved neighbour minus loss without it"
 
 
 def nearest_others(embeddings: Matrix) -> npt.NDArray[np.int64]:

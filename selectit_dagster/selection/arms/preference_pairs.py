@@ -1,6 +1,5 @@
 """Preference pairs: kept by the margin between their answers and the chosen one's score."""
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 from typing import ClassVar

@@ -1,6 +1,5 @@
 """Random of equal length: the histogram of response lengths is another arm's."""
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 from typing import Any, ClassVar
@@ -8,10 +7,11 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from selectit_dagster.selection.arms.arm import Arm, ArmContext, Ordering, arm_of, register
+from selectit_dagster.selection.arms.random import DrawnArm
 
 
 @register("random-length")
-class RandomOfEqualLength(Arm):
+class RandomOfEqualLength(DrawnArm):
     """A seeded draw with as many responses of each length band as the compared arm takes.
 
     That takes the confound of length away: what still parts the two arms is not length. Bands
@@ -20,14 +20,8 @@ class RandomOfEqualLength(Arm):
 
     title: ClassVar[str] = "a random draw with the response lengths of another arm"
     phrase: ClassVar[str] = "a random {part} of equal length"
-    seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1, description="draws, a subset each")
     like: Any = Field("selectit", description="the compared arm: its name, or {kind: ...}")
     bands: int = Field(20, ge=1, le=1000, description="bands of response length, in characters")
-
-    @property
-    def draws(self) -> tuple[int | None, ...]:
-        """One subset per seed."""
-        return self.seeds
 
     @property
     def compared(self) -> Arm:
@@ -43,19 +37,16 @@ class RandomOfEqualLength(Arm):
         """Order by band, so that the first ``count`` have the compared arm's histogram."""
         like = self.compared.arrange(context)
         limit = "" if context.count is None else f"LIMIT {context.count}"
-        wanted = f"SELECT record_id FROM ({like.query} {limit})"
-        lengths = (
-            f"(SELECT record_id, ntile({self.bands}) OVER (ORDER BY length(response), record_id) "
-            f"AS band FROM {context.texts()} SEMI JOIN {context.candidates} USING (record_id))"
-        )
         query = (
+            f"WITH banded AS (SELECT record_id, ntile({self.bands}) OVER (ORDER BY "
+            f"length(response), record_id) AS band FROM {context.texts()} "
+            f"SEMI JOIN {context.candidates} USING (record_id)), "
+            f"wanted AS (SELECT band, count(*) AS wanted FROM banded SEMI JOIN "
+            f"(SELECT record_id FROM ({like.query} {limit})) USING (record_id) GROUP BY band) "
             "SELECT record_id, NULL::DOUBLE AS score FROM (SELECT record_id, band, row_number() "
-            f"OVER (PARTITION BY band ORDER BY sha256('{int(context.seed or 0)}:' || record_id), "
-            f"record_id) AS place FROM {lengths}) LEFT JOIN (SELECT band, count(*) AS wanted FROM "
-            f"{lengths} SEMI JOIN ({wanted}) USING (record_id) GROUP BY band) USING (band) "
-            "ORDER BY place > coalesce(wanted, 0), "
-            f"sha256('{int(context.seed or 0)}:' || record_id), record_id"
+            f"OVER (PARTITION BY band ORDER BY {self.drawn(context)}) AS place FROM banded) "
+            "LEFT JOIN wanted USING (band) "
+            f"ORDER BY place > coalesce(wanted, 0), {self.drawn(context)}"
         )
-        return Ordering(
-            query, "none: a random draw has no score", like.notes, higher_is_better=None
-        )
+        means = "none: a random draw has no score"
+        return Ordering(query, means, like.notes, higher_is_better=None)

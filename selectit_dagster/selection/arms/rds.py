@@ -1,6 +1,5 @@
 """RDS+: the records nearest to a set of queries, each query in its turn."""
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 from pathlib import Path
@@ -14,7 +13,12 @@ from selectit_dagster.artefacts.files import sha256_file
 from selectit_dagster.experiment.section import Line
 from selectit_dagster.selection.arms.arm import ArmContext, Need, Ordering, register
 from selectit_dagster.selection.arms.response_arm import ResponseArm
-from selectit_dagster.selection.diversity import Matrix, candidate_rows, normalised, write_order
+from selectit_dagster.selection.diversity import (
+    Matrix,
+    candidate_rows,
+    normalised,
+    written_order,
+)
 
 
 @register("rds")
@@ -38,15 +42,10 @@ class RepresentationSimilarity(ResponseArm):
         """Order by round robin over the queries."""
         path, embeddings = context.passes.embeddings(weighted=True)
         ids, _, places = candidate_rows(context, path)
-        taken, scores = round_robin(
-            embeddings[places], self._queries(context), context.count or len(ids)
-        )
-        table = write_order(context, [ids[i] for i in taken], scores)
-        return Ordering(
-            f"SELECT record_id, score FROM {table} ORDER BY place",
-            "cosine to the query that took the record",
-            higher_is_better=None,
-        )
+        count = context.count or len(ids)
+        taken, scores = round_robin(embeddings[places], self._queries(context), count)
+        query = written_order(context, [ids[i] for i in taken], scores)
+        return Ordering(query, "cosine to the query that took the record", higher_is_better=None)
 
     def _queries(self, context: ArmContext) -> Matrix:
         import pyarrow.parquet as pq

@@ -1,6 +1,5 @@
 """Arms that run a model over the responses: losses, entropies, embeddings."""
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -12,53 +11,20 @@ import numpy.typing as npt
 from pydantic import Field
 
 from selectit_dagster.artefacts.duckdb_tables import ParquetStream, stored_batches
-from selectit_dagster.errors import UserError
 from selectit_dagster.experiment.rating_section import ModelReference
 from selectit_dagster.experiment.section import Name
-from selectit_dagster.selection.arms.arm import Arm, ArmContext, Need, Ordering
+from selectit_dagster.selection.arms.arm import ArmContext, Need, ScoredArm
 
 Floats = npt.NDArray[np.float64]
 
 
-class ResponseArm(Arm):
-    """Base of the arms that run a model over all records."""
+class ResponseArm(ScoredArm):
+    """Base of the arms that run a model over all records; those that fit into it are scored."""
 
     needs: ClassVar[tuple[Need, ...]] = ("model",)
     model: Name | ModelReference | None = Field(
         None, description="a scoring model's name, or {path: ...}; default: the last scoring model"
     )
-
-    def by_score(
-        self,
-        context: ArmContext,
-        query: str,
-        means: str,
-        *,
-        order: str = "score DESC",
-        higher_is_better: bool | None = True,
-        notes: tuple[str, ...] = (),
-    ) -> Ordering:
-        """Return the candidates in the order of a query's ``score``; those without one are out."""
-        scored = (
-            f"(SELECT record_id, score FROM ({query}) SEMI JOIN {context.candidates} "
-            "USING (record_id) WHERE score IS NOT NULL AND NOT isnan(score))"
-        )
-        found = context.number(f"SELECT count(*) FROM {scored}")
-        total = context.number(f"SELECT count(*) FROM {context.candidates}")
-        if context.count is not None and found < context.count:
-            raise UserError(
-                f"{context.count:,} records are to be chosen, but the arm's model can score only "
-                f"{found:,} of {total:,}: the others do not fit into its context or have an "
-                "empty response",
-                hint="choose fewer records, or a model with a longer context for this arm",
-            )
-        lacking = [f"{total - found:,} records were not scored and cannot be chosen"]
-        return Ordering(
-            f"SELECT record_id, score FROM {scored} ORDER BY {order}, record_id",
-            means,
-            [*(lacking if found < total else []), *notes],
-            higher_is_better=higher_is_better,
-        )
 
     def per_record(
         self, context: ArmContext, passes: list[tuple[Path, str]], score: Callable[..., Any]

@@ -1,6 +1,5 @@
 """SelectIT: the best by the model-level score."""
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 from dataclasses import replace

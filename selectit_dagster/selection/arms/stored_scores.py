@@ -1,6 +1,5 @@
 """Arms whose order is arithmetic on stored rating distributions: nothing is scored again."""
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -9,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from selectit_dagster.errors import UserError
 from selectit_dagster.experiment.section import Name
 from selectit_dagster.progress import Silent
 from selectit_dagster.rating import levels
@@ -101,23 +101,17 @@ class StoredScoreArm(Arm):
     def _model_names(self, context: ArmContext) -> list[str]:
         """Return the models that are fused; one alone where the arm is of a single model."""
         known = context.ranked_with["theta"]
-        name = None
-        if self.one_model:
-            asked = None if self.runs_model else getattr(context.model, "name", None)
-            name = getattr(self, "model", None) or asked
+        names = [n for n in sorted(known) if n in (self.models or known)]
+        if not self.one_model:
+            return names
+        asked = None if self.runs_model else getattr(context.model, "name", None)
+        name = getattr(self, "model", None) or asked
         if name is not None and name not in known:
-            from selectit_dagster.errors import UserError
-
             raise UserError(
                 f"model {name!r} of this arm is not among the ranked ones: {', '.join(known)}",
                 hint="name one of the scoring models as the arm's model",
             )
-        if name is not None:
-            return [str(name)]
-        names = [n for n in sorted(known) if n in (self.models or known)]
-        if self.one_model:
-            return [max(names, key=lambda model: known[model])]
-        return names
+        return [str(name or max(names, key=lambda model: known[model]))]
 
 
 class OneModelArm(StoredScoreArm):
