@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.artefacts.manifest import Manifest
@@ -11,6 +12,7 @@ from selectit_dagster.artefacts.manifest import Manifest
 if TYPE_CHECKING:
     from selectit_dagster.selection.subset import SelectionRequest
 
+_TEMPLATE = Path(__file__).resolve().parent / "templates" / "dataset_card.md"
 _LICENSE_ID = re.compile(
     r"(apache-2\.0|mit|openrail|bsd[a-z0-9.-]*|cc(-[a-z]+)*(-\d\.\d)?|cc0-1\.0|odc-by|odbl|pddl|"
     r"gpl[a-z0-9.-]*|lgpl[a-z0-9.-]*|agpl-3\.0|llama[0-9.]+|gemma|unlicense|unknown|other)"
@@ -33,175 +35,94 @@ class CardFacts:
 
 def dataset_card(facts: CardFacts) -> str:
     """Return the card: front matter for the hub, then what a reader wants to know."""
+    import jinja2
     import yaml
 
-    front = yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True)
-    parts = [
-        f"---\n{front}---\n",
-        _introduction(facts),
-        _how(facts),
-        _numbers(facts),
-        _files(facts),
-        _licence(facts),
-    ]
-    return "\n".join(part for part in parts if part)
+    environment = jinja2.Environment(  # noqa: S701 - Markdown; texts go through ``line``
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["line"] = line
+    request = facts.request
+    stated = facts.ranking if "models" in facts.provenance else None
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        front=yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True),
+        request=request,
+        provenance=facts.provenance,
+        counts=facts.counts,
+        details=facts.details,
+        model=_arm_model(facts),
+        method=None if stated is None else stated.details,
+        models=[] if stated is None else _models(facts.provenance["models"], stated),
+        prompts=facts.provenance.get("prompts") or {"file": None, "texts": []},
+        numbers=_numbers(facts),
+        data_file=facts.data_file,
+    )
 
 
 def _front_matter(facts: CardFacts) -> dict[str, Any]:
     given = str(facts.provenance.get("license", "unknown")).strip()
-    identifier = given.lower()
-    known = bool(_LICENSE_ID.fullmatch(identifier))
-    front: dict[str, Any] = {"license": identifier if known else "other"}
-    if not known:
-        front["license_name"] = given
+    known = bool(_LICENSE_ID.fullmatch(given.lower()))
     count = facts.counts["selected"]
-    category = next((name for limit, name in _SIZES if count < limit), "n>1M")
+    files = [{"split": "train", "path": "dataset.parquet"}]
     return {
-        **front,
+        **({"license": given.lower()} if known else {"license": "other", "license_name": given}),
         "task_categories": ["text-generation"],
-        "size_categories": [category],
+        "size_categories": [next((name for limit, name in _SIZES if count < limit), "n>1M")],
         "tags": ["instruction-tuning", "data-selection", facts.request.kind],
-        "configs": [
-            {
-                "config_name": "default",
-                "data_files": [{"split": "train", "path": "dataset.parquet"}],
-            }
-        ],
+        "configs": [{"config_name": "default", "data_files": files}],
     }
 
 
-def _introduction(facts: CardFacts) -> str:
-    provenance = facts.provenance
-    source = line(provenance.get("source", "an instruction dataset"))
-    name = line(provenance.get("experiment", "selection"))
-    counts = facts.counts
-    return (
-        f"# {name}: {facts.request.arm}\n\n"
-        f"{counts['selected']:,} of the {counts['curated']:,} curated records of `{source}`: "
-        f"{facts.details['describe']}.\n"
-    )
+def _arm_model(facts: CardFacts) -> str | None:
+    """Return the arm's own model with what it is known by: a commit, or the hash of weights."""
+    from selectit_dagster.selection.subset import public_name
 
-
-def _how(facts: CardFacts) -> str:
-    lines = ["## How the records were chosen\n"]
-    kind, details = facts.request.kind, facts.details
-    if kind == "random":
-        lines.append(
-            f"Drawn at random with seed {facts.request.seed}: the records with the smallest "
-            "SHA-256 of `<seed>:<record id>`."
-        )
-    else:
-        lines.append(f"Selection arm `{kind}`: {details['describe']}. ")
-        lines.append(f"The column `score` is: {details['score_means']}.")
     model = facts.request.model
-    if model is not None and facts.request.rule.takes_model:
-        from selectit_dagster.selection.subset import public_name
-
-        lines.append(f"Model: {_model_name(public_name(model.path), _revision(facts))}.")
-    if details["parameters"]:
-        told = ", ".join(f"{name} {line(value)}" for name, value in details["parameters"].items())
-        lines += ["", f"Parameters of this arm: {told}."]
-    if details.get("quota"):
-        lines += ["", "| group | candidates | selected | without the quota |", "|---|---|---|---|"]
-        columns = ("group", "candidates", "selected", "without_quota")
-        for row in details["quota"]:
-            lines.append("| " + " | ".join(line(row[name]) for name in columns) + " |")
-    if facts.ranking is not None and "models" in facts.provenance:
-        lines += ["", *_selectit(facts)]
-    if details["notes"]:
-        lines += ["", *(f"- {note}" for note in details["notes"])]
-    return "\n".join(lines) + "\n"
-
-
-def _selectit(facts: CardFacts) -> list[str]:
-    """Return method, models, prompts and parameters of a selection by stored scores."""
-    ranking = facts.ranking
-    if ranking is None:
-        return []
-    stored = ranking.details["parameters"]
-    thetas = ranking.details["theta"]
-    total = sum(thetas.values())
-    models = {model["name"]: model for model in facts.provenance["models"]}
-    lines = [
-        "Method: SelectIT (Liu et al. 2024, arXiv 2402.16705). Each scoring model rates each "
-        f"record from 1 to {stored['num_ratings']} under {stored['num_prompts']} rating "
-        "prompts; the score is higher where the models are surer of a high rating (token "
-        "level), agree between prompts (sentence level) and between models weighted by θ "
-        "(model level).",
-        "",
-        "| scoring model | revision | weight θ | share |",
-        "|---|---|---|---|",
-    ]
-    for name, theta in thetas.items():
-        facts_of = ranking.details["models"].get(name, {})
-        model = models.get(name, {"path": name})
-        label = _model_name(model["path"], model.get("revision"))
-        revision = facts_of.get("revision") or "not known"
-        # the released code takes the weights as they are
-        share = f"{theta / total:.1%}" if stored["variant"] == "paper" else "as it is"
-        lines.append(f"| {label} ({name}) | {revision} | {theta:,.6g} | {share} |")
-    prompts = facts.provenance.get("prompts") or {"file": None, "texts": []}
-    source = f"`{line(prompts['file'])}`" if prompts["file"] else "the built-in ones"
-    return [
-        *lines,
-        "",
-        f"- α (disagreement between prompts): {stored['alpha']:g}",
-        f"- variant: {stored['variant']}; ablation: {stored['ablation']}",
-        f"- rating prompts: the first {stored['num_prompts']} of {source}",
-        "",
-        *(
-            f"{number}. {line(text)}"
-            for number, text in enumerate(prompts["texts"][: stored["num_prompts"]], start=1)
-        ),
-    ]
-
-
-def _revision(facts: CardFacts) -> str | None:
-    """Return what the arm's model is known by: a commit, or the hash of local weights."""
+    if model is None or not facts.request.rule.takes_model:
+        return None
     weights = facts.model_identity.get("weights")
     commit = facts.model_identity.get("commit")
-    return commit or (f"sha256:{weights[:12]}" if weights else None)
+    revision = commit or (f"sha256:{weights[:12]}" if weights else None)
+    return _model_name(public_name(model.path), revision)
 
 
-def _numbers(facts: CardFacts) -> str:
+def _models(stated: list[dict[str, Any]], ranking: Manifest) -> list[tuple[str, ...]]:
+    """Return each scoring model's label, revision, weight θ and share, as the card says them."""
+    thetas = ranking.details["theta"]
+    known = {model["name"]: model for model in stated}
+    released = ranking.details["parameters"]["variant"] != "paper"
+    rows = []
+    for name, theta in thetas.items():
+        model = known.get(name, {"path": name})
+        revision = ranking.details["models"].get(name, {}).get("revision") or "not known"
+        # the released code takes the weights as they are
+        share = "as it is" if released else f"{theta / sum(thetas.values()):.1%}"
+        label = f"{_model_name(model['path'], model.get('revision'))} ({name})"
+        rows.append((label, str(revision), f"{theta:,.6g}", share))
+    return rows
+
+
+def _numbers(facts: CardFacts) -> list[tuple[str, str]]:
     counts, details = facts.counts, facts.details
     rule, size = next(iter(details["size"].items()))
+    full = facts.request.kind == "full"
     rows = [
         ("curated records", f"{counts['curated']:,}"),
         ("candidates", f"{counts['candidates']:,}"),
         ("selected", f"{counts['selected']:,}"),
-        ("size rule", "all" if facts.request.kind == "full" else f"{rule} {size:g}"),
+        ("size rule", "all" if full else f"{rule} {size:g}"),
     ]
-    if facts.ranking is not None and facts.request.kind != "full":
+    if facts.ranking is not None and not full:
         rows += [(name, f"{facts.ranking.counts[name]:,}") for name in ("too_long", "failed")]
     if details["cut"]["last_selected"] is not None:
         rows.append(("score of the last record", f"{details['cut']['last_selected']:.6g}"))
     characters = details["response_characters"]
-    rows += [
-        ("mean response, selected", f"{characters['selected']:,.0f} characters"),
-        ("mean response, curated", f"{characters['curated']:,.0f} characters"),
-    ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return f"## Numbers\n\n| | |\n|---|---|\n{table}\n"
-
-
-def _files(facts: CardFacts) -> str:
-    return (
-        "## Files\n\n"
-        f"- `{facts.data_file}`: the records as they came, unchanged, best first\n"
-        "- `dataset.parquet`: `record_id`, `instruction`, `input`, `response`, `rank`, `score`, "
-        "`length` (of the response, in characters)"
-        f"{', `weight`' if 'weights' in facts.details['parameters'] else ''}\n"
-        "- `manifest.json`: fingerprint, counts and the SHA-256 of every file\n"
-    )
-
-
-def _licence(facts: CardFacts) -> str:
-    given = line(facts.provenance.get("license", "unknown"))
-    return (
-        "## Licence\n\n"
-        f"The records keep the licence of their source, as its user gave it: {given}.\n"
-    )
+    for name in ("selected", "curated"):
+        rows.append((f"mean response, {name}", f"{characters[name]:,.0f} characters"))
+    return rows
 
 
 def _model_name(path: str, revision: str | None) -> str:
