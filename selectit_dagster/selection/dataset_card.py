@@ -94,7 +94,7 @@ def _models(stated: list[dict[str, Any]], ranking: Manifest) -> list[tuple[str, 
     thetas = ranking.details["theta"]
     known = {model["name"]: model for model in stated}
     released = ranking.details["parameters"]["variant"] != "paper"
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, theta in thetas.items():
         model = known.get(name, {"path": name})
         revision = ranking.details["models"].get(name, {}).get("revision") or "not known"
