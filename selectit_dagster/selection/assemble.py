@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from selectit_dagster.artefacts.duckdb_tables import ParquetStream, Workspace, move_into
 from selectit_dagster.artefacts.files import sha256_json, write_text
-from selectit_dagster.artefacts.manifest import Manifest, read_manifest, require_manifest
+from selectit_dagster.artefacts.manifest import (
+    Content,
+    Manifest,
+    library_versions,
+    read_manifest,
+    require_manifest,
+)
 from selectit_dagster.errors import ArtefactError
 from selectit_dagster.progress import Progress
 from selectit_dagster.selection.arms.arm import ArmContext, Ordering
@@ -22,28 +27,14 @@ from selectit_dagster.selection.difference import CANDIDATES_FILE
 from selectit_dagster.selection.ranking import RANKING_FILE
 from selectit_dagster.selection.response_passes import ResponsePasses
 from selectit_dagster.selection.review import MARKS, named, read_review, review_digest, reviewed
-
-if TYPE_CHECKING:
-    from selectit_dagster.selection.subset import SelectionRequest
+from selectit_dagster.selection.subset import SelectionRequest, model_identity_of
 
 CARD_FILE = "README.md"
 _RESUME = ".resume-"
 
 
-@dataclass(frozen=True)
-class Assembled:
-    """The files of a selection and what its manifest says."""
-
-    names: list[str]
-    counts: dict[str, int]
-    details: dict[str, Any]
-    content: str
-
-
-def assemble(request: SelectionRequest, count: int, out: Path, progress: Progress) -> Assembled:
+def assemble(request: SelectionRequest, count: int, out: Path, progress: Progress) -> Content:
     """Write the ``count`` records that the request's arm chooses into ``out``."""
-    from selectit_dagster.selection.subset import card_provenance
-
     curated = require_manifest(request.records, made_by="curated_dataset")
     ranking = read_manifest(request.ranking) if request.ranking is not None else None
     old = read_manifest(out)
@@ -55,40 +46,29 @@ def assemble(request: SelectionRequest, count: int, out: Path, progress: Progres
             ordering, left = reviewed(ordering, marks, context)
             count = min(count, left)
         choice = choose(request.rule, ordering, _size(request, count), context)
-        written = write_selected(
-            context.records,
-            work.folder / CHOSEN_FILE,
-            choice.count,
-            source_of(curated, request.records),
-            work,
-            progress,
-        )
+        path = work.folder / CHOSEN_FILE
+        source = source_of(curated, request.records)
+        written = write_selected(context.records, path, choice.count, source, work, progress)
         counts = {
             "curated": curated.counts["kept"],
-            "candidates": _number(work, f"SELECT count(*) FROM {context.candidates}"),
+            "candidates": context.rows(context.candidates),
             "selected": written.rows,
         }
         details = _details(request, ordering, written, counts, choice, context)
+        details["notes"] += curated.details.get("notes") or []
         if marks:
             details["review"] = {mark: named(marks, mark) for mark in MARKS}
         names = [*written.names, CARD_FILE]
         if choice.cut["last_selected"] is not None:
             _write_candidates(ordering, work)
             names.append(CANDIDATES_FILE)
-        facts = CardFacts(
-            request,
-            card_provenance(request),
-            counts,
-            details,
-            ranking,
-            written.names[0],
-            _model_identity(request),
-        )
+        facts = CardFacts(request, counts, details, ranking, model_identity_of(request))
         write_text(work.folder / CARD_FILE, dataset_card(facts))
         move_into(work.folder, out, names, list(old.files) if old else [])
     for cache in out.glob(f"{_RESUME}*"):
         shutil.rmtree(cache, ignore_errors=True)
-    return Assembled(names, counts, details, written.content)
+    versions = library_versions("numpy", "pyarrow", "duckdb", "torch", "transformers")
+    return Content(names, counts, details, versions, digest=written.content)
 
 
 def source_of(curated: Manifest, folder: Path) -> dict[str, Any]:
@@ -129,7 +109,7 @@ def _context(
             f"FROM {work.table(request.ranking / RANKING_FILE)} WHERE rank IS NOT NULL)"
         )
     # what a killed run computed with a model is kept beside it, unless all arms share it
-    basis = {"model": _model_identity(request), "records": curated.digest}
+    basis = {"model": model_identity_of(request), "records": curated.digest}
     passes = request.passes or out / f"{_RESUME}{sha256_json(basis)[:16]}"
     return ArmContext(
         records=records,
@@ -155,14 +135,6 @@ def _size(request: SelectionRequest, count: int) -> Size:
     return Size(count=count)
 
 
-def _model_identity(request: SelectionRequest) -> dict[str, str]:
-    if not request.rule.takes_model or request.model is None:
-        return {}
-    from selectit_dagster.inference.model_identity import inference_identity
-
-    return {**inference_identity(request.model), "dtype": request.model.dtype}
-
-
 def _write_candidates(ordering: Ordering, work: Workspace) -> None:
     """Keep each candidate's place and score: for what changes next, and for the scores of all."""
     import pyarrow as pa
@@ -174,11 +146,6 @@ def _write_candidates(ordering: Ordering, work: Workspace) -> None:
             stream.write(pa.record_batch(columns, names=["record_id", "rank", "score"]))
 
 
-def _of_the_source(records: Path) -> list[str]:
-    """Return what of the source a reader could miss: columns, files and turns passed over."""
-    return list(require_manifest(records, made_by="curated_dataset").details.get("notes") or [])
-
-
 def _details(
     request: SelectionRequest,
     ordering: Ordering,
@@ -187,9 +154,7 @@ def _details(
     choice: Choice,
     context: ArmContext,
 ) -> dict[str, Any]:
-    all_characters = context.work.row(
-        f"SELECT avg(length(response)) FROM {context.work.table(context.records)}"
-    )[0]
+    average = f"SELECT avg(length(response)) FROM {context.texts()}"
     return {
         "arm": request.arm,
         "kind": request.kind,
@@ -204,16 +169,11 @@ def _details(
         "cut": choice.cut,
         "response_characters": {
             "selected": written.characters / max(1, written.rows),
-            "curated": float(str(all_characters)),
+            "curated": float(str(context.work.row(average)[0])),
         },
         "content_sha256": written.content,
         "data_file": written.names[0],
-        "notes": [
-            *ordering.notes,
-            *choice.notes,
-            *_without_score(request, counts),
-            *_of_the_source(request.records),
-        ],
+        "notes": [*ordering.notes, *choice.notes, *_without_score(request, counts)],
         **({"lacking": ordering.lacking} if ordering.lacking else {}),
         **({"quota": choice.quota} if choice.quota else {}),
         **({"tokens": choice.tokens} if choice.tokens is not None else {}),
@@ -250,7 +210,3 @@ def _settings(request: SelectionRequest, context: ArmContext) -> dict[str, Any]:
         stated |= {"models": ", ".join(sorted(thetas))}
         stated |= {f"theta of {name}": theta for name, theta in thetas.items()}
     return stated
-
-
-def _number(work: Workspace, query: str) -> int:
-    return int(str(work.row(query)[0]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,51 @@ class CardFacts:
     """What the card is written from."""
 
     request: SelectionRequest
-    provenance: dict[str, Any]
     counts: dict[str, int]
     details: dict[str, Any]
     ranking: Manifest | None
-    data_file: str
-    model_identity: dict[str, str] = field(default_factory=dict)
+    model_identity: dict[str, str]
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the experiment says of the source and of the rating."""
+        return card_provenance(self.request)
+
+
+def card_provenance(request: SelectionRequest) -> dict[str, Any]:
+    """Return the part of the provenance that this arm's card states.
+
+    An arm that takes no scores does not go out of date when the rating changes. Of local
+    paths only the last name is kept: a moved folder is the same, and the manifest may be
+    published.
+    """
+    from selectit_dagster.rating.prompts import load_prompts
+
+    given, general = request.provenance, ("experiment", "source", "license")
+    stated: dict[str, Any] = {key: given[key] for key in general if key in given}
+    if not request.by_scores:
+        return stated
+    stated["models"] = [
+        {
+            "name": model["name"],
+            "path": public_name(str(model.get("path", model["name"]))),
+            "revision": model.get("revision"),
+        }
+        for model in given.get("models", [])
+    ]
+    if "rating" in given:
+        path = given["rating"].get("prompts")
+        stated["prompts"] = {
+            "file": public_name(path) if path else None,
+            "texts": [p.text for p in load_prompts(path, int(given["rating"]["num_prompts"]))],
+        }
+    return stated
+
+
+def public_name(path: str) -> str:
+    """Return a hub name as it is, and of a local path the last part."""
+    local = path.startswith(("/", ".", "~")) or path.count("/") > 1
+    return path.rstrip("/").split("/")[-1] if local else path
 
 
 def dataset_card(facts: CardFacts) -> str:
@@ -45,25 +84,24 @@ def dataset_card(facts: CardFacts) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["line"] = line
-    request = facts.request
-    stated = facts.ranking if "models" in facts.provenance else None
+    provenance = facts.provenance
+    stated = facts.ranking if "models" in provenance else None
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         front=yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True),
-        request=request,
-        provenance=facts.provenance,
+        request=facts.request,
+        provenance=provenance,
         counts=facts.counts,
         details=facts.details,
         model=_arm_model(facts),
         method=None if stated is None else stated.details,
-        models=[] if stated is None else _models(facts.provenance["models"], stated),
-        prompts=facts.provenance.get("prompts") or {"file": None, "texts": []},
+        models=[] if stated is None else _models(provenance["models"], stated),
+        prompts=provenance.get("prompts") or {"file": None, "texts": []},
         numbers=_numbers(facts),
-        data_file=facts.data_file,
     )
 
 
 def _front_matter(facts: CardFacts) -> dict[str, Any]:
-    given = str(facts.provenance.get("license", "unknown")).strip()
+    given = str(facts.request.provenance.get("license", "unknown")).strip()
     known = bool(_LICENSE_ID.fullmatch(given.lower()))
     count = facts.counts["selected"]
     files = [{"split": "train", "path": "dataset.parquet"}]
@@ -78,8 +116,6 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
 
 def _arm_model(facts: CardFacts) -> str | None:
     """Return the arm's own model with what it is known by: a commit, or the hash of weights."""
-    from selectit_dagster.selection.subset import public_name
-
     model = facts.request.model
     if model is None or not facts.request.rule.takes_model:
         return None

@@ -7,25 +7,23 @@ depends on the records and their ids, never on the order of a file.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selectit_dagster.artefacts.files import folder_lock
+from selectit_dagster.artefacts.duckdb_tables import stored_batches
 from selectit_dagster.artefacts.manifest import (
     Fingerprint,
     Manifest,
-    is_current,
-    library_versions,
+    make_or_current,
     require_manifest,
-    write_manifest,
 )
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.progress import Progress, Silent
 from selectit_dagster.selection.arms.arm import Arm, arm_of, arms
+from selectit_dagster.selection.dataset_card import card_provenance
 from selectit_dagster.selection.ranking import RANKING_FILE
 from selectit_dagster.selection.review import review_digest
 
@@ -44,29 +42,22 @@ class SelectionRequest:
 
     Attributes
     ----------
-    arm:
-        Name of the subset (``random-2``).
-    kind:
-        The selection rule, a kind of :func:`selectit_dagster.selection.arms.arm.arms`.
-    parameters:
-        The arm's parameters beside its kind, as in the experiment file.
+    arm, kind, parameters:
+        Name of the subset (``random-2``), the kind of its arm, and the arm's other entries in the
+        experiment file.
     seed:
-        The draw of the random arm; None for the others.
-    records:
-        Folder of the curated dataset.
-    ranking:
-        Folder of the ranking. Where it is given, every arm chooses among its ranked
-        records; an arm on stored scores cannot do without.
+        The draw, for arms that are drawn.
+    records, ranking:
+        Folders of the curated dataset and of the ranking. Where there is one, every arm chooses
+        among its ranked records; an arm on stored scores cannot do without.
     scores:
-        (model name, score folder), for ``token-level``.
+        (model name, score folder).
     size_rule, size:
-        ``share`` of the curated records, ``count``, ``tokens``, or ``threshold``: the lowest
-        SelectIT score, or this arm's own where ``parameters`` has it.
+        ``share`` of the curated records, ``count``, ``tokens`` (as ``tokenizer`` counts them),
+        or ``threshold``: the lowest SelectIT score, or this arm's own where ``parameters`` has it.
     model:
         The model of an arm that runs one; by its name the model whose scores an arm of a
         single model takes (default: the largest θ).
-    tokenizer:
-        Whose tokens a token budget counts.
     passes:
         Where passes of models over the records are kept for all arms; default: in the folder
         of the selection, until it is made.
@@ -116,18 +107,9 @@ def selection_count(
 ) -> int:
     """Return how many records every competing arm selects.
 
-    Parameters
-    ----------
-    rule:
-        ``share``: ``size`` times ``curated``, rounded down (in decimal arithmetic, so that
-        0.29 of 100 is 29), at least 1 and at most ``candidates``. ``count``: ``size``.
-        ``threshold``: ``reaching``.
-    curated:
-        Number of curated records.
-    candidates:
-        Number of records that can be chosen: the ranked ones, where there is a ranking.
-    reaching:
-        Number of records whose SelectIT score is at least the threshold.
+    ``share`` is ``size`` times ``curated``, rounded down (in decimal arithmetic, so that 0.29 of
+    100 is 29), at least 1 and at most the ``candidates`` that there are; ``threshold`` is the
+    ``reaching`` records whose SelectIT score is at least that.
 
     Raises
     ------
@@ -182,30 +164,21 @@ def resolved_count(request: SelectionRequest) -> int:
         candidates = require_manifest(request.ranking, made_by="ranking").counts["ranked"]
     if request.own_size:
         return candidates
-    if request.ranking is not None and request.size_rule == "threshold":
-        reaching = _reaching(request.ranking / RANKING_FILE, request.size)
-    return selection_count(
-        request.size_rule,
-        request.size,
-        curated=curated,
-        candidates=candidates,
-        reaching=reaching,
-    )
+    rule, size = request.size_rule, request.size
+    if request.ranking is not None and rule == "threshold":
+        reaching = _reaching(request.ranking / RANKING_FILE, size)
+    return selection_count(rule, size, curated=curated, candidates=candidates, reaching=reaching)
 
 
 def _reaching(ranking: Path, threshold: float) -> int:
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    count = 0
     try:
-        for batch in pq.ParquetFile(ranking).iter_batches(columns=["score"]):
-            reached = pc.sum(pc.greater_equal(batch.column("score"), threshold)).as_py()
-            count += reached or 0
+        scores = (batch.column(0) for batch in stored_batches(ranking, ["score"]))
+        return sum(pc.sum(pc.greater_equal(s, threshold)).as_py() or 0 for s in scores)
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise ArtefactError(f"{ranking} cannot be read: {error}", hint="rank again") from error
-    return count
 
 
 def selection_fingerprint(request: SelectionRequest) -> Fingerprint:
@@ -242,17 +215,23 @@ def selection_fingerprint(request: SelectionRequest) -> Fingerprint:
                 fingerprint["scores"] = ranking.fingerprint["scores"]
         else:
             fingerprint["not_ranked"] = ranking.details["excluded_sha256"]
-    for name, wanted, model in (
-        ("model", rule.takes_model, request.model),
-        ("tokenizer", request.size_rule == "tokens", request.tokenizer),
-    ):
-        if wanted and model is not None:
-            from selectit_dagster.inference.model_identity import inference_identity
+    if identity := model_identity_of(request):
+        fingerprint["dtype"] = identity.pop("dtype")
+        fingerprint["model"] = identity
+    if request.size_rule == "tokens" and request.tokenizer is not None:
+        from selectit_dagster.inference.model_identity import inference_identity
 
-            fingerprint[name] = inference_identity(model)
-            if name == "model":
-                fingerprint["dtype"] = model.dtype
+        fingerprint["tokenizer"] = inference_identity(request.tokenizer)
     return fingerprint
+
+
+def model_identity_of(request: SelectionRequest) -> dict[str, str]:
+    """Return what the arm's own model is known by; empty where it takes none."""
+    if not request.rule.takes_model or request.model is None:
+        return {}
+    from selectit_dagster.inference.model_identity import inference_identity
+
+    return {**inference_identity(request.model), "dtype": request.model.dtype}
 
 
 def _ranking_of(folder: Path, curated: Path, records: Manifest) -> Manifest:
@@ -264,48 +243,6 @@ def _ranking_of(folder: Path, curated: Path, records: Manifest) -> Manifest:
             hint="materialise the scores and the ranking again",
         )
     return ranking
-
-
-def card_provenance(request: SelectionRequest) -> dict[str, Any]:
-    """Return the part of the provenance that this arm's card states.
-
-    An arm that takes no scores does not go out of date when the rating changes. Of local
-    paths only the last name is kept: a moved folder is the same, and the manifest may be
-    published.
-    """
-    given = request.provenance
-    general = ("experiment", "source", "license")
-    stated: dict[str, Any] = {key: given[key] for key in general if key in given}
-    if request.by_scores:
-        stated["models"] = [
-            {
-                "name": model["name"],
-                "path": public_name(str(model.get("path", model["name"]))),
-                "revision": model.get("revision"),
-            }
-            for model in given.get("models", [])
-        ]
-        if "rating" in given:
-            stated["prompts"] = _prompt_facts(given["rating"])
-    return stated
-
-
-def _prompt_facts(rating: dict[str, Any]) -> dict[str, Any]:
-    """Return where the rating prompts come from, and their texts."""
-    from selectit_dagster.rating.prompts import load_prompts
-
-    path = rating.get("prompts")
-    prompts = load_prompts(path, int(rating["num_prompts"]))
-    return {
-        "file": public_name(path) if path else None,
-        "texts": [prompt.text for prompt in prompts],
-    }
-
-
-def public_name(path: str) -> str:
-    """Return a hub name as it is, and of a local path the last part."""
-    local = path.startswith(("/", ".", "~")) or path.count("/") > 1
-    return path.rstrip("/").split("/")[-1] if local else path
 
 
 def check_request(request: SelectionRequest) -> None:
@@ -354,20 +291,10 @@ def select(request: SelectionRequest, out: Path, progress: Progress | None = Non
     from selectit_dagster.selection.assemble import assemble
 
     check_request(request)
-    fingerprint = selection_fingerprint(request)
-    if is_current(out, fingerprint):
-        return require_manifest(out, made_by="selective_alpaca")
-    began = time.monotonic()
-    with folder_lock(out, f"selecting {request.arm}"):
-        made = assemble(request, resolved_count(request), out, progress or Silent())
-        return write_manifest(
-            out,
-            kind="selected_dataset",
-            fingerprint=fingerprint,
-            files=made.names,
-            counts=made.counts,
-            details=made.details,
-            versions=library_versions("numpy", "pyarrow", "duckdb", "torch", "transformers"),
-            seconds=time.monotonic() - began,
-            digest=made.content,
-        )
+    return make_or_current(
+        out,
+        kind="selected_dataset",
+        fingerprint=selection_fingerprint(request),
+        make=lambda: assemble(request, resolved_count(request), out, progress or Silent()),
+        keep_old=True,
+    )
