@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from selectit_dagster.cli.options import JSON, on_experiment
+from selectit_dagster.cli.tables import table_text
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import TuningSection
 
@@ -46,9 +47,9 @@ def doctor_command(pipeline: Pipeline, as_json: bool, with_plan: bool) -> None:
     if parsed.tuning is not None:
         _show("Tuning", tuning, as_json)
     if with_plan:
-        from selectit_dagster.orchestration.run_plan import plan, plan_lines
+        from selectit_dagster.orchestration.run_plan import plan, plan_table
 
-        click.echo("\n".join(["Plan", *plan_lines(plan(pipeline))]), err=as_json)
+        click.echo(table_text(plan_table(plan(pipeline)), "Plan"), err=as_json)
     if as_json:
         facts = {"machine": machine, "models": models, "tuning": tuning}
         click.echo(json.dumps(facts, default=str))

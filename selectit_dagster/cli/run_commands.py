@@ -20,6 +20,7 @@ from selectit_dagster.cli.options import (
     on_experiment,
     open_experiment,
 )
+from selectit_dagster.cli.tables import show_table
 from selectit_dagster.errors import UserError
 from selectit_dagster.progress import Reporter, Silent
 
@@ -104,8 +105,7 @@ def plan_command(pipeline: Pipeline, kept: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({**asdict(made), "seconds": made.seconds, "actual": actual}))
         return
-    for line in run_plan.plan_lines(made, actual):
-        click.echo(line)
+    show_table(run_plan.plan_table(made, actual))
 
 
 @click.command("report")

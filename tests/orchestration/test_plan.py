@@ -84,10 +84,10 @@ def test_what_a_run_took_stands_beside_its_plan(tmp_path, source, tiny_model_fol
     assert run_plan.kept_plan(Home(tmp_path, "other")) is None
     assert run_plan.planned_seconds(pipeline.scores("tiny")) == 36
     assert run_plan.planned_seconds(pipeline.ranking()) is None
-    lines = run_plan.plan_lines(made, {"uncertainty_scores/tiny": 42.0})
-    assert lines[0].split()[-3:] == ["seconds", "€", "took"]
-    assert lines[1].split()[-3:] == ["36", "0.07", "42"]
-    assert lines[-1].split() == ["all", "36", "0.07", "42"]
+    table = run_plan.plan_table(made, {"uncertainty_scores/tiny": 42.0})
+    assert list(table[0])[-3:] == ["seconds", "€", "took"]
+    assert list(table[0].values())[-3:] == ["36", "0.07", "42"]
+    assert list(table[-1].values()) == ["all", "36", "0.07", "42"]
 
 
 def test_the_command_prints_the_plan_and_keeps_it(source, tiny_model_folder, tmp_path):
