@@ -1,15 +1,15 @@
 """Stands in for Ray where no cluster is to be tried: one node, and everything in this process.
 
 It has what this project calls, in the form in which Ray has it. What the project sends through
-it is real: planners, raters, probes and training processes run as they are.
+it is real: actors and training processes run as they are.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import Future
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -35,57 +35,39 @@ class TrainingFailedError(Exception):
         self.worker_failures = failures
 
 
-@contextlib.contextmanager
-def wrapped(kind: type[Exception]) -> Iterator[None]:
-    """What a process raises arrives as an error of Ray's, of which only the text is left."""
-    try:
-        yield
-    except Exception as error:
-        raise kind(str(error)) from None
+class Answer:
+    """What a call of an actor gives; what it raised arrives as an error of Ray's."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._future: Future[Any] = Future()
+        try:
+            self._future.set_result(call())
+        except RayError as error:
+            self._future.set_exception(error)
+        except Exception as error:
+            self._future.set_exception(RayTaskError(str(error)))
+
+    def future(self) -> Future[Any]:
+        return self._future
 
 
 class Actor:
-    """An object whose methods are called with ``remote``; the answer is there at once."""
+    """An object whose methods are called with ``remote``; the answer is there at once.
 
-    def __init__(self, made: object) -> None:
-        self._made = made
+    As in Ray, what its making raised is raised by every call.
+    """
+
+    def __init__(self, make: Callable[[], object]) -> None:
+        self._made = Answer(make).future()
 
     def __getattr__(self, name: str) -> Any:
-        return SimpleNamespace(remote=getattr(self._made, name))
+        return SimpleNamespace(
+            remote=lambda *given: Answer(lambda: getattr(self._made.result(), name)(*given))
+        )
 
 
 def remote(**_: object) -> Callable[[type], Any]:
-    return lambda kind: SimpleNamespace(remote=lambda *given: Actor(kind(*given)))
-
-
-class Dataset:
-    """Rows that flow through the stages one by one."""
-
-    def __init__(self, tables: Iterator[Any]) -> None:
-        self._tables = tables
-
-    def map_batches(self, kind: type, *, fn_constructor_args: tuple, **_: object) -> Dataset:
-        def mapped() -> Iterator[Any]:
-            import pyarrow as pa
-
-            with wrapped(RayError):
-                made = kind(*fn_constructor_args)
-            for table in self._tables:
-                with wrapped(RayTaskError):
-                    found = made(table)
-                    tables = [found] if isinstance(found, pa.Table) else list(found)
-                yield from tables
-
-        return Dataset(mapped())
-
-    def iter_batches(self, **_: object) -> Iterator[Any]:
-        return self._tables
-
-
-def from_items(items: list[dict], **_: object) -> Dataset:
-    import pyarrow as pa
-
-    return Dataset(pa.Table.from_pylist([item]) for item in items)
+    return lambda kind: SimpleNamespace(remote=lambda *given: Actor(lambda: kind(*given)))
 
 
 class RayHere:
@@ -138,27 +120,17 @@ class RayHere:
         def settings(**given: Any) -> SimpleNamespace:
             return SimpleNamespace(**given)
 
-        context = SimpleNamespace()
         node = {"NodeID": "here", "Alive": True, "Resources": {"CPU": 2.0}}
         return {
             "ray": {
                 "init": self.init,
                 "shutdown": self.shutdown,
                 "is_initialized": lambda: self.connected,
-                "get_runtime_context": lambda: SimpleNamespace(get_node_id=lambda: "here"),
                 "nodes": lambda: [node],
-                "_private": SimpleNamespace(worker=SimpleNamespace(_global_node=None)),
                 "remote": remote,
-                "get": lambda answer: answer,
+                "get": lambda answer: answer.future().result(),
                 "kill": lambda actor: None,
                 "exceptions": SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError),
-            },
-            "ray.data": {
-                "from_items": from_items,
-                "ActorPoolStrategy": settings,
-                "DataContext": SimpleNamespace(get_current=lambda: context),
-                "ExecutionOptions": settings,
-                "ExecutionResources": SimpleNamespace(for_limits=settings),
             },
             "ray.train": dict.fromkeys(("FailureConfig", "RunConfig", "ScalingConfig"), settings),
             "ray.train.torch": {"TorchConfig": settings, "TorchTrainer": self.trainer},

@@ -176,14 +176,8 @@ class RaySection(ActorShape):
     models: dict[Name, ActorShape] = Field(
         {}, description="the shape of single scoring models' actors, by model name"
     )
-    planners: int = Field(
-        1, ge=1, description="processes on this machine that tokenise for the actors"
-    )
-    ahead_mb: int = Field(
-        1024, ge=16, description="object-store megabytes that scoring may fill ahead of the actors"
-    )
     retries: int = Field(
-        5, ge=0, description="how often Ray tries a piece of work again whose process was lost"
+        5, ge=0, description="how often a piece of work is tried again whose process was lost"
     )
     object_store_mb: int = Field(
         256, ge=80, description="object store of a cluster of this machine alone, in megabytes"
@@ -195,6 +189,14 @@ class RaySection(ActorShape):
         0, ge=0, description="GPUs per process of tuning; tuning.processes says how many processes"
     )
     cpus_per_worker: int = Field(1, ge=1, description="CPUs per process of tuning")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_planners(cls, values: Any) -> Any:  # noqa: ANN401 - whatever was written
+        """Pass over settings of earlier versions, which bounded what waited for the actors."""
+        if not isinstance(values, dict):
+            return values
+        return {k: v for k, v in values.items() if k not in ("planners", "ahead_mb")}
 
     def shape(self, model: str) -> ActorShape:
         """Return the shape of a scoring model's actors."""

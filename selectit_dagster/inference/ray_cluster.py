@@ -27,38 +27,30 @@ _UNSEEN = {"enable_metrics_collection": False, "task_events_report_interval_ms":
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """A cluster that this process is connected to.
-
-    ``here`` is the id of this process's own node; ``dashboard`` the address of its page.
-    """
-
-    here: str
-    dashboard: str | None
-
-    def nodes(self) -> list[dict[str, Any]]:
-        """Return the living nodes: ``id``, ``cpus``, ``gpus``."""
-        import ray
-
-        return [
-            {
-                "id": node["NodeID"],
-                "cpus": int(node["Resources"].get("CPU", 0)),
-                "gpus": float(node["Resources"].get("GPU", 0)),
-            }
-            for node in ray.nodes()
-            if node["Alive"]
-        ]
-
-
-@dataclass(frozen=True)
 class Pool:
-    """How many actors there are, and what each takes."""
+    """The most actors that there may be, and what each takes."""
 
-    size: int
     most: int
     cpus: int
     gpus: float
+
+    def __str__(self) -> str:
+        return f"{self.most} actors of {self.cpus} CPUs and {self.gpus:g} GPUs"
+
+
+def living_nodes() -> list[dict[str, Any]]:
+    """Return the living nodes of the cluster: ``id``, ``cpus``, ``gpus``."""
+    import ray
+
+    return [
+        {
+            "id": node["NodeID"],
+            "cpus": int(node["Resources"].get("CPU", 0)),
+            "gpus": float(node["Resources"].get("GPU", 0)),
+        }
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
 
 
 def require_ray() -> None:
@@ -77,7 +69,7 @@ def require_ray() -> None:
 
 
 @contextlib.contextmanager
-def connected(section: RaySection) -> Iterator[Cluster]:
+def connected(section: RaySection) -> Iterator[None]:
     """Connect to the section's cluster, or start one of this machine, for the block.
 
     A process that is connected already (a step of dagster-ray, a test) keeps its connection.
@@ -99,9 +91,7 @@ def connected(section: RaySection) -> Iterator[Cluster]:
     if mine:
         _open(section)
     try:
-        address = ray.get_runtime_context()
-        page = getattr(ray._private.worker._global_node, "webui_url", None)
-        yield Cluster(address.get_node_id(), f"http://{page}" if page else None)
+        yield
     finally:
         if mine:
             ray.shutdown()
@@ -114,7 +104,7 @@ def _open(section: RaySection) -> None:
     if address is not None and address.startswith(_CLIENT):
         raise UserError(
             f"{'ray.address' if section.address else 'RAY_ADDRESS'} {address} is a Ray Client "
-            "address, through which no data can be streamed",
+            "address, whose one proxy all records would go through",
             hint="run on a node of the cluster (ray job submit, or the head) with address: auto",
         )
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
@@ -127,7 +117,7 @@ def _open(section: RaySection) -> None:
     try:
         with ThreadPoolExecutor(1, "import") as aside:
             aside.submit(_import_libraries)
-            ray.init(address=address or "local", **settings)
+            opened = ray.init(address=address or "local", **settings)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         where = f"the Ray cluster at {address}" if address else "Ray on this machine"
         raise UserError(
@@ -135,6 +125,8 @@ def _open(section: RaySection) -> None:
             hint="run on one of its nodes, and give the processes its token (RAY_AUTH_TOKEN or "
             "RAY_AUTH_TOKEN_PATH) when it asks for one",
         ) from error
+    if page := getattr(opened, "dashboard_url", None):
+        LOGGER.info("Ray's dashboard: http://%s", page)
 
 
 def _import_libraries() -> None:
@@ -148,7 +140,7 @@ def _import_libraries() -> None:
 def pool_for(shape: ActorShape, nodes: list[dict[str, Any]]) -> Pool:
     """Return how many actors of a shape the nodes hold, and what each takes.
 
-    With ``actors``, so many are the most; a cluster that grows may hold them later.
+    With ``actors`` so many are asked for: a cluster that grows may hold them later.
 
     Raises
     ------
@@ -158,9 +150,7 @@ def pool_for(shape: ActorShape, nodes: list[dict[str, Any]]) -> Pool:
     gpus = shape.gpus_per_actor
     able = [node for node in nodes if node["gpus"] >= gpus and node["cpus"] > 0]
     each = shape.cpus_per_actor or _cpus_each(shape, able)
-    fits = [_on_node(node, shape, each) for node in able]
-    held = sum(fits)
-    most = shape.actors or held
+    most = shape.actors or sum(_on_node(node, shape, each) for node in able)
     if not most:
         found = ", ".join(f"{n['cpus']} CPUs and {n['gpus']:g} GPUs" for n in nodes)
         raise UserError(
@@ -169,7 +159,7 @@ def pool_for(shape: ActorShape, nodes: list[dict[str, Any]]) -> Pool:
             hint="lower ray.gpus_per_actor or ray.cpus_per_actor, or set ray.actors for a "
             "cluster that grows",
         )
-    return Pool(max(1, min(held, most)), most, each, gpus)
+    return Pool(most, each, gpus)
 
 
 def _cpus_each(shape: ActorShape, able: list[dict[str, Any]]) -> int:

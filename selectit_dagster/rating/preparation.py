@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from selectit_dagster.errors import UserError
-from selectit_dagster.inference.backends.protocol import Backend, Closing, local_backend
+from selectit_dagster.inference.backends.protocol import Backend, local_backend
 from selectit_dagster.rating.rating_tokens import Encoder, find_rating_tokens
 from selectit_dagster.rating.score_folder import OnMismatch, RowSource, ScoreFolder
 from selectit_dagster.rating.shards import ChunkMaker, count_records
@@ -68,8 +68,6 @@ def open_run(
     if backend is None:
         backend = backend_of(request, rating_ids)
     budget = batch_tokens(request, rows, backend, records)
-    if isinstance(backend, Closing):
-        backend.close()
     chunk = int(np.clip(budget // 8, *_CHUNK_RECORDS))
     plan = {"device": backend.facts.device, "batch_tokens": budget, "chunk_records": chunk}
     plan = folder.open(plan, on_mismatch)
@@ -122,9 +120,9 @@ def backend_of(request: ScoringRequest, rating_ids: tuple[int, ...]) -> Backend:
 
         return ServerBackend(request.model, rating_ids)
     if request.engine == "ray":
-        from selectit_dagster.rating.ray_backend import RayBackend
+        from selectit_dagster.inference.backends.ray import RayBackend
 
-        return RayBackend.of(request, rating_ids)
+        return RayBackend(request.model, request.ray, rating_ids)
     from selectit_dagster.inference.model_loading import load_model
 
     return local_backend(load_model(request.model), rating_ids)

@@ -144,9 +144,9 @@ def _dtype(request: ScoringRequest) -> str:
     if request.engine == "server":
         return request.model.dtype
     if request.engine == "ray":
-        from selectit_dagster.rating.ray_backend import model_on_ray
+        from selectit_dagster.inference.backends.ray import model_on_ray
 
-        return str(model_on_ray(request).dtype)
+        return str(model_on_ray(request.model, request.ray).dtype)
     return resolve_dtype(request.model.dtype, resolve_device(request.model.device))
 
 
@@ -259,7 +259,7 @@ def _score(
     on_mismatch: OnMismatch,
 ) -> Manifest:
     from selectit_dagster.rating.preparation import open_run
-    from selectit_dagster.rating.scoring_run import run_of
+    from selectit_dagster.rating.scoring_run import Run
 
     started = time.monotonic()
     setup = open_run(request, folder, backend, on_mismatch)
@@ -274,7 +274,7 @@ def _score(
             lambda some, out: score(some, out, progress, setup.backend),
         )
         audit = {"audit": figures}
-    run = run_of(setup, folder, progress, rule)
+    run = Run(setup, folder, progress, rule)
     run.rate_all()
     _require_same_model(request, folder)
     summary = Summary.of(folder.path)

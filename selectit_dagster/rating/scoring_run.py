@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import UserError
+from selectit_dagster.inference.backends.protocol import Closing
 from selectit_dagster.progress import Progress
 from selectit_dagster.rating.length_batches import PlannedBatch
 from selectit_dagster.rating.preparation import Setup, chunk_maker
@@ -29,15 +30,6 @@ if TYPE_CHECKING:
 Flying = dict[Future[RatedBatch], tuple[ChunkWork, PlannedBatch]]
 
 _CHUNKS_AHEAD = 1
-
-
-def run_of(setup: Setup, folder: ScoreFolder, progress: Progress, rule: StoppingRule | None) -> Run:
-    """Return the run that the request's engine makes."""
-    if setup.request.engine == "ray":
-        from selectit_dagster.rating.ray_engine import RayRun
-
-        return RayRun(setup, folder, progress, rule)
-    return Run(setup, folder, progress, rule)
 
 
 @dataclass
@@ -81,9 +73,12 @@ class Run:
             try:
                 self._pump(pool, ahead, workers + 2)
             except BaseException:
-                pool.shutdown(cancel_futures=True)
+                pool.shutdown(wait=False, cancel_futures=True)
                 ahead.shutdown(cancel_futures=True)
                 raise
+            finally:
+                if isinstance(self.setup.backend, Closing):
+                    self.setup.backend.close()
         self.busy_seconds = time.monotonic() - self.started
 
     def _pump(self, pool: ThreadPoolExecutor, ahead: ThreadPoolExecutor, most: int) -> None:
@@ -239,4 +234,5 @@ class Run:
             "peak_memory_bytes": setup.backend.peak_memory_bytes(),
             "weights_bytes": facts.weights_bytes,
             "warnings": warnings,
+            **notes.details,
         }

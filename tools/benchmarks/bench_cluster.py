@@ -1,10 +1,9 @@
-"""What planning and a cluster cost: time to the first forward pass, memory, Ray's overhead.
+"""What planning and a cluster cost: time to the first forward pass, and Ray's overhead.
 
 ``python -m tools.benchmarks.bench_cluster`` measures, each in a process of its own:
 
 * the plan of 52 K real records under five prompts: how long until the first forward pass, and
   until all is tokenised and cut into batches;
-* the plan of millions of made-up records: its memory and time;
 * with the extra "ray": the same records through the local engine and through Ray, on the same
   cores, in turns. A short pair tells what the start and the end of a cluster take.
 
@@ -170,82 +169,6 @@ def first_forward(work: Path) -> dict[str, Any]:
     }
 
 
-def made_up(folder: Path, count: int) -> Path:
-    """Write ``count`` made-up records of about 600 characters, 100,000 at a time."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    text = [f"word{i} " * 40 for i in range(1000)]
-    path = folder / "records.parquet"
-    schema = pa.schema(
-        [(n, pa.string()) for n in ("record_id", "instruction", "input", "response")]
-    )
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for start in range(0, count, 100_000):
-            numbers = range(start, min(start + 100_000, count))
-            columns = [
-                [f"record-{i}" for i in numbers],
-                [f"{i} {text[i % 1000]}" for i in numbers],
-                [""] * len(numbers),
-                [f"{text[i % 997]} {i}" for i in numbers],
-            ]
-            writer.write_table(pa.table(columns, schema=schema), row_group_size=1 << 16)
-    return folder
-
-
-def plan_millions(count: int, work: Path) -> dict[str, Any]:
-    """Return memory and time of planning ``count`` records.
-
-    Once from nothing, where a plan is arithmetic, and once in a folder that holds rows of an
-    earlier run, where every record is read and matched by its text.
-    """
-    from selectit_dagster.progress import Silent
-    from selectit_dagster.rating.preparation import Setup, row_maker
-    from selectit_dagster.rating.ray_backend import RayBackend
-    from selectit_dagster.rating.ray_engine import RayRun
-    from selectit_dagster.rating.score_folder import ScoreFolder
-    from selectit_dagster.rating.score_journal import Journal
-    from selectit_dagster.rating.scoring import scoring_fingerprint
-    from selectit_dagster.rating.shards import ChunkReader, count_records
-
-    made = made_up(work, count)
-    model = llama_shape(work / "model", 64, 1)
-    request = request_for(made, model, engine="ray")
-    request.records.joinpath("manifest.json").unlink(missing_ok=True)
-    started = time.perf_counter()
-    fingerprint = scoring_fingerprint(request)
-    hashed = time.perf_counter() - started
-    before = peak_mb()
-    folder = ScoreFolder(work / "scores", fingerprint)
-    folder.path.mkdir()
-    rows, _ = row_maker(request)
-    backend = RayBackend.of(request, (1, 2, 3, 4, 5))
-    plan = {"device": "cpu", "batch_tokens": 16_384, "chunk_records": 2048}
-    records = count_records(request.records_file)
-    setup = Setup(request, rows, (1, 2, 3, 4, 5), backend, records, plan, [])
-    started = time.perf_counter()
-    fresh = list(RayRun(setup, folder, Silent()).descriptors())
-    from_nothing = time.perf_counter() - started
-    Journal(folder.path / "journal-000000.jsonl", folder.engine, fingerprint["prompts"]).close()
-    started = time.perf_counter()
-    again = list(RayRun(setup, folder, Silent()).descriptors())
-    matched = time.perf_counter() - started
-    assert [d["chunk"] for d in again] == [d["chunk"] for d in fresh]
-    started = time.perf_counter()
-    ChunkReader(request.records_file, 2048).read(len(fresh) - 1)
-    return {
-        "records": records,
-        "file_mb": request.records_file.stat().st_size / 1e6,
-        "shards": len(fresh),
-        "seconds_to_hash_the_file": hashed,
-        "seconds_from_nothing": from_nothing,
-        "seconds_with_rows_to_match": matched,
-        "seconds_to_reach_the_last_chunk": time.perf_counter() - started,
-        "peak_mb": peak_mb(),
-        "peak_mb_before": before,
-    }
-
-
 # --- overhead ---------------------------------------------------------------------------------
 
 
@@ -293,7 +216,7 @@ MODELS = {"7B": (6.476e9, 13.5, 1), "13B": (12.688e9, 26.0, 1), "70B": (68.452e9
 # dense bfloat16 of the data sheets, and the share of it that long batches are assumed to reach
 GPUS = {"A100-80G": 312e12, "H100-80G": 989e12}
 SHARE = 0.4
-CHUNK, GROUPS = 2048, 16
+CHUNK = 2048
 
 
 def reckon(records: int, tokens: float, prefix: float) -> dict[str, Any]:
@@ -317,8 +240,6 @@ def reckon(records: int, tokens: float, prefix: float) -> dict[str, Any]:
         "prompts_per_model": prompts,
         "gpu_hours": found,
         "shards_per_model": shards,
-        "pieces_per_model": shards * GROUPS,
-        "megabytes_of_a_piece": CHUNK * PROMPTS * tokens * 4 / GROUPS / 1e6,
         "gigabytes_to_the_actors": prompts * tokens * 4 / 1e9,
         "gigabytes_back": prompts * 4 * 6 / 1e9,
     }
@@ -328,11 +249,10 @@ def reckon(records: int, tokens: float, prefix: float) -> dict[str, Any]:
 
 KINDS: dict[str, Callable[..., dict[str, Any]]] = {
     "first": first_forward,
-    "millions": lambda count, work: plan_millions(int(count), work),
     "prepared": lambda folder, count, work: prepared(Path(folder), int(count)),
     "overhead": lambda engine, folder, work: overhead(engine, Path(folder), work),
 }
-PARTS = ["first", "millions", "overhead"]
+PARTS = ["first", "overhead"]
 
 
 def child(*arguments: str) -> list[str]:
@@ -430,7 +350,6 @@ def main() -> None:
     """Parse the arguments, measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("tools/benchmarks/results/cluster.json"))
-    parser.add_argument("--millions", type=int, default=5_800_000, help="records to plan")
     parser.add_argument("--overhead", type=int, default=400, help="records of the overhead trial")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
@@ -448,8 +367,6 @@ def main() -> None:
         results = json.loads(arguments.out.read_text(encoding="utf-8"))["results"]
     if "first" in arguments.only:
         results["plan of the real records"] = in_child("first")
-    if "millions" in arguments.only:
-        results["plan of millions"] = in_child("millions", str(arguments.millions))
     if "overhead" in arguments.only:
         results |= overheads(arguments.overhead)
     plan = results["plan of the real records"]

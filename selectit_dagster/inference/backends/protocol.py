@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -95,12 +95,14 @@ class BackendFacts:
 class BackendNotes:
     """What a backend found out while it ran: the execution mode, retries, what to warn about.
 
-    ``halvings`` counts batches that did not fit into memory and were halved.
+    ``halvings`` counts batches that did not fit into memory and were halved; ``details`` goes
+    into the manifest.
     """
 
     mode: str = ""
     warnings: list[str] = field(default_factory=list)
     halvings: int = 0
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 class Backend(Protocol):
@@ -137,7 +139,7 @@ class Backend(Protocol):
 
 @runtime_checkable
 class Closing(Protocol):
-    """A backend that holds something for the calibration and lets go of it afterwards."""
+    """A backend that holds other processes, and lets go of them when the run ends."""
 
     def close(self) -> None:
         """Let go."""

@@ -26,8 +26,8 @@ from scoring_world import (
 from selectit_dagster.artefacts.files import sha256_file
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import RaySection
+from selectit_dagster.inference.backends.ray import RayBackend
 from selectit_dagster.rating import preparation, scoring
-from selectit_dagster.rating.ray_backend import RayBackend
 from selectit_dagster.rating.scoring import ScoringRequest, score
 
 pytest.importorskip("ray", reason='needs the extra "ray"')
@@ -73,11 +73,12 @@ def records(tmp_path: Path) -> Path:
 
 def on_ray(request: ScoringRequest, **section: Any) -> ScoringRequest:
     rating = request.rating.model_copy(update={"engine": "ray"})
-    return replace(request, rating=rating, ray=RaySection(ahead_mb=16, **section))
+    return replace(request, rating=rating, ray=RaySection(**section))
 
 
 def hashed(request: ScoringRequest, **settings: Any) -> RayBackend:
-    return RayBackend.of(request, (1, 2, 3, 4, 5), partial(HashedBackend, **settings))
+    make = partial(HashedBackend, **settings)
+    return RayBackend(request.model, request.ray, (1, 2, 3, 4, 5), make)
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -96,7 +97,7 @@ def test_score_files_are_those_of_the_local_engine_byte_for_byte(
     assert found.counts == local.counts
     same = ("parameters", "dtype", "device", "way", "batch_tokens", "tokens", "token_positions")
     assert {k: found.details[k] for k in same} == {k: local.details[k] for k in same}
-    assert found.details["ray"]["groups_twice"] == 0
+    assert found.details["ray"]["actors_lost"] == 0
 
 
 def test_what_one_engine_left_unfinished_the_other_finishes(
@@ -150,7 +151,7 @@ def test_a_node_killed_in_mid_scoring_loses_nothing(
     backend = hashed(on_ray(request), delay=0.05, log=log, company=3)
     found = score(on_ray(request), tmp_path / "ray", backend=backend)
     killer.join()
-    assert found.details["ray"]["nodes_lost"] == 1
+    assert found.details["ray"]["actors_lost"] == 1
     assert found.digest == whole.digest
     assert found.counts["scored"] == 500
     rated = sum(int(line.split()[0]) for line in log.read_text().splitlines())
@@ -200,15 +201,15 @@ def test_whatever_is_killed_at_random_no_row_is_lost_or_kept_twice(
 
 
 def is_ours(process: psutil.Process) -> bool:
-    """Tell a planner or a rater from Ray's own processes."""
-    return "MapWorker" in " ".join(process.info["cmdline"] or [])
+    """Tell an actor from Ray's own processes."""
+    return "RatingActor" in " ".join(process.info["cmdline"] or [])
 
 
 def test_another_model_on_a_node_is_refused_before_anything_is_rated(
     cluster: Any, records: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     request = on_ray(request_for(records, tiny_model_folder))
-    backend = RayBackend.of(request, (1, 2, 3, 4, 5))
+    backend = RayBackend(request.model, request.ray, (1, 2, 3, 4, 5))
     backend.spec = replace(backend.spec, identity={**backend.spec.identity, "weights": "0"})
     with pytest.raises(UserError, match=r"another model than .*weights differs"):
         score(request, tmp_path / "ray", backend=backend)
