@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import TransientError, UserError, first_line
@@ -24,7 +23,13 @@ from selectit_dagster.inference.backends.protocol import (
     BatchScores,
     TokenBatch,
 )
-from selectit_dagster.inference.backends.ray_worker import ActorSpec, RatingActor, Said, versions
+from selectit_dagster.inference.backends.ray_worker import (
+    ActorSpec,
+    Fault,
+    RatingActor,
+    Said,
+    versions,
+)
 from selectit_dagster.inference.failures import DeviceBrokenError
 from selectit_dagster.inference.ray_cluster import Pool, living_nodes, pool_for
 
@@ -53,11 +58,17 @@ def model_on_ray(model: ScoringModel, section: RaySection) -> ScoringModel:
 
 @dataclass
 class Actor:
-    """One place in the pool; ``losses`` counts its actors since the last batch that came back."""
+    """One place in the pool.
 
-    handle: Any = None
+    ``greeting`` is the answer that comes once its model is loaded; ``losses`` counts the actors
+    that the place lost since the last batch that came back.
+    """
+
+    handle: Any
+    greeting: Future[Fault | Said]
+    losses: int
+    ready: bool = False
     lost: bool = False
-    losses: int = 0
 
 
 class ActorPool:
@@ -90,26 +101,11 @@ class ActorPool:
 
         # its threads only wait: the model's own workers rate
         options = {"num_cpus": self.room.cpus, "num_gpus": self.room.gpus, "max_concurrency": 32}
-        actor = Actor(ray.remote(**options)(RatingActor).remote(self.spec), losses=losses)
-        self._handles.append(actor.handle)
-        greeting: Future[Any] = actor.handle.hello.remote().future()
-        greeting.add_done_callback(partial(self._greeted, actor))
-
-    def _greeted(self, actor: Actor, greeting: Future[Any]) -> None:
-        """Put an actor whose model is loaded where batches find it."""
-        import ray
-
-        try:
-            found = greeting.result()
-        except ray.exceptions.RayError as error:
-            self.lose(actor, error)
-            return
-        if isinstance(found, Exception):
-            self._free.put(found)
-            return
-        # one batch more than it rates at once: no worker waits for the way back and forth
-        for _ in range(found["facts"].workers + 1):
-            self._free.put(actor)
+        handle = ray.remote(**options)(RatingActor).remote(self.spec)
+        actor = Actor(handle, handle.hello.remote().future(), losses)
+        self._handles.append(handle)
+        # called by a thread of Ray's own, from which Ray must not be asked anything
+        actor.greeting.add_done_callback(lambda _: self._free.put(actor))
 
     def take(self) -> Actor:
         """Return an actor that has room for a batch; waits for one.
@@ -132,8 +128,25 @@ class ActorPool:
                 raise actor
             if self.closed:
                 raise TransientError("the run was ended")
-            if not actor.lost:
+            if not actor.lost and (actor.ready or self._greet(actor)):
                 return actor
+
+    def _greet(self, actor: Actor) -> bool:
+        """Tell whether an actor's model is loaded; replace the actor where it was lost."""
+        import ray
+
+        try:
+            said = actor.greeting.result()
+        except ray.exceptions.RayError as error:
+            self.lose(actor, error)
+            return False
+        if isinstance(said, Exception):
+            self._free.put(said)
+            return False
+        actor.ready = True
+        for _ in range(batches_each(self.room) - 1):
+            self._free.put(actor)
+        return True
 
     def give_back(self, actor: Actor) -> None:
         """Take back an actor whose batch came back."""
@@ -177,6 +190,11 @@ class ActorPool:
 def room_for(model: ScoringModel, section: RaySection) -> Pool:
     """Return the actors that the cluster's living nodes hold."""
     return pool_for(section.shape(model.name), living_nodes())
+
+
+def batches_each(room: Pool) -> int:
+    """Return the batches by an actor: one more than it rates at once, so none waits for the way."""
+    return 2 if room.gpus else min(room.cpus, 8) + 1
 
 
 def gave_up(error: BaseException) -> TransientError:
@@ -230,8 +248,8 @@ class RayBackend:
         """What is recorded about the model; from its configuration until an actor has it."""
         if self._facts is None:
             room = room_for(self.spec.model, self.section)
-            each = 1 if room.gpus else min(room.cpus, 8)
-            self._facts = replace(facts_unloaded(self.spec.model), workers=room.most * (each + 1))
+            workers = room.most * batches_each(room)
+            self._facts = replace(facts_unloaded(self.spec.model), workers=workers)
         return self._facts
 
     def rate(self, batch: TokenBatch) -> BatchScores:
