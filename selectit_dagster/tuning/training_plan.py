@@ -110,12 +110,7 @@ def check_machine(tuning: TuningSection) -> str:
             f"{device}",
             hint="use precision: auto, bfloat16 or float32",
         )
-    if tuning.batch_size % tuning.processes:
-        raise UserError(
-            f"tuning.batch_size {tuning.batch_size} does not divide over {tuning.processes} "
-            "processes",
-            hint="make batch_size a multiple of processes",
-        )
+    require_division(tuning)
     if device.startswith("cuda") and here > torch.cuda.device_count():
         raise UserError(
             f"tuning.processes is {tuning.processes}, and this machine has "
@@ -123,6 +118,16 @@ def check_machine(tuning: TuningSection) -> str:
             hint="use one process per GPU at most",
         )
     return device
+
+
+def require_division(tuning: TuningSection) -> None:
+    """Refuse a batch that does not divide over the processes."""
+    if tuning.batch_size % tuning.processes:
+        raise UserError(
+            f"tuning.batch_size {tuning.batch_size} does not divide over {tuning.processes} "
+            "processes",
+            hint="make batch_size a multiple of processes",
+        )
 
 
 def micro_batch_size(

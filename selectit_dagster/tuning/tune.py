@@ -129,21 +129,21 @@ def tune(request: TuningRequest, out: Path, progress: Progress = _SILENT) -> Man
         if is_current(out, fingerprint):
             return require_manifest(out, made_by="tuning")
         _keep_only_resumable(out, fingerprint)
-        if request.tuning.engine == "ray":
-            from selectit_dagster.tuning.ray_train import train_on_ray
-
-            facts = train_on_ray(
-                request.dataset, request.tuning, request.seed, out, progress, request.ray
-            )
-        elif request.tuning.processes > 1:
-            from selectit_dagster.tuning.torchrun import train_distributed
-
-            facts = train_distributed(request.dataset, request.tuning, request.seed, out, progress)
-        else:
-            from selectit_dagster.tuning.training import train
-
-            facts = train(request.dataset, request.tuning, request.seed, out, progress)
+        facts = _train(request, out, progress)
         return _finish(request, fingerprint, facts, out, time.perf_counter() - started)
+
+
+def _train(request: TuningRequest, out: Path, progress: Progress) -> dict[str, Any]:
+    """Train in this process, or in several, and return the facts for the manifest."""
+    parts = (request.dataset, request.tuning, request.seed, out, progress)
+    on_ray = request.tuning.engine == "ray"
+    if on_ray or request.tuning.processes > 1:
+        from selectit_dagster.tuning.distributed import train_distributed
+
+        return train_distributed(*parts, request.ray if on_ray else None)
+    from selectit_dagster.tuning.training import train
+
+    return train(*parts)
 
 
 def _keep_only_resumable(out: Path, fingerprint: Fingerprint) -> None:

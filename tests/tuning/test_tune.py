@@ -399,7 +399,7 @@ def workers_of(out: Path) -> list[int]:
     return [
         number
         for number, command in commands.items()
-        if "selectit_dagster.tuning.torchrun_worker" in command
+        if "selectit_dagster.tuning.training_process" in command
         and "torch.distributed.run" not in command
         and str(out / ".resume") in command[-1]
     ]
