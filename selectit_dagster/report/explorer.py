@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import html
 import json
 import re
 from collections.abc import Iterator
@@ -34,9 +33,9 @@ from selectit_dagster.artefacts.manifest import (
 from selectit_dagster.progress import Progress, Silent
 from selectit_dagster.rating import levels
 from selectit_dagster.rating.score_reader import StoredScores
+from selectit_dagster.report.page import TEMPLATES, page_template
 
 EXPLORER = "explorer.html"
-TEMPLATE = Path(__file__).resolve().parent / "templates" / EXPLORER
 MOST_RECORDS = 50_000
 # characters of text that a page may hold: 50,000 records of the usual length have 40 million
 _MOST_CHARACTERS = 80_000_000
@@ -91,7 +90,7 @@ def explorer_fingerprint(request: ExplorerRequest) -> Fingerprint:
     selected = require_manifest(request.selected, made_by="the selection")
     return {
         "format": _FORMAT,
-        "page": sha256_json(TEMPLATE.read_text(encoding="utf-8")),
+        "page": sha256_json([(TEMPLATES / n).read_text("utf-8") for n in (EXPLORER, "page.html")]),
         "title": [request.title, request.arm, request.version],
         "selected": [selected.digest, selected.seal],
         **digests,
@@ -120,6 +119,8 @@ def write_explorer(
 def _page(
     request: ExplorerRequest, work: Workspace, progress: Progress
 ) -> tuple[str, dict[str, int]]:
+    from markupsafe import Markup
+
     ranking = require_manifest(request.ranking, made_by="ranking")
     selected = require_manifest(request.selected, made_by="the selection")
     rows, total, note = _rows(request, work)
@@ -162,9 +163,8 @@ def _page(
     scripts = "\n".join(
         f'<script type="text/plain" id="{name}">{blob}</script>' for name, blob in blobs.items()
     )
-    name = html.escape(f"{request.title}: {request.arm} {request.version}")
-    page = TEMPLATE.read_text(encoding="utf-8")
-    page = page.replace("{{title}}", name, 1).replace("{{data}}", scripts, 1)
+    title = f"{request.title}: {request.arm} {request.version}"
+    page = page_template(EXPLORER).render(title=title, data=Markup(scripts))  # noqa: S704 - base64
     progress.update(3, 3)
     return page, {"records": len(rows), "total": total}
 

@@ -5,11 +5,11 @@ It can be written again at any time and says nothing that the stages did not sto
 
 from __future__ import annotations
 
-import base64
-from dataclasses import dataclass, field
+import html
+import re
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.artefacts.files import sha256_json, write_text
 from selectit_dagster.artefacts.home import Home
@@ -21,12 +21,9 @@ from selectit_dagster.artefacts.manifest import (
     make_or_current,
     read_manifest,
 )
-from selectit_dagster.display import cell_text, is_numeric, visible
 from selectit_dagster.experiment import Experiment
 from selectit_dagster.progress import Progress, Silent
-
-if TYPE_CHECKING:
-    import jinja2
+from selectit_dagster.report.page import page_template
 
 HTML = "report.html"
 # what the report says and how; a change makes stored reports out of date
@@ -70,51 +67,6 @@ class ReportRequest:
         }
 
 
-@dataclass(frozen=True)
-class Block:
-    """A piece of a section: text of a ``tone``, a table, or a picture."""
-
-    tone: str
-    text: str = ""
-    columns: tuple[str, ...] = ()
-    rows: list[list[Any]] = field(default_factory=list)
-    png: str = ""
-
-    @property
-    def numeric(self) -> list[bool]:
-        """Tell for each column of a table whether it holds only numbers and empty cells."""
-        return [is_numeric(row[i] for row in self.rows) for i in range(len(self.columns))]
-
-
-def text(words: str, tone: str = "plain") -> Block:
-    """Return a paragraph; ``tone`` is ``plain``, ``lead``, ``note`` or ``warning``."""
-    return Block(tone, words)
-
-
-def table(columns: list[str], rows: list[list[Any]], caption: str = "") -> Block:
-    """Return a table; a cell may be (text, address)."""
-    return Block("table", caption, tuple(columns), rows)
-
-
-def picture(title: str, png: bytes, words: str = "") -> Block:
-    """Return a picture; ``words`` say what it shows to those who cannot see it."""
-    data = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-    return Block("picture", f"{title}. {words}" if words else title, png=data)
-
-
-@dataclass(frozen=True)
-class Section:
-    """A titled part of the report."""
-
-    title: str
-    blocks: list[Block]
-
-    @property
-    def anchor(self) -> str:
-        """The name under which a link finds it."""
-        return "".join(c if c.isalnum() else "-" for c in self.title.lower()).strip("-")
-
-
 def report_fingerprint(request: ReportRequest) -> Fingerprint:
     """Return what the report depends on: the experiment and every stage's manifest.
 
@@ -139,46 +91,19 @@ def write_report(request: ReportRequest, out: Path, progress: Progress | None = 
     ``counts`` has sections, pictures and warnings; ``details`` the warnings and the sections'
     titles.
     """
-    from selectit_dagster.report.sections import sections, warnings
+    from selectit_dagster.report.sections import facts
 
     def make() -> Content:
-        found = sections(request, out, progress or Silent())
-        known = warnings(request)
-        write_text(out / HTML, render(request, found, known))
-        blocks = [block for section in found for block in section.blocks]
+        known = facts(request, out, progress or Silent())
+        page = page_template(HTML).render(known)
+        write_text(out / HTML, page)
+        titles = [html.unescape(title) for title in re.findall("<h2>(.*)</h2>", page)]
         counts = {
-            "sections": len(found),
-            "pictures": sum(bool(block.png) for block in blocks),
-            "warnings": len(known),
+            "sections": len(titles),
+            "pictures": page.count("<figure>"),
+            "warnings": len(known["warnings"]),
         }
-        details = {"sections": [section.title for section in found], "warnings": known}
+        details = {"sections": titles, "warnings": known["warnings"]}
         return Content([HTML], counts, details, library_versions("jinja2", "matplotlib"))
 
     return make_or_current(out, kind="report", fingerprint=report_fingerprint(request), make=make)
-
-
-def render(request: ReportRequest, sections: list[Section], warnings: list[str]) -> str:
-    """Return the page: styles inside, pictures as data, no script, every text escaped."""
-    newest = max((m.created_at for m in request.made.values()), default="")
-    state = newest.replace("T", " ").replace("+00:00", " UTC") or "nothing has been made yet"
-    return _template().render(
-        title=request.experiment.name,
-        description=request.experiment.description,
-        state=state,
-        sections=sections,
-        warnings=warnings,
-    )
-
-
-def _template() -> jinja2.Template:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).resolve().parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters |= {"shown": cell_text, "visible": visible}
-    return environment.get_template(HTML)
