@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
-from selectit_dagster.artefacts.duckdb_tables import ParquetStream, Scoped, Workspace
+from selectit_dagster.artefacts.duckdb_tables import ParquetStream, Workspace
 from selectit_dagster.errors import ArtefactError
 from selectit_dagster.progress import Progress
 from selectit_dagster.selection.external_sort import RANK, ByRank, chosen_rows, row_bytes
@@ -58,11 +58,6 @@ class Written:
     rows: int
     characters: int
     content: str
-
-
-class _DataWriter(Protocol):
-    def write(self, batch: pa.RecordBatch) -> None: ...
-    def close(self) -> None: ...
 
 
 class TextWriter:
@@ -188,52 +183,6 @@ class TypedWriter:
                 )
 
 
-class SelectedWriter(Scoped):
-    """Both files of a selected dataset, from batches in rank order."""
-
-    def __init__(
-        self, folder: Path, source: dict[str, Any], count: int, *, weighted: bool = False
-    ) -> None:
-        self.data_name = data_name(source)
-        path = folder / self.data_name
-        self._data: _DataWriter = (
-            TypedWriter(path, source, count, folder)
-            if source["format"] in _TYPED
-            else TextWriter(path, source)
-        )
-        self._schema = dataset_schema(weighted=weighted)
-        self._dataset = ParquetStream(folder / DATASET_FILE, schema=self._schema)
-        self._content = hashlib.sha256()
-        self._characters = 0
-
-    def _end(self, *, failed: bool) -> None:
-        self._dataset.close()
-        if not failed:
-            self._data.close()
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        """Append a batch with all columns of ``records.parquet``, ``rank`` and ``score``."""
-        import pyarrow.compute as pc
-
-        self._data.write(batch)
-        columns = self._schema.names
-        self._dataset.write(batch.select(columns).cast(self._schema))
-        # weights are trained on; without them the texts alone count
-        texts = [batch.column(name).to_pylist() for name in (*columns[:4], *columns[7:])]
-        for row in zip(*texts, strict=True):
-            self._content.update(orjson.dumps(row))
-        self._characters += pc.sum(batch.column("length")).as_py() or 0
-
-    def written(self) -> Written:
-        """Return what was written."""
-        return Written(
-            names=[self.data_name, DATASET_FILE],
-            rows=self._dataset.rows,
-            characters=self._characters,
-            content=self._content.hexdigest(),
-        )
-
-
 def data_name(source: dict[str, Any]) -> str:
     """Return the name of the file in the source's format: ``data.jsonl.gz``."""
     if source["format"] in _TYPED:
@@ -291,20 +240,30 @@ def write_selected(
     by_rank = ByRank(work.folder, count, row_bytes(records))
     for batch in chosen_rows(records, chosen, columns, work, weighted=weighted):
         by_rank.add(batch)
-    done = 0
-    with SelectedWriter(work.folder, source, count, weighted=weighted) as writer:
+    schema, name = dataset_schema(weighted=weighted), data_name(source)
+    path = work.folder / name
+    typed = source["format"] in _TYPED
+    data = TypedWriter(path, source, count, work.folder) if typed else TextWriter(path, source)
+    content, characters = hashlib.sha256(), 0
+    with ParquetStream(work.folder / DATASET_FILE, schema=schema) as dataset:
         for batch in _checked(by_rank.batches(), records):
+            data.write(batch)
             length = pc.utf8_length(batch.column("response")).cast(pa.int32())
-            writer.write(batch.append_column("length", length))
-            done += batch.num_rows
-            progress.update(done, count)
-    written = writer.written()
-    if written.rows != count:
+            batch = batch.append_column("length", length).select(schema.names).cast(schema)
+            dataset.write(batch)
+            # weights are trained on; without them the texts alone count
+            texts = [batch.column(n).to_pylist() for n in (*schema.names[:4], *schema.names[7:])]
+            for row in zip(*texts, strict=True):
+                content.update(orjson.dumps(row))
+            characters += pc.sum(length).as_py() or 0
+            progress.update(dataset.rows, count)
+    data.close()
+    if dataset.rows != count:
         raise ArtefactError(
-            f"{count:,} records were chosen but {written.rows:,} of them are in {records}",
+            f"{count:,} records were chosen but {dataset.rows:,} of them are in {records}",
             hint=_MADE_AGAIN,
         )
-    return written
+    return Written([name, DATASET_FILE], count, characters, content.hexdigest())
 
 
 def _checked(batches: Iterator[pa.RecordBatch], records: Path) -> Iterator[pa.RecordBatch]:

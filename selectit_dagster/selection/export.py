@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -67,37 +66,13 @@ def _records(folder: Path) -> Iterator[Record]:
 
 def _source_rows(folder: Path) -> Iterator[Any]:
     """Yield the records as they were read, from the file in the source's format."""
-    import orjson
-    import pyarrow.parquet as pq
-
-    from selectit_dagster.artefacts.duckdb_tables import stored_batches
+    from selectit_dagster.data.input_files import find_source
+    from selectit_dagster.data.readers import open_reader
+    from selectit_dagster.experiment import DatasetSection
 
     path = next(path for path in sorted(folder.glob("data.*")) if path.is_file())
-    parts = path.name.split(".")
-    if "parquet" in parts:
-        for batch in stored_batches(path, None):
-            yield from batch.to_pylist()
-    elif "csv" in parts:
-        yield from ({} for _ in range(pq.read_metadata(folder / DATASET_FILE).num_rows))
-    else:
-        with ExitStack() as stack:
-            handle = stack.enter_context(_opened(path))
-            # one record a line in JSON Lines; an array is written with a line break between
-            yield from (
-                orjson.loads(handle.read()) if "json" in parts else map(orjson.loads, handle)
-            )
-
-
-def _opened(path: Path) -> Any:  # noqa: ANN401 - a binary stream
-    if path.suffix == ".gz":
-        import gzip
-
-        return gzip.open(path)
-    if path.suffix == ".zst":
-        import zstandard
-
-        return zstandard.open(path)
-    return path.open("rb")
+    section = DatasetSection(path=str(path))
+    yield from (value for _, value in open_reader(section, find_source(section)).rows)
 
 
 def _messages(record: Record) -> list[dict[str, str]] | None:

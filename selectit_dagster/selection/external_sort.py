@@ -32,16 +32,9 @@ RANK = "rank"
 
 
 class ByRank:
-    """Takes rows in any order and gives them back by rank.
+    """Takes ``count`` rows in any order, their ranks last, and gives them back by rank.
 
-    Parameters
-    ----------
-    folder:
-        Scratch folder for the buckets.
-    count:
-        Number of rows that will come; their ranks are 1 to ``count``.
-    row_bytes:
-        About how large a row is in memory.
+    ``row_bytes`` is about how large a row is in memory; ``folder`` holds the buckets.
     """
 
     def __init__(self, folder: Path, count: int, row_bytes: float) -> None:
@@ -62,7 +55,6 @@ class ByRank:
             self._flush()
 
     def _flush(self) -> None:
-        """Write the held rows to their buckets."""
         import pyarrow as pa
 
         if not self._held:
@@ -113,18 +105,10 @@ def _last(table: pa.Table) -> npt.NDArray[np.int64]:
 def chosen_rows(
     records: Path, chosen: Path, columns: list[str], work: Workspace, *, weighted: bool = False
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the chosen records in the order of the file, with ``score`` and ``rank`` last.
+    """Yield the chosen records in the order of the file: ``columns``, then score and rank.
 
-    ``weighted`` puts ``weight`` before them.
-
-    Parameters
-    ----------
-    records:
-        A Parquet file with ``record_id``.
-    chosen:
-        A Parquet file with ``record_id``, ``rank`` and ``score``.
-    columns:
-        Columns of ``records``.
+    ``records`` and ``chosen`` are Parquet files with ``record_id``, the latter with ``rank``,
+    ``score`` and, where it is ``weighted``, ``weight``, which goes before them.
     """
     import pyarrow as pa
 

@@ -10,7 +10,6 @@ the models are joined by record id, fused, and sorted, outside memory where need
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +73,12 @@ class RankingRequest:
     rated: Path | None = None
     combine: str = "mean"
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The numbers and names that every score depends on."""
+        names = ("num_prompts", "num_ratings", "alpha", "variant", "ablation")
+        return {name: getattr(self, name) for name in names}
+
 
 def fusion_thetas(request: RankingRequest) -> dict[str, float]:
     """Return each model's fusion weight θ by model name, in the order of the names.
@@ -127,28 +132,20 @@ def _takes_released_weights(request: RankingRequest) -> bool:
 def ranking_fingerprint(request: RankingRequest) -> Fingerprint:
     """Return what the ranking's content depends on."""
     records = require_manifest(request.records, made_by="curated_dataset")
-    return {
+    fingerprint = {
         "format": _FORMAT,
         "records": records.digest,
         "scores": {
             name: require_manifest(folder, made_by=f"uncertainty_scores/{name}").digest
             for name, folder in sorted(request.scores)
         },
-        "num_prompts": request.num_prompts,
-        "num_ratings": request.num_ratings,
-        "alpha": request.alpha,
-        "variant": request.variant,
-        "ablation": request.ablation,
+        **request.parameters,
         "thetas": fusion_thetas(request),
-        **(
-            {
-                "rated": require_manifest(request.rated, made_by="rated_texts").digest,
-                "combine": request.combine,
-            }
-            if request.rated is not None
-            else {}
-        ),
     }
+    if request.rated is not None:
+        fingerprint["rated"] = require_manifest(request.rated, made_by="rated_texts").digest
+        fingerprint["combine"] = request.combine
+    return fingerprint
 
 
 def rank(request: RankingRequest, out: Path, progress: Progress | None = None) -> Manifest:
@@ -185,10 +182,10 @@ def rank(request: RankingRequest, out: Path, progress: Progress | None = None) -
 
 def _balanced(tally: Tally, records: Path) -> dict[str, int]:
     """Return the counts after checking kept = ranked + too_long + failed."""
-    counts = {status: tally.statuses[status] for status in ("too_long", "failed")}
-    counts = {"kept": tally.records, "ranked": tally.ranked, **counts}
+    excluded = {status: tally.statuses[status] for status in ("too_long", "failed")}
+    counts = {"kept": tally.records, "ranked": tally.ranked, **excluded}
     curated = require_manifest(records, made_by="curated_dataset").counts.get("kept")
-    parts = counts["ranked"] + counts["too_long"] + counts["failed"]
+    parts = counts["ranked"] + sum(excluded.values())
     if counts["kept"] != parts or curated not in (None, counts["kept"]):
         raise ArtefactError(
             f"the balance does not hold: {curated} curated records, {counts['kept']} in the "
@@ -207,13 +204,7 @@ def _details(request: RankingRequest, thetas: dict[str, float], tally: Tally) ->
             for name, folder in sorted(request.scores)
             if (manifest := read_manifest(folder)) is not None
         },
-        "parameters": {
-            "num_prompts": request.num_prompts,
-            "num_ratings": request.num_ratings,
-            "alpha": request.alpha,
-            "variant": request.variant,
-            "ablation": request.ablation,
-        },
+        "parameters": request.parameters,
         **({"combine": request.combine} if request.rated is not None else {}),
         "score": tally.summary,
         # arms that need no ranking still draw from the same candidates
@@ -235,7 +226,7 @@ def _model_facts(scores: Manifest) -> dict[str, Any]:
 
 
 def _warnings(request: RankingRequest, thetas: dict[str, float]) -> list[str]:
-    warnings: Sequence[str] = []
+    warnings = []
     given = {name for name, _ in request.thetas}
     if given and given != set(thetas):
         defaults = ", ".join(sorted(set(thetas) - given))
@@ -246,4 +237,4 @@ def _warnings(request: RankingRequest, thetas: dict[str, float]) -> list[str]:
     if _takes_released_weights(request):
         told = ", ".join(f"{name} {theta:.4g}" for name, theta in thetas.items())
         warnings = [f"the weights are those of the authors' scripts, by the models' order: {told}"]
-    return list(warnings)
+    return warnings

@@ -16,11 +16,12 @@ from selectit_dagster.progress import Progress
 from selectit_dagster.rating import levels
 from selectit_dagster.rating.score_reader import StoredScores, stored_prompts
 from selectit_dagster.selection.fusion import SCORE_DECIMALS
-from selectit_dagster.selection.sensitivity import ALPHAS, SAMPLE
 
 if TYPE_CHECKING:
     from selectit_dagster.selection.ranking import RankingRequest
 
+ALPHAS = (0.0, 0.1, 0.2, 0.5, 1.0)
+SAMPLE = 200_000
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 # the chance level is the mean over shuffles, each with a tenth of the draws
@@ -96,16 +97,15 @@ def load_token_scores(request: RankingRequest, thetas: dict[str, float], seed: i
     Above SAMPLE records those with the smallest SHA-256 of ``<seed>:<record id>`` are read.
     """
     folders = dict(request.scores)
-    manifests = {name: StoredScores(name, folders[name], 1, request.num_ratings) for name in thetas}
-    stored = min(stored_prompts(store.manifest) for store in manifests.values())
-    total = int(next(iter(manifests.values())).manifest.counts["records"])
-    limit = _hash_limit(total)
-    parts = [
-        _read_model(name, folders[name], stored, request.num_ratings, seed, limit)
-        for name in thetas
-    ]
+    ratings = request.num_ratings
+    manifests = [StoredScores(name, folders[name], 1, ratings).manifest for name in thetas]
+    stored = min(map(stored_prompts, manifests))
+    total = int(manifests[0].counts["records"])
+    # a record's 64-bit hash lies below this for about SAMPLE of them
+    limit = 1 << 64 if total <= SAMPLE else int((1 << 64) * (SAMPLE / total))
+    parts = [_read_model(n, folders[n], stored, ratings, seed, limit) for n in thetas]
     common = sorted(set.intersection(*(set(part) for part in parts)))[:SAMPLE]
-    shape = (len(parts), len(common), stored, request.num_ratings)
+    shape = (len(parts), len(common), stored, ratings)
     probabilities = np.empty(shape, dtype=np.float32)
     for number, part in enumerate(parts):
         for index, record in enumerate(common):
@@ -122,11 +122,6 @@ def load_token_scores(request: RankingRequest, thetas: dict[str, float], seed: i
     return TokenScores(common, list(thetas), probabilities, weights, base, total)
 
 
-def _hash_limit(total: int) -> int:
-    """Return the bound on a record's 64-bit hash below which about SAMPLE records lie."""
-    return 1 << 64 if total <= SAMPLE else int((1 << 64) * (SAMPLE / total))
-
-
 def _read_model(
     name: str, folder: Path, prompts: int, ratings: int, seed: int, limit: int
 ) -> dict[str, npt.NDArray[np.float32]]:
@@ -138,14 +133,10 @@ def _read_model(
             usable = np.flatnonzero(batch.status == 0)
             names = batch.record_ids.take(usable).to_pylist()
             for index, record in zip(usable, names, strict=True):
-                if limit >= 1 << 64 or _hash(seed, record) < limit:
+                digest = hashlib.sha256(f"{seed}:{record}".encode()).digest()
+                if int.from_bytes(digest[:8], "big") < limit:
                     found[record] = batch.probabilities[index].copy()
     return found
-
-
-def _hash(seed: int, record_id: str) -> int:
-    digest = hashlib.sha256(f"{seed}:{record_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big")
 
 
 def chosen(scores: Floats, count: int) -> npt.NDArray[np.bool_]:
@@ -157,23 +148,18 @@ def chosen(scores: Floats, count: int) -> npt.NDArray[np.bool_]:
 
 def settings_of(scores: TokenScores) -> list[tuple[str, str, Setting]]:
     """Return (factor, value, setting) of every setting that is compared with the base."""
-    base = scores.base
-    found: list[tuple[str, str, Setting]] = [("base", "base", base)]
-    found += [("alpha", f"{a:g}", replace(base, alpha=a)) for a in ALPHAS if a != base.alpha]
-    stored = scores.probabilities.shape[2]
-    for count in range(1, stored + 1):
-        if count != len(base.prompts):
-            found.append(("K", str(count), replace(base, prompts=tuple(range(count)))))
-    if len(scores.names) > 1:
-        for number, name in enumerate(scores.names):
-            found.append(("only model", name, replace(base, models=(number,))))
-    for variant in ("paper", "released-code"):
-        if variant != base.variant:
-            found.append(("variant", variant, replace(base, variant=variant)))
-    for ablation in ("none", "sentence-r", "model-r"):
-        if ablation != base.ablation:
-            found.append(("ablation", ablation, replace(base, ablation=ablation)))
-    return found
+    base, stored = scores.base, scores.probabilities.shape[2]
+    others: dict[str, dict[str, Setting]] = {
+        "alpha": {f"{a:g}": replace(base, alpha=a) for a in ALPHAS},
+        "K": {str(k): replace(base, prompts=tuple(range(k))) for k in range(1, stored + 1)},
+        "only model": {n: replace(base, models=(i,)) for i, n in enumerate(scores.names)},
+        "variant": {name: replace(base, variant=name) for name in ("paper", "released-code")},
+        "ablation": {a: replace(base, ablation=a) for a in ("none", "sentence-r", "model-r")},
+    }
+    return [
+        ("base", "base", base),
+        *((f, v, s) for f, values in others.items() for v, s in values.items() if s != base),
+    ]
 
 
 def vary(scores: TokenScores, count: int) -> dict[str, Any]:
@@ -249,12 +235,12 @@ def stability(
         return np.array(found)
 
     observed = overlaps(tokens, draws, 0)
-    shuffled = np.array(
-        [
-            overlaps(_shuffled(tokens, rng), few, resamples + number * len(few)).mean()
-            for number in range(_SHUFFLES)
-        ]
-    )
+    by_chance = []
+    for number in range(_SHUFFLES):
+        # the records in another order for each model and prompt
+        mixed = rng.permuted(tokens, axis=1)
+        by_chance.append(overlaps(mixed, few, resamples + number * len(few)).mean())
+    shuffled = np.array(by_chance)
     upper = float(shuffled.mean() + 2 * shuffled.std(ddof=1))
     return {
         "overlap": float(observed.mean()),
@@ -264,12 +250,3 @@ def stability(
         "resamples": resamples,
         "more_stable_than_chance": bool(observed.mean() > upper),
     }
-
-
-def _shuffled(tokens: Floats, rng: np.random.Generator) -> Floats:
-    """Return the scores with the records in another order for each model and prompt."""
-    result = np.empty_like(tokens)
-    for model in range(tokens.shape[0]):
-        for prompt in range(tokens.shape[2]):
-            result[model, :, prompt] = rng.permutation(tokens[model, :, prompt])
-    return result

@@ -7,7 +7,6 @@ a killed run goes on after its last finished chunk.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from selectit_dagster.artefacts.duckdb_tables import ParquetStream, stored_batches
-from selectit_dagster.artefacts.files import folder_lock, sha256_json, write_parquet
-from selectit_dagster.artefacts.manifest import is_current, write_manifest
+from selectit_dagster.artefacts.files import sha256_json, write_parquet
+from selectit_dagster.artefacts.manifest import Content, make_or_current
 from selectit_dagster.progress import Progress
 
 if TYPE_CHECKING:
@@ -149,11 +148,9 @@ class ResponsePasses:
             **more,
         }
         out = self.folder / f"{name.replace(' ', '-')}-{sha256_json(fingerprint)[:16]}"
-        if is_current(out, fingerprint):
-            return out / FILE
-        began = time.monotonic()
         total = pq.read_metadata(self.records).num_rows
-        with folder_lock(out, name):
+
+        def make() -> Content:
             done, chunks = 0, out / ".chunks"
             with ParquetStream(out / FILE, compression="lz4") as stream:
                 for number, (ids, texts) in enumerate(self._texts()):
@@ -166,15 +163,10 @@ class ResponsePasses:
                         stream.write(batch)
                     done += len(ids)
                     self.progress.update(done, total)
-            write_manifest(
-                out,
-                kind="response_pass",
-                fingerprint=fingerprint,
-                files=[FILE],
-                counts={"records": done},
-                seconds=time.monotonic() - began,
-            )
-            shutil.rmtree(chunks, ignore_errors=True)
+            return Content([FILE], {"records": done})
+
+        make_or_current(out, kind="response_pass", fingerprint=fingerprint, make=make)
+        shutil.rmtree(out / ".chunks", ignore_errors=True)
         return out / FILE
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from selectit_dagster.artefacts.files import write_bytes, write_json
 from selectit_dagster.artefacts.manifest import (
@@ -31,13 +31,17 @@ from selectit_dagster.artefacts.manifest import (
 from selectit_dagster.errors import UserError
 from selectit_dagster.progress import Progress, Silent
 from selectit_dagster.selection.ranking import RankingRequest, ranking_fingerprint
+from selectit_dagster.selection.resampling import (
+    SAMPLE,
+    TokenScores,
+    chosen,
+    load_token_scores,
+    rank_correlation,
+    stability,
+    vary,
+)
 from selectit_dagster.selection.subset import selection_count
 
-if TYPE_CHECKING:
-    from selectit_dagster.selection.resampling import TokenScores
-
-ALPHAS = (0.0, 0.1, 0.2, 0.5, 1.0)
-SAMPLE = 200_000
 TABLE_FILE = "sensitivity.json"
 PLOT_FILE = "sensitivity.png"
 _FORMAT = 1
@@ -49,12 +53,10 @@ class SensitivityRequest:
 
     Attributes
     ----------
-    ranking:
-        The ranking whose settings are varied.
     size_rule, size:
         As in the selection; a count is scaled to the sample.
     seed:
-        Seed of the sample and of the resamples.
+        Of the sample and of the resamples.
     resamples:
         How often the prompts are drawn anew.
     """
@@ -92,7 +94,6 @@ def sensitivity(
     UserError
         When no record was rated by all models.
     """
-    from selectit_dagster.selection.resampling import load_token_scores, stability, vary
     from selectit_dagster.selection.selection_plots import sensitivity_heat_map
 
     fingerprint = sensitivity_fingerprint(request)
@@ -134,8 +135,6 @@ def engine_rows(request: RankingRequest, scores: TokenScores, count: int) -> lis
 
     Overlap and rank correlation are between these two alone, not with the ranking as it is.
     """
-    from selectit_dagster.selection.resampling import chosen, rank_correlation
-
     folders = dict(request.scores)
     stored = [require_manifest(folders[n], made_by="the scores").fingerprint for n in scores.names]
     weights = [{k: v for k, v in one.items() if k.startswith("model.")} for one in stored]
