@@ -20,12 +20,13 @@ from __future__ import annotations
 import datetime as dt
 import json
 import platform
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path, PurePosixPath
-from typing import Any, get_origin, get_type_hints
+from typing import Any, NoReturn, get_origin, get_type_hints
 
 from selectit_dagster.artefacts.accounting import check_counts
 from selectit_dagster.artefacts.files import (
@@ -38,6 +39,10 @@ from selectit_dagster.artefacts.files import (
 from selectit_dagster.errors import ArtefactError
 
 MANIFEST = "manifest.json"
+# files that lie in an artefact's folder and are no part of it
+STORED_NOTE, STAGING = ".stored.json", ".fetch"
+OWN_NOTES = (MANIFEST, ".lock", STORED_NOTE, STAGING)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 Fingerprint = dict[str, Any]
 _SETTLED_SECONDS = 2.0
 
@@ -164,22 +169,36 @@ def read_manifest(folder: Path) -> Manifest | None:
     path = folder / MANIFEST
     if not path.exists():
         return None
-    value = read_json(path)
+    return parsed_manifest(read_json(path), source=str(path), hint=f"remove {folder} and run again")
+
+
+def parsed_manifest(value: Any, *, source: str, hint: str) -> Manifest:  # noqa: ANN401 - what was read
+    """Return the manifest that was read as ``value``.
+
+    Raises
+    ------
+    ArtefactError
+        When it is none of ours: it lacks a field, names a file outside of the folder or one of
+        our own notes, or was altered.
+    """
+
+    def refuse(why: str) -> NoReturn:
+        raise ArtefactError(f"{source} is not a manifest of this project: {why}", hint=hint)
+
     try:
         manifest = Manifest(**value)
     except TypeError as error:
-        raise _no_manifest(folder, str(error)) from error
-    for name, hint in get_type_hints(Manifest).items():
-        kind = get_origin(hint) or hint
+        refuse(str(error))
+    for name, form in get_type_hints(Manifest).items():
+        kind = get_origin(form) or form
         if not isinstance(getattr(manifest, name), (kind, int) if kind is float else kind):
-            raise _no_manifest(folder, f"{name} is no {kind.__name__}")
-    wrong = [name for name, entry in manifest.files.items() if not _is_file_entry(name, entry)]
-    if wrong:
-        raise _no_manifest(folder, f"its entry {wrong[0]!r} is no file of the artefact")
+            refuse(f"{name} is no {kind.__name__}")
+    for name, entry in manifest.files.items():
+        if not _is_file_entry(name, entry):
+            refuse(f"its entry {name!r} is no file of the artefact")
     if manifest.seal and manifest.seal != _seal(value):
         raise ArtefactError(
-            f"{path} is not what it was when it was written: its seal does not match",
-            hint=f"remove {folder} and run again",
+            f"{source} is not what it was when it was written: its seal does not match", hint=hint
         )
     return manifest
 
@@ -188,16 +207,10 @@ def _is_file_entry(name: str, entry: Any) -> bool:  # noqa: ANN401 - whatever th
     """Tell whether a file of the table lies inside the folder and has size and hash."""
     path = PurePosixPath(name)
     inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
-    if not inside or "\x00" in name or not isinstance(entry, dict):
+    if not inside or path.parts[0] in OWN_NOTES or {"\x00", "\\"} & set(name):
         return False
-    return isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)
-
-
-def _no_manifest(folder: Path, why: str) -> ArtefactError:
-    return ArtefactError(
-        f"{folder / MANIFEST} is not a manifest of this project: {why}",
-        hint=f"remove {folder} and run again",
-    )
+    sized = isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and entry["bytes"] >= 0
+    return sized and _SHA256.fullmatch(str(entry.get("sha256"))) is not None
 
 
 def require_manifest(folder: Path, *, made_by: str) -> Manifest:

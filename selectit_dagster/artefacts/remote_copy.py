@@ -18,7 +18,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -38,10 +37,13 @@ from selectit_dagster.artefacts.files import (
 from selectit_dagster.artefacts.home import Home
 from selectit_dagster.artefacts.manifest import (
     MANIFEST,
+    STAGING,
+    STORED_NOTE,
     Fingerprint,
     Manifest,
     differences,
     digest_of,
+    parsed_manifest,
     read_manifest,
 )
 from selectit_dagster.artefacts.remote_files import Remote
@@ -52,11 +54,7 @@ LOGGER = logging.getLogger("selectit_dagster")
 MARKER = "selectit-storage.json"
 FORMAT = 2
 _READABLE = {1, 2}  # 1 kept content by its hash; it is still read
-NOTE = ".stored.json"
-STAGING = ".fetch"
 UNFINISHED = "unfinished"
-_PRIVATE = (MANIFEST, ".lock", NOTE, STAGING)
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 FOREIGN = "something else wrote to this place: look at it, or choose another one"
 WAIT_SECONDS = 600.0
 _AT_ONCE = 4
@@ -80,51 +78,32 @@ class Item(NamedTuple):
         return folder / STAGING / sha256_json([self.name, self.sha256])[:32]
 
 
-def read_items(files: Any, *, source: str) -> list[Item]:  # noqa: ANN401 - what was read
-    """Return a stored table of files, after a look at what it would write where.
-
-    Raises
-    ------
-    ArtefactError
-        When a name leads out of the folder or into our own notes, or an entry is malformed:
-        what comes from outside is not trusted to name files.
-    """
-    items = []
-    for name, entry in dict(files).items():
-        path = PurePosixPath(name)
-        inside = path.parts and not path.is_absolute() and ".." not in path.parts
-        try:
-            item = Item(name, int(entry["bytes"]), str(entry["sha256"]))
-        except (KeyError, TypeError, ValueError):
-            item = Item(name, -1, "")
-        if not inside or path.parts[0] in _PRIVATE or "\\" in name or item.size < 0:
-            raise ArtefactError(
-                f"{source}: {name!r} is no entry of a file in an artefact", hint=FOREIGN
-            )
-        if not _SHA256.fullmatch(item.sha256):
-            raise ArtefactError(f"{source}: {name!r} has no SHA-256", hint=FOREIGN)
-        items.append(item)
-    return items
-
-
 @dataclass(frozen=True)
 class Stored:
     """A manifest as it lies in storage."""
 
     manifest: Manifest
     content: bytes
-    items: list[Item]
 
     @classmethod
     def parse(cls, content: bytes, *, source: str) -> Stored:
-        """Read a manifest's bytes; raises ArtefactError when it is not one of ours."""
+        """Read a manifest's bytes; raises ArtefactError when it is not one of ours.
+
+        What comes from outside is not trusted to name files.
+        """
         try:
-            manifest = Manifest(**json.loads(content))
-            return cls(manifest, content, read_items(manifest.files, source=source))
-        except (ValueError, TypeError, AttributeError) as error:
+            value = {"kind": UNFINISHED, "digest": "", **json.loads(content)}
+        except (ValueError, TypeError, RecursionError) as error:
             raise ArtefactError(
                 f"{source} is not a manifest of this project", hint=FOREIGN
             ) from error
+        return cls(parsed_manifest(value, source=source, hint=FOREIGN), content)
+
+    @property
+    def items(self) -> list[Item]:
+        """Its files."""
+        files = self.manifest.files
+        return [Item(name, entry["bytes"], entry["sha256"]) for name, entry in files.items()]
 
     @property
     def sha256(self) -> str:
@@ -210,7 +189,7 @@ class ArtefactStore:
 
     def head(self, folder: Path) -> Stored | None:
         """Return the manifest that is valid now for a folder."""
-        return self._stored(f"{self.stage(folder)}/{MANIFEST}")
+        return self.stored(f"{self.stage(folder)}/{MANIFEST}")
 
     def made(self, folder: Path, fingerprint: Fingerprint) -> Stored | None:
         """Return the manifest of the artefact made from ``fingerprint``, valid now or before."""
@@ -221,19 +200,20 @@ class ArtefactStore:
         )
         for key in self.remote.sizes(below):
             of_it = key == earlier or (key.startswith(version) and key.endswith(f"/{MANIFEST}"))
-            found = self._stored(key) if of_it else None
+            found = self.stored(key) if of_it else None
             if found and not differences(found.manifest.fingerprint, fingerprint):
                 return found
         return None
 
-    def _stored(self, key: str) -> Stored | None:
+    def stored(self, key: str) -> Stored | None:
+        """Return the manifest at a place, None when there is none."""
         content = self.remote.read(key)
         return (content and Stored.parse(content, source=self.remote.address(key))) or None
 
     # --- whether a folder is a copy of what is stored -------------------------------------------
 
     def _note(self, folder: Path) -> dict[str, Any]:
-        path = folder / NOTE
+        path = folder / STORED_NOTE
         return dict(read_json(path)) if path.exists() else {}
 
     def is_copy(self, folder: Path) -> bool:
@@ -250,14 +230,13 @@ class ArtefactStore:
         """Tell whether the folder's artefact is the valid one of this place."""
         if not self.is_copy(folder):
             return False
-        head = self.remote.read(f"{self.stage(folder)}/{MANIFEST}")
-        return (
-            head is not None and hashlib.sha256(head).hexdigest() == self._note(folder)["manifest"]
-        )
+        head = self.head(folder)
+        return head is not None and head.sha256 == self._note(folder)["manifest"]
 
     def _write_note(self, folder: Path, stored: Stored, origin: str) -> None:
         write_json(
-            folder / NOTE, {"url": self.remote.url, "manifest": stored.sha256, "origin": origin}
+            folder / STORED_NOTE,
+            {"url": self.remote.url, "manifest": stored.sha256, "origin": origin},
         )
 
     # --- publishing ---------------------------------------------------------------------------
@@ -361,7 +340,7 @@ class ArtefactStore:
             if make_room is not None:
                 make_room()
             (folder / MANIFEST).unlink(missing_ok=True)
-            (folder / NOTE).unlink(missing_ok=True)
+            (folder / STORED_NOTE).unlink(missing_ok=True)
             for name in set(old.files if old else ()) - {item.name for item in stored.items}:
                 (folder / name).unlink(missing_ok=True)
             place_files(folder, stored.items)

@@ -19,13 +19,12 @@ from pathlib import Path, PurePosixPath
 from selectit_dagster.artefacts.files import folder_lock, sha256_file
 from selectit_dagster.artefacts.manifest import MANIFEST, Fingerprint, differences
 from selectit_dagster.artefacts.remote_copy import (
-    FOREIGN,
     UNFINISHED,
     WAIT_SECONDS,
     ArtefactStore,
     Item,
+    Stored,
     place_files,
-    read_items,
 )
 from selectit_dagster.errors import ArtefactError, TransientError, UserError
 
@@ -185,7 +184,7 @@ def _key(store: ArtefactStore, folder: Path, item: Item | None = None) -> str:
     return f"{store.stage(folder)}/{UNFINISHED}/{name}"
 
 
-def unfinished(store: ArtefactStore, folder: Path) -> tuple[Fingerprint, list[Item]] | None:
+def unfinished(store: ArtefactStore, folder: Path) -> Stored | None:
     """Return the fingerprint and the safe files of a stage that did not end.
 
     Raises
@@ -193,16 +192,7 @@ def unfinished(store: ArtefactStore, folder: Path) -> tuple[Fingerprint, list[It
     ArtefactError
         When the stored list is not one of ours.
     """
-    key = _key(store, folder)
-    content, source = store.remote.read(key), store.remote.address(key)
-    if content is None:
-        return None
-    try:
-        value = json.loads(content)
-        files, fingerprint = dict(value["files"]), dict(value["fingerprint"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtefactError(f"{source} is not a list of this project", hint=FOREIGN) from error
-    return fingerprint, read_items(files, source=source)
+    return store.stored(_key(store, folder))
 
 
 def take_up(
@@ -221,9 +211,9 @@ def take_up(
     """
     try:
         found = unfinished(store, folder)
-        if found is None or differences(found[0], fingerprint):
+        if found is None or differences(found.manifest.fingerprint, fingerprint):
             return 0
-        keys = {item: _key(store, folder, item) for item in found[1]}
+        keys = {item: _key(store, folder, item) for item in found.items}
         if (folder / MANIFEST).exists() or work.files(folder):
             keys = {
                 item._replace(name=work.beside(item)): key

@@ -301,7 +301,7 @@ def published_with(store, files: dict[str, dict]) -> None:
 def test_a_stored_manifest_cannot_write_outside_of_its_folder(new_store, name):
     store = new_store("here")
     published_with(store, {name: {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}})
-    with pytest.raises(ArtefactError, match="is no entry of a file") as refusal:
+    with pytest.raises(ArtefactError, match="is no file of the artefact") as refusal:
         store.head(folder_of(store))
     assert "something else wrote to this place" in refusal.value.hint
 
@@ -310,7 +310,7 @@ def test_a_stored_manifest_cannot_write_outside_of_its_folder(new_store, name):
 def test_a_stored_manifest_names_content_by_nothing_but_its_hash(new_store, digest):
     store = new_store("here")
     published_with(store, {"a.txt": {"bytes": 1, "sha256": digest}})
-    with pytest.raises(ArtefactError, match=r"manifest\.json: 'a\.txt' has no SHA-256") as refusal:
+    with pytest.raises(ArtefactError, match=r"manifest\.json .*'a\.txt' is no file") as refusal:
         store.head(folder_of(store))
     assert "something else wrote to this place" in refusal.value.hint
 

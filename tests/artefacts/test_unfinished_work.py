@@ -169,8 +169,8 @@ def test_parts_are_sent_while_the_stage_runs_and_once_more_when_it_fails(new_sto
         sends._stop.set()
         work(folder_of(store), part__1_parquet=b"more")
         raise KeyboardInterrupt
-    _, items = unfinished(store, folder_of(store))
-    assert [item.name for item in items] == ["part-0.parquet", "part-1.parquet"]
+    found = unfinished(store, folder_of(store))
+    assert [item.name for item in found.items] == ["part-0.parquet", "part-1.parquet"]
 
 
 def test_a_complete_artefact_ends_the_list(new_store):
