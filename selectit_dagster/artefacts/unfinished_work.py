@@ -92,7 +92,7 @@ class Sender:
     fingerprint: Fingerprint
     work: UnfinishedWork
     seconds: float
-    failures: int = 0
+    _failed: bool = False
     _sent: dict[str, tuple[tuple[int, int], Item]] = field(default_factory=dict)
     _noted: list[Item] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -102,30 +102,29 @@ class Sender:
         """Send in the background while the block runs; nothing is under way afterwards."""
         thread = threading.Thread(target=self._rounds, name="storage-sender", daemon=True)
         thread.start()
+        ended = False
         try:
             yield
-        except BaseException:
+            ended = True
+        finally:
             self._stop.set()
             thread.join()
-            # interrupted or failed: what is finished by now is worth a last round
-            self.try_round()
-            raise
-        self._stop.set()
-        thread.join()
+            if not ended:  # interrupted or failed: what is finished by now is worth a last round
+                self.try_round()
 
     def _rounds(self) -> None:
         while not self._stop.wait(self.seconds):
             self.try_round()
 
     def try_round(self) -> None:
-        """Send once; a failure is told, once in a row, and counted."""
+        """Send once; a failure is told, once in a row."""
         try:
             self.round()
-            self.failures = 0
+            self._failed = False
         except (UserError, TransientError) as error:
-            self.failures += 1
-            if self.failures == 1:
+            if not self._failed:
                 LOGGER.warning("unfinished work is only on this machine for now: %s", error)
+            self._failed = True
 
     def round(self) -> None:
         """Send the files that are new or changed, then the list that names them."""

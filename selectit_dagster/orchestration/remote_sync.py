@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from selectit_dagster.artefacts.manifest import (
     is_current,
     require_manifest,
 )
-from selectit_dagster.artefacts.remote_copy import ArtefactStore, Stored
+from selectit_dagster.artefacts.remote_copy import ArtefactStore
 from selectit_dagster.artefacts.unfinished_work import Sender, UnfinishedWork, take_up
 from selectit_dagster.progress import Progress, Reporter
 
@@ -64,15 +65,67 @@ def stored(
     stage: Stage, store: ArtefactStore, habits: StoragePolicy, seconds: float | None
 ) -> Stage:
     """Return the stage with storage around it; ``seconds`` apart, unfinished work is sent."""
-    around = _Around(stage, store, habits, seconds)
+    folder, work = stage.folder, habits.work
+
+    @functools.cache
+    def bring_inputs() -> None:
+        for place in (*habits.inputs, *habits.beside()[:1]):
+            bring(store, place, _transfers(f"fetching {place.name}", None))
+
+    def fingerprint() -> Fingerprint:
+        bring_inputs()
+        return stage.fingerprint()
+
+    def run(progress: Progress) -> Manifest:
+        """Fetch the artefact, or make it, and publish it."""
+        wanted = fingerprint()
+        store.remember(folder)
+        sending: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if not is_current(folder, wanted):
+            _prepare(stage, store, habits, wanted, progress)
+            if seconds is not None and work.patterns and not is_current(folder, wanted):
+                sending = Sender(store, folder, wanted, work, seconds).running()
+        with sending:
+            stage.run(progress)
+        for place in (*habits.beside(), folder):
+            store.publish(place, _transfers(f"publishing {stage.title}", progress))
+        return require_manifest(folder, made_by=stage.asset)
+
     return dataclasses.replace(
         stage,
-        fingerprint=around.fingerprint,
-        run=around.run,
-        address=store.address(stage.folder),
-        is_published=lambda: store.is_published(stage.folder),
-        was_fetched=lambda: store.was_fetched(stage.folder),
+        fingerprint=fingerprint,
+        run=run,
+        address=store.address(folder),
+        is_published=lambda: store.is_published(folder),
+        was_fetched=lambda: store.was_fetched(folder),
     )
+
+
+def _prepare(
+    stage: Stage,
+    store: ArtefactStore,
+    habits: StoragePolicy,
+    fingerprint: Fingerprint,
+    progress: Progress,
+) -> None:
+    """Fetch the very artefact, else what can be resumed from or taken over."""
+    folder, work = stage.folder, habits.work
+
+    def drop_work() -> None:
+        for path in (folder / MANIFEST, *work.files(folder)):
+            path.unlink(missing_ok=True)
+
+    found = store.made(folder, fingerprint)
+    if found is None:
+        taken, head = take_up(store, folder, fingerprint, work), store.head(folder)
+        bare = not (folder / MANIFEST).exists() and not work.files(folder)
+        if head is None or taken or not bare or habits.reuses is None:
+            return
+        if not habits.reuses(head.manifest.fingerprint, fingerprint):
+            return
+        found = head
+    shown = _transfers(f"fetching {stage.title}", progress)
+    store.fetch(folder, found, make_room=habits.make_room or drop_work, progress=shown)
 
 
 def bring(store: ArtefactStore, folder: Path, progress: Progress) -> str:
@@ -91,67 +144,6 @@ def bring(store: ArtefactStore, folder: Path, progress: Progress) -> str:
         return "absent"
     store.fetch(folder, head, progress=progress)
     return "fetched"
-
-
-@dataclass
-class _Around:
-    stage: Stage
-    store: ArtefactStore
-    habits: StoragePolicy
-    seconds: float | None
-    _ready: bool = field(default=False)
-
-    def fingerprint(self) -> Fingerprint:
-        """Bring the inputs, once, and ask the stage."""
-        if not self._ready:
-            for folder in (*self.habits.inputs, *self.habits.beside()[:1]):
-                bring(self.store, folder, _transfers(f"fetching {folder.name}", None))
-            self._ready = True
-        return self.stage.fingerprint()
-
-    def run(self, progress: Progress) -> Manifest:
-        """Fetch the artefact, or make it, and publish it."""
-        folder, fingerprint = self.stage.folder, self.fingerprint()
-        self.store.remember(folder)
-        if not is_current(folder, fingerprint):
-            self._prepare(fingerprint, progress)
-        with self._sending(fingerprint):
-            self.stage.run(progress)
-        for place in (*self.habits.beside(), folder):
-            self.store.publish(place, _transfers(f"publishing {self.stage.title}", progress))
-        return require_manifest(folder, made_by=self.stage.asset)
-
-    def _sending(self, fingerprint: Fingerprint) -> contextlib.AbstractContextManager[None]:
-        """Return the context in which what is finished is sent, where there is such work."""
-        folder, work = self.stage.folder, self.habits.work
-        if self.seconds is None or not work.patterns or is_current(folder, fingerprint):
-            return contextlib.nullcontext()
-        return Sender(self.store, folder, fingerprint, work, self.seconds).running()
-
-    def _prepare(self, fingerprint: Fingerprint, progress: Progress) -> None:
-        """Fetch the very artefact, else what can be resumed from or taken over."""
-        store, folder = self.store, self.stage.folder
-        made = store.made(folder, fingerprint)
-        if made is not None:
-            return self._fetch(made, progress)
-        taken = take_up(store, folder, fingerprint, self.habits.work)
-        head = store.head(folder)
-        bare = not (folder / MANIFEST).exists() and not self.habits.work.files(folder)
-        if taken or head is None or not bare or self.habits.reuses is None:
-            return None
-        if self.habits.reuses(head.manifest.fingerprint, fingerprint):
-            self._fetch(head, progress)
-        return None
-
-    def _fetch(self, found: Stored, progress: Progress) -> None:
-        shown = _transfers(f"fetching {self.stage.title}", progress)
-        room = self.habits.make_room or self._drop_work
-        self.store.fetch(self.stage.folder, found, make_room=room, progress=shown)
-
-    def _drop_work(self) -> None:
-        (self.stage.folder / MANIFEST).unlink(missing_ok=True)
-        for path in self.habits.work.files(self.stage.folder):
-            path.unlink(missing_ok=True)
 
 
 def _transfers(what: str, progress: Progress | None) -> Reporter:

@@ -140,8 +140,8 @@ def test_the_whole_chain_on_s3_and_a_fresh_home_that_makes_nothing(
 @pytest.mark.parametrize(
     ("unfinished", "sent", "asset"),
     [
-        ("scores/one/unfinished.json", ROWS, "ranking"),
-        ("seed-1/unfinished.json", (b"complete.json",), "lora_checkpoints"),
+        ("scores/one/unfinished/files.json", ROWS, "ranking"),
+        ("seed-1/unfinished/files.json", (b"complete.json",), "lora_checkpoints"),
     ],
 )
 def test_killed_in_the_middle_another_machine_goes_on(
@@ -165,7 +165,7 @@ def test_killed_in_the_middle_another_machine_goes_on(
     # the list begins with the plan alone, which nothing can be resumed from
     while not any(
         any(name in (place.read(key) or b"") for name in sent)
-        for key in place.entries("experiments")
+        for key in place.sizes("experiments")
         if key.endswith(unfinished)
     ):
         assert process.poll() is None
