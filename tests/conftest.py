@@ -105,10 +105,10 @@ def ray_here(monkeypatch: pytest.MonkeyPatch) -> RayHere:
 @pytest.fixture(scope="session")
 def confined() -> None:
     """A kernel with all the layers of the sandbox; without it the test is skipped."""
-    from selectit_dagster.evaluation.sandbox import Limits, run_program
+    from selectit_dagster.evaluation.sandbox import run_program
 
     if not sys.platform.startswith("linux"):
         pytest.skip("the sandbox is for Linux")
-    probe = run_program("pass", Limits(seconds=20))
+    probe = run_program("pass", 20)
     if probe.missing:
         pytest.skip(f"this machine lacks {', '.join(probe.missing)}")

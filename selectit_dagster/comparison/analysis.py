@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from selectit_dagster.comparison.score_matrices import AVERAGE, UNTUNED, BenchmarkScores, Run
-from selectit_dagster.comparison.sentences import arm_sentence, benchmark_sentence, title
+from selectit_dagster.comparison.sentences import arm_sentence, title
 from selectit_dagster.comparison.statistics import (
     Estimate,
     RunSpread,
@@ -40,7 +41,7 @@ def compare_scores(
     ``arms``: per arm its title, runs, seeds, sentence, and per benchmark (and for their
     average) a result. A result holds ``mean``, ``interval``, ``run_means`` and, but for the
     baseline, ``difference`` with ``low`` and ``high``, ``p``, ``p_holm``, ``test``,
-    ``smallest_detectable``, ``verdict`` (``better``, ``worse``, ``not significant``), ``sentence``.
+    ``smallest_detectable``, ``verdict`` (``better``, ``worse``, ``not significant``).
     All are on the scores' own scale; ``scale`` is 100 where they lie between 0 and 1.
 
     Raises
@@ -61,15 +62,15 @@ def compare_scores(
     for done, column in enumerate(columns):
         spreads = arm_spreads(column, untuned)
         for arm in arms:
-            results[arm][column.name] = _result(
-                column, arm, baseline, spreads, section, len(columns)
-            )
+            results[arm][column.name] = _result(column, arm, spreads, section, len(columns))
         progress.update(done + 1, len(columns))
-    names = [benchmark.name for benchmark in benchmarks]
+    titles = {arm: (named or {}).get(arm) or title(arm, share) for arm in arms}
+    sentences = dict.fromkeys(arms, "")
     for arm in arms:
         if arm != baseline:
             _judge(results[arm], section.confidence)
-    titles = {arm: (named or {}).get(arm) or title(arm, share) for arm in arms}
+            entries = [results[arm][benchmark.name] for benchmark in benchmarks]
+            sentences[arm] = arm_sentence(titles[arm], titles[baseline], entries)
     return {
         "arms": {
             arm: {
@@ -77,7 +78,7 @@ def compare_scores(
                 "runs": sum(run.arm == arm for run in runs),
                 "seeds": [run.seed for run in runs if run.arm == arm],
                 "results": results[arm],
-                "sentence": _sentences(results[arm], arm, baseline, names, titles),
+                "sentence": sentences[arm],
             }
             for arm in arms
         },
@@ -95,13 +96,7 @@ def compare_scores(
             for benchmark in benchmarks
         },
         # two arms may bear one title and fare alike
-        "sentences": [
-            sentence
-            for sentence in dict.fromkeys(
-                _sentences(results[arm], arm, baseline, names, titles) for arm in arms
-            )
-            if sentence
-        ],
+        "sentences": [sentence for sentence in dict.fromkeys(sentences.values()) if sentence],
         "champion": _with_interval(champion(benchmarks, runs), results),
         "share": share,
         "method": _method(section, results, benchmarks),
@@ -142,13 +137,12 @@ def arm_spreads(column: BenchmarkScores, untuned: set[str]) -> dict[str, RunSpre
 def _result(
     column: BenchmarkScores,
     arm: str,
-    baseline: str,
     spreads: dict[str, RunSpread],
     section: ComparisonSection,
     tests: int,
 ) -> dict[str, Any]:
     """Return one arm's figures on one benchmark, all on the scale of the scores."""
-    scores = column.scores[arm]
+    scores, baseline = column.scores[arm], section.baseline
     # the smallest p that resamples can give must be able to pass Holm's first step
     resamples = max(section.resamples, round(20 * tests / (1.0 - section.confidence)))
 
@@ -173,7 +167,7 @@ def _result(
         "scale": 100 if within_one else 1,
         "mean": mean.value,
         "interval": [mean.low, mean.high],
-        "run_means": [float(value) for value in scores @ column.questions.weights],
+        "run_means": column.run_means(arm).tolist(),
         "covers_runs": mean.covers_runs,
     }
     if arm == baseline:
@@ -226,7 +220,7 @@ def _judge(results: dict[str, Any], confidence: float) -> None:
     adjusted = holm([entry["p"] for entry in results.values()])
     for entry, value in zip(results.values(), adjusted, strict=True):
         entry["p_holm"] = value
-        seen = entry["p_holm"] < 1.0 - confidence
+        seen = value < 1.0 - confidence
         # the interval must agree, or the sentence would contradict its own figures
         if seen and entry["low"] > 0:
             entry["verdict"] = "better"
@@ -236,53 +230,34 @@ def _judge(results: dict[str, Any], confidence: float) -> None:
             entry["verdict"] = "not significant"
 
 
-def _sentences(
-    results: dict[str, Any],
-    arm: str,
-    baseline: str,
-    names: Sequence[str],
-    titles: dict[str, str],
-) -> str:
-    if arm == baseline:
-        return ""
-    for entry in results.values():
-        entry["sentence"] = benchmark_sentence(titles[arm], titles[baseline], entry)
-    return arm_sentence(titles[arm], titles[baseline], [results[name] for name in names])
-
-
 def champion(benchmarks: Sequence[BenchmarkScores], runs: Sequence[Run]) -> dict[str, Any] | None:
     """Return the best run of the tuned arm with the best average, or None without one.
 
     The arm is chosen by the mean over its runs, so that no arm wins by the luck of one run
     among many; of its runs the one with the best average is taken.
     """
-    position: dict[str, int] = {}
-    places: dict[Run, int] = {}
-    entries = []
+    entries: dict[str, list[tuple[float, int, Run]]] = {}
+    places: Counter[str] = Counter()
     for run in runs:
-        at = places[run] = position[run.arm] = position.get(run.arm, -1) + 1
-        averages = [b.scores[run.arm][at] @ b.questions.weights for b in benchmarks]
-        if run.seed is not None and run.arm != UNTUNED and averages:
-            entries.append((run, float(np.mean(averages))))
+        at = places[run.arm]
+        places[run.arm] += 1
+        if run.seed is not None and run.arm != UNTUNED and benchmarks:
+            average = float(np.mean([b.run_means(run.arm)[at] for b in benchmarks]))
+            entries.setdefault(run.arm, []).append((average, at, run))
     if not entries:
         return None
     means = {
-        arm: float(np.mean([value for run, value in entries if run.arm == arm]))
-        for arm in dict.fromkeys(run.arm for run, _ in entries)
+        arm: float(np.mean([average for average, *_ in some])) for arm, some in entries.items()
     }
     best_arm = max(means, key=lambda arm: means[arm])
-    run, value = max(
-        (entry for entry in entries if entry[0].arm == best_arm), key=lambda entry: entry[1]
-    )
+    value, at, run = max(entries[best_arm], key=lambda entry: entry[0])
     return {
         "arm": run.arm,
         "seed": run.seed,
         "evaluation": str(run.folder),
         "average": value,
         "arm_average": means[best_arm],
-        "scores": {
-            b.name: float(b.scores[run.arm][places[run]] @ b.questions.weights) for b in benchmarks
-        },
+        "scores": {b.name: float(b.run_means(run.arm)[at]) for b in benchmarks},
         "reason": f"the arm with the highest mean over its runs, of {len(means)} tuned arms, "
         "and of its runs the one with the highest average over the benchmarks. It was chosen on "
         "the reported test questions, so its own figures are optimistic.",

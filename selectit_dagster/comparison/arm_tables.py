@@ -1,4 +1,4 @@
-"""The comparison as tables: ours, and the paper's format."""
+"""The comparison as Markdown: every figure with the costs, and the paper's table."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from selectit_dagster.comparison.costs import cost_lines
+from selectit_dagster.comparison.costs import saving
 from selectit_dagster.comparison.score_matrices import AVERAGE
+from selectit_dagster.progress import duration
 
 # Liu et al., SelectIT (NeurIPS 2024, arXiv 2402.16705), LLaMA-2-7B, means of three seeds
 PUBLISHED_COLUMNS = ("MMLU", "BBH", "GSM", "TyDiQA", "CodeX", "AE", "AVG")
@@ -27,40 +28,70 @@ _OURS = {"gsm8k": "GSM", "humaneval": "CodeX", "alpaca-eval": "AE", "tydiqa": "T
 
 def comparison_table(details: dict[str, Any]) -> str:
     """Return Markdown: what was found, every figure, and the costs."""
-    lines = ["# Comparison of the arms", ""]
-    lines += [f"- {sentence}" for sentence in details["sentences"]]
     baseline = details["arms"][details["baseline"]]["title"]
     level = f"{details['method']['confidence']:.0%}"
-    lines += [
-        "",
-        f"Differences are from {baseline}; intervals at {level}.",
-        "",
-        "| arm | benchmark | runs | score | interval | difference | interval | p | p (Holm) "
-        "| minimum detectable effect | verdict |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+    columns = ["arm", "benchmark", "runs", "score", "interval", "difference", "interval", "p"]
+    columns += ["p (Holm)", "minimum detectable effect", "verdict"]
+    rows = [
+        [arm, name, entry["runs"], *_cells(result)]
+        for arm, entry in details["arms"].items()
+        for name, result in entry["results"].items()
     ]
-    for arm, entry in details["arms"].items():
-        for name, result in entry["results"].items():
-            lines.append(_row(arm, entry["runs"], name, result))
-    lines += ["", *(f"- {note}" for note in details["method"]["notes"])]
+    lines = ["# Comparison of the arms", ""]
+    lines += [f"- {sentence}" for sentence in details["sentences"]]
+    lines += ["", f"Differences are from {baseline}; intervals at {level}.", ""]
+    lines += [*_table(columns, rows), "", *(f"- {note}" for note in details["method"]["notes"])]
     return "\n".join([*lines, *cost_lines(details.get("costs", []))]) + "\n"
 
 
-def _row(arm: str, runs: int, name: str, result: dict[str, Any]) -> str:
+def _cells(result: dict[str, Any]) -> list[str]:
+    """Return the figures of one arm on one benchmark."""
     scale = result["scale"]
-    cells = [arm, name, str(runs), _shown(result["mean"], scale), _span(result["interval"], scale)]
-    if "difference" in result:
-        cells += [
-            f"{scale * result['difference']:+.1f}",
-            _span([result["low"], result["high"]], scale),
-            _p(result["p"]),
-            _p(result["p_holm"]),
-            _shown(result["smallest_detectable"], scale),
-            result["verdict"],
+    low, high = result["interval"]
+    cells = [_shown(result["mean"], scale), _span(low, high, scale)]
+    if "difference" not in result:
+        return [*cells, "", "", "", "", "", "baseline"]
+    return [
+        *cells,
+        f"{scale * result['difference']:+.1f}",
+        _span(result["low"], result["high"], scale),
+        _p(result["p"]),
+        _p(result["p_holm"]),
+        _shown(result["smallest_detectable"], scale),
+        result["verdict"],
+    ]
+
+
+def cost_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the Markdown lines of the cost table; none when nothing is known."""
+    if not rows:
+        return []
+    columns = ["stage", "of", "runs", "time", "tokens", "device-hours", "arithmetic"]
+    cells = [
+        [
+            row["what"],
+            row["name"],
+            row["runs"],
+            duration(row["seconds"]),
+            f"{row['tokens']:,}" if row["tokens"] else "",
+            f"{row['device_hours']:.3g} {row['device']}-hours",
+            _operations(row["operations"]),
         ]
-    else:
-        cells += ["", "", "", "", "", "baseline"]
-    return f"| {' | '.join(cells)} |"
+        for row in rows
+    ]
+    note = (
+        "Arithmetic: floating-point operations, estimated from parameters and tokens. Energy "
+        "goes with it and with the device-hours: hours times the device's watts."
+    )
+    sentence = saving(rows)
+    lines = ["", "## Costs", "", *_table(columns, cells), "", note]
+    return [*lines, "", sentence] if sentence else lines
+
+
+def _operations(value: float) -> str:
+    units = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9))
+    name, size = next((unit for unit in units if value >= unit[1]), units[-1])
+    return f"{value / size:.3g} {name}FLOP" if value else ""
 
 
 def paper_table(details: dict[str, Any]) -> str:
@@ -69,23 +100,27 @@ def paper_table(details: dict[str, Any]) -> str:
     The published rows stand beside ours when the base model is the paper's.
     """
     names = list(details["benchmarks"])
-    baseline = details["arms"][details["baseline"]]["results"]
-    several = AVERAGE in baseline
-    columns = [*names, *(["AVG"] if several else []), "Δ"]
-    lines = [_line(["system", *columns]), _line(["---"] * (len(columns) + 1))]
-    last = AVERAGE if several else (names[0] if names else "")
+    shown = list(details["arms"][details["baseline"]]["results"])
+    last = shown[-1] if shown else ""
+    rows = []
     for arm, entry in details["arms"].items():
         results = entry["results"]
-        cells = [_shown(results[name]["mean"], results[name]["scale"]) for name in names]
-        if several:
-            cells.append(_shown(results[AVERAGE]["mean"], results[AVERAGE]["scale"]))
+        cells = [_shown(results[name]["mean"], results[name]["scale"]) for name in shown]
         gap = results.get(last, {}).get("difference")
-        cells.append("" if gap is None else f"{results[last]['scale'] * gap:+.1f}")
-        lines.append(_line([arm, *cells]))
-    if is_published_model(details["base_model"]):
-        lines += _published_rows(names, several)
-    text = f"Δ: difference from {details['baseline']} in the last column before it.\n"
-    return "\n".join(lines) + f"\n\n{text}" + _published_note(details)
+        rows.append([arm, *cells, "" if gap is None else f"{results[last]['scale'] * gap:+.1f}"])
+    published = is_published_model(details["base_model"])
+    if published:
+        rows += _published_rows(names, AVERAGE in shown)
+    columns = ["system", *("AVG" if name == AVERAGE else name for name in shown), "Δ"]
+    lines = [*_table(columns, rows), ""]
+    lines.append(f"Δ: difference from {details['baseline']} in the last column before it.")
+    if published:
+        lines += ["", "Published rows: SelectIT, NeurIPS 2024, LLaMA-2-7B, means of three seeds."]
+        remarks = [r for entry in details["benchmarks"].values() for r in entry["unlike_the_paper"]]
+        if remarks:
+            lines += ["", "Not asked as in the paper, so compare with care:", ""]
+            lines += [f"- {remark}" for remark in remarks]
+    return "\n".join(lines) + "\n"
 
 
 def is_published_model(name: str) -> bool:
@@ -94,45 +129,31 @@ def is_published_model(name: str) -> bool:
     return re.fullmatch(r"llama-?2-7b(-hf)?", last, flags=re.IGNORECASE) is not None
 
 
-def _published_rows(names: Sequence[str], several: bool) -> list[str]:
+def _published_rows(names: Sequence[str], several: bool) -> list[list[str]]:
+    """Return the paper's rows under our columns; its average only where they are its six."""
     wanted = [_OURS.get(name.lower(), name.upper()).upper() for name in names]
     known = [column.upper() for column in PUBLISHED_COLUMNS]
     rows = []
     for system, values in PUBLISHED.items():
         cells = [f"{values[known.index(name)]:.1f}" if name in known else "" for name in wanted]
-        rows.append(_line([f"{system} (published)", *cells, *(_mean(values, wanted, several)), ""]))
+        if several:
+            cells.append(f"{values[-1]:.1f}" if set(wanted) == set(known[:-1]) else "")
+        rows.append([f"{system} (published)", *cells, ""])
     return rows
 
 
-def _mean(values: Sequence[float], wanted: Sequence[str], several: bool) -> list[str]:
-    """Return the published average, where our columns are the paper's six."""
-    if not several:
-        return []
-    paper = {column.upper() for column in PUBLISHED_COLUMNS[:-1]}
-    return [f"{values[-1]:.1f}" if set(wanted) == paper else ""]
-
-
-def _published_note(details: dict[str, Any]) -> str:
-    if not is_published_model(details["base_model"]):
-        return ""
-    lines = ["Published rows: SelectIT, NeurIPS 2024, LLaMA-2-7B, means of three seeds."]
-    remarks = [r for entry in details["benchmarks"].values() for r in entry["unlike_the_paper"]]
-    if remarks:
-        lines += ["", "Not asked as in the paper, so compare with care:", ""]
-        lines += [f"- {remark}" for remark in remarks]
-    return "\n".join(lines) + "\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return [f"| {' | '.join(map(str, line))} |" for line in lines]
 
 
 def _shown(value: float, scale: float) -> str:
     return f"{scale * value:.1f}" if scale == 100 else f"{value:.4g}"
 
 
-def _span(interval: Sequence[float], scale: float) -> str:
-    return f"{_shown(interval[0], scale)} to {_shown(interval[1], scale)}"
+def _span(low: float, high: float, scale: float) -> str:
+    return f"{_shown(low, scale)} to {_shown(high, scale)}"
 
 
 def _p(value: float) -> str:

@@ -93,42 +93,6 @@ def _total(arm: str, parts: Sequence[dict[str, Any]], choosing: float) -> dict[s
     }
 
 
-def cost_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the Markdown lines of the cost table; none when nothing is known."""
-    if not rows:
-        return []
-    lines = [
-        "",
-        "## Costs",
-        "",
-        "| stage | of | runs | time | tokens | device-hours | arithmetic |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        tokens = f"{row['tokens']:,}" if row["tokens"] else ""
-        lines.append(
-            f"| {row['what']} | {row['name']} | {row['runs']} | {duration(row['seconds'])} "
-            f"| {tokens} | {row['device_hours']:.3g} {row['device']}-hours "
-            f"| {_operations_text(row['operations'])} |"
-        )
-    lines += [
-        "",
-        "Arithmetic: floating-point operations, estimated from parameters and tokens. Energy "
-        "goes with it and with the device-hours: hours times the device's watts.",
-    ]
-    sentence = saving(rows)
-    return [*lines, "", sentence] if sentence else lines
-
-
-def _operations_text(value: float) -> str:
-    if not value:
-        return ""
-    for name, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9)):
-        if value >= size or name == "G":
-            return f"{value / size:.3g} {name}FLOP"
-    return ""  # pragma: no cover - the loop ends with the smallest unit
-
-
 def saving(rows: Sequence[dict[str, Any]]) -> str:
     """Return what the selection cost and saved against full tuning; empty when unknown."""
     scoring = sum(row["seconds"] for row in rows if row["what"] == "scoring")

@@ -50,6 +50,10 @@ class BenchmarkScores:
         """The number of questions."""
         return len(self.questions.weights)
 
+    def run_means(self, arm: str) -> Floats:
+        """Return the score of each of an arm's runs."""
+        return np.asarray(self.scores[arm] @ self.questions.weights)
+
     @property
     def binary(self) -> bool:
         """Whether every outcome is right or wrong."""
@@ -87,23 +91,17 @@ def load_benchmarks(runs: Sequence[Run]) -> list[BenchmarkScores]:
 
 def unlike_the_paper(name: str, facts: dict[str, Any]) -> tuple[str, ...]:
     """Return in what a benchmark's facts show it to be asked otherwise than in the paper."""
-    remarks = []
-    if facts.get("protocol", "paper") != "paper":
-        remarks.append(f"{name}: {facts['protocol']} protocol")
-    if facts.get("form") == "chat":
-        remarks.append(f"{name}: asked in the model's chat template")
-    if facts.get("worked_examples") == OWN_SHOTS:
-        remarks.append(f"{name}: worked examples written for this project")
-    if facts.get("task") == "tydiqa":
-        remarks.append(f"{name}: instructions worded for this project")
-    if facts.get("questions_with_fewer_shots"):
-        remarks.append(
-            f"{name}: {facts['questions_with_fewer_shots']} of {facts['questions']} questions "
-            "with fewer worked examples, which did not fit"
-        )
-    if facts.get("too_long"):
-        remarks.append(f"{name}: {len(facts['too_long'])} questions did not fit and are left out")
-    return tuple(remarks)
+    left = len(facts.get("too_long", ()))
+    remarks = {
+        f"{facts.get('protocol')} protocol": facts.get("protocol", "paper") != "paper",
+        "asked in the model's chat template": facts.get("form") == "chat",
+        "worked examples written for this project": facts.get("worked_examples") == OWN_SHOTS,
+        "instructions worded for this project": facts.get("task") == "tydiqa",
+        f"{facts.get('questions_with_fewer_shots')} of {facts.get('questions')} questions "
+        "with fewer worked examples, which did not fit": facts.get("questions_with_fewer_shots"),
+        f"{left} questions did not fit and are left out": left,
+    }
+    return tuple(f"{name}: {remark}" for remark, holds in remarks.items() if holds)
 
 
 def _aligned(

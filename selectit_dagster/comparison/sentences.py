@@ -6,14 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 _SHARES = {0.5: "half", 0.25: "quarter", 0.2: "fifth", 0.1: "tenth", 0.05: "twentieth"}
-_NAMES = {
-    "selectit": "SelectIT",
-    "longest": "longest-first",
-    "token-level": "token-level",
-    "sentence-level": "sentence-level",
-    "ifd": "IFD",
-    "diverse": "diversity",
-}
+_NAMES = {"selectit": "SelectIT", "longest": "longest-first", "ifd": "IFD", "diverse": "diversity"}
+_WHOLE = {"full": "the full dataset", "base": "the untuned base model"}
+_KINDS = ("longest", "perplexity", "token-level", "sentence-level", "diverse", "ifd")
 
 
 def share_in_words(share: float | None) -> str:
@@ -23,21 +18,14 @@ def share_in_words(share: float | None) -> str:
 
 def title(arm: str, share: float | None) -> str:
     """Return an arm's name as it stands in a sentence ("SelectIT's fifth")."""
-    part = share_in_words(share)
-    if arm == "full":
-        return "the full dataset"
-    if arm == "base":
-        return "the untuned base model"
-    if arm == "random":
-        return f"a random {part}"
-    if arm in {"longest", "perplexity", "token-level", "sentence-level", "diverse", "ifd"}:
-        return f"the {_NAMES.get(arm, arm)} {part}"
-    return f"{_NAMES.get(arm, arm)}'s {part}"
-
-
-def benchmark_sentence(arm: str, baseline: str, entry: dict[str, Any]) -> str:
-    """Return one sentence on one arm and one benchmark."""
-    return f"{_capital(arm)} {_clause(baseline, entry)}."
+    if arm in _WHOLE:
+        return _WHOLE[arm]
+    part, name = share_in_words(share), _NAMES.get(arm, arm)
+    return (
+        f"a random {part}"
+        if arm == "random"
+        else (f"the {name} {part}" if arm in _KINDS else f"{name}'s {part}")
+    )
 
 
 def arm_sentence(arm: str, baseline: str, entries: Sequence[dict[str, Any]]) -> str:
@@ -70,18 +58,8 @@ def arm_sentence(arm: str, baseline: str, entries: Sequence[dict[str, Any]]) -> 
 def _clause(baseline: str, entry: dict[str, Any]) -> str:
     low, high = sorted((abs(entry["low"]), abs(entry["high"])))
     size = f"{_points(abs(entry['difference']), entry)} ({_number(low, entry)} to "
-    size += f"{_number(high, entry)})"
-    if entry["verdict"] == "better":
-        return f"beats {baseline} on {entry['benchmark']} by {size}"
-    if entry["verdict"] == "worse":
-        return f"falls behind {baseline} on {entry['benchmark']} by {size}"
-    effect = _points(entry["smallest_detectable"], entry)
-    lead = f"{_number(entry['difference'], entry)}, {_number(entry['low'], entry)} to "
-    lead += _number(entry["high"], entry)
-    return (
-        f"and {baseline} show no significant difference on {entry['benchmark']} "
-        f"({lead}; minimum detectable effect at 80 % power: {effect})"
-    )
+    verb = "beats" if entry["verdict"] == "better" else "falls behind"
+    return f"{verb} {baseline} on {entry['benchmark']} by {size}{_number(high, entry)})"
 
 
 def _points(value: float, entry: dict[str, Any]) -> str:

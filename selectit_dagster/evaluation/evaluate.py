@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,30 +95,25 @@ def evaluation_fingerprint(request: EvaluationRequest) -> Fingerprint:
         "seed": request.seed,
         "versions": library_versions("torch", "transformers"),
         "benchmarks": {b.name: _benchmark_identity(b) for b in request.benchmarks},
-        **_adapter(request),
-        **_chat(request),
+        **_adapter_and_chat(request),
     }
 
 
-def _chat(request: EvaluationRequest) -> dict[str, str]:
-    if request.template != "chat":
-        return {}
-    from selectit_dagster.inference.chat_templates import template_facts
-
-    return template_facts(request.base)
-
-
-def _adapter(request: EvaluationRequest) -> dict[str, str]:
+def _adapter_and_chat(request: EvaluationRequest) -> dict[str, str]:
+    """Return how an adapter is computed, and the chat template, where there are such."""
     from selectit_dagster.inference.adapter_loading import adapter_facts
+    from selectit_dagster.inference.chat_templates import template_facts
     from selectit_dagster.inference.devices import resolve_device, resolve_dtype
 
+    base, facts = request.base, {}
     tuned = request.checkpoint / "adapter" if request.checkpoint is not None else None
-    adapter = tuned if tuned is not None and tuned.is_dir() else request.base.adapter
-    if adapter is None:
-        return {}
-    return adapter_facts(
-        adapter, resolve_dtype(request.base.dtype, resolve_device(request.base.device))
-    )
+    adapter = tuned if tuned is not None and tuned.is_dir() else base.adapter
+    if adapter is not None:
+        dtype = resolve_dtype(base.dtype, resolve_device(base.device))
+        facts.update(adapter_facts(adapter, dtype))
+    if request.template == "chat":
+        facts.update(template_facts(base))
+    return facts
 
 
 def _benchmark_identity(benchmark: Benchmark) -> dict[str, Any]:
@@ -185,32 +181,22 @@ def shares_answers(stored: Fingerprint, fingerprint: Fingerprint) -> bool:
 def _reusable(out: Path, fingerprint: Fingerprint) -> dict[str, dict[str, Any]]:
     """Return the summaries of the benchmarks whose stored rows this request would make again."""
     stored = read_manifest(out)
-    if stored is None:
+    if stored is None or not shares_answers(stored.fingerprint, fingerprint):
         return {}
-    if not shares_answers(stored.fingerprint, fingerprint):
-        return {}
-    known = stored.fingerprint.get("benchmarks", {})
-    same = [n for n, identity in fingerprint["benchmarks"].items() if known.get(n) == identity]
-    return {name: _stored_summary(stored, name) for name in same if _intact(out, stored, name)}
+    known, facts = stored.fingerprint.get("benchmarks", {}), stored.details.get("benchmarks", {})
+    return {
+        name: {"score": stored.details["scores"].get(name), "facts": facts[name]}
+        for name, identity in fingerprint["benchmarks"].items()
+        if known.get(name) == identity
+        and name in facts
+        and all(_intact(out, stored, file) for file in (f"{name}.parquet", *facts[name]["files"]))
+    }
 
 
-def _intact(out: Path, stored: Manifest, name: str) -> bool:
-    """Tell whether a stored benchmark's files are what its manifest says."""
-    facts = stored.details.get("benchmarks", {}).get(name)
-    if facts is None:
-        return False
-    files = [f"{name}.parquet", *facts["files"]]
-    return all(
-        file in stored.files
-        and (out / file).exists()
-        and sha256_file(out / file) == stored.files[file]["sha256"]
-        for file in files
-    )
-
-
-def _stored_summary(stored: Manifest, name: str) -> dict[str, Any]:
-    facts = stored.details["benchmarks"][name]
-    return {"score": stored.details["scores"].get(name), "facts": facts}
+def _intact(out: Path, stored: Manifest, file: str) -> bool:
+    """Tell whether a stored file is what its manifest says."""
+    path, known = out / file, stored.files.get(file)
+    return known is not None and path.exists() and sha256_file(path) == known["sha256"]
 
 
 def _summary_path(out: Path, name: str) -> Path:
@@ -227,13 +213,11 @@ class _Evaluation:
     progress: Progress
     tasks: dict[str, Task]
     kept: dict[str, dict[str, Any]]
-    _engine: Engine | None = None
 
     def run(self) -> None:
         """Run every benchmark that has no stored result."""
         for name, summary in self.kept.items():
-            identity = {"identity": self._identity(name)}
-            write_json(_summary_path(self.out, name), {**identity, **summary})
+            self._store(name, summary)
         (self.out / MANIFEST).unlink(missing_ok=True)
         totals = {name: len(task.questions()) for name, task in self.tasks.items()}
         total, before = sum(totals.values()), 0
@@ -277,20 +261,18 @@ class _Evaluation:
             "files": files,
             **result.facts,
         }
-        score = result.score.as_json() if result.score else None
-        write_json(
-            _summary_path(self.out, name),
-            {"identity": self._identity(name), "score": score, "facts": facts},
-        )
+        self._store(name, {"score": result.score and result.score.as_json(), "facts": facts})
 
-    @property
+    def _store(self, name: str, summary: dict[str, Any]) -> None:
+        path = _summary_path(self.out, name)
+        write_json(path, {"identity": self._identity(name), **summary})
+
+    @cached_property
     def engine(self) -> Engine:
         """The model, loaded once."""
-        if self._engine is None:
-            from selectit_dagster.inference.engine import Engine
+        from selectit_dagster.inference.engine import Engine
 
-            self._engine = Engine(load(self.request.base, self.request.checkpoint))
-        return self._engine
+        return Engine(load(self.request.base, self.request.checkpoint))
 
 
 def load(base: ModelReference, checkpoint: Path | None) -> Any:  # noqa: ANN401 - LoadedModel
@@ -310,12 +292,8 @@ def _write_rows(path: Path, result: Result) -> None:
     import pyarrow as pa
 
     kinds = {"score": pa.float64(), "shots": pa.int16()}
-    names = list(result.rows[0])
-    columns = {
-        name: pa.array([row[name] for row in result.rows], kinds.get(name, pa.string()))
-        for name in names
-    }
-    write_parquet(path, pa.table(columns))
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in result.rows[0]])
+    write_parquet(path, pa.Table.from_pylist(result.rows, schema))
 
 
 def _finish(

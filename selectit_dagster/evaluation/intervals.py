@@ -10,7 +10,7 @@ degrees of freedom (1946) over the groups, and every resample is divided by sqrt
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
-_LEVEL_Z = 1.959963984540054
 _RESAMPLES = 2000
 _LEAST_GROUP = 3  # smaller groups borrow their spread
 # drawing one count costs about as much as drawing so many indices
@@ -155,21 +154,13 @@ class Score:
     interval: tuple[float, float]
     n: int
     metric: str
-    method: str
+    interval_method: str
+    aggregate: str
     groups: dict[str, float]
-    aggregate: str = "mean"
 
     def as_json(self) -> dict[str, Any]:
         """Return the form stored in ``scores.json``."""
-        return {
-            "score": self.score,
-            "interval": list(self.interval),
-            "n": self.n,
-            "metric": self.metric,
-            "interval_method": self.method,
-            "aggregate": self.aggregate,
-            "groups": self.groups,
-        }
+        return {**asdict(self), "interval": list(self.interval)}
 
 
 def summarise(
@@ -194,17 +185,15 @@ def summarise(
         if questions.borrowing:
             method += f", {questions.borrowing} small groups with the spread of all questions"
     aggregate = "macro" if macro else "mean"
-    return Score(score, interval, len(array), metric, method, means, aggregate)
+    return Score(score, interval, len(array), metric, method, aggregate, means)
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:
     """Return Wilson's 95 % interval of a proportion (Wilson 1927)."""
-    share, z2 = right / total, _LEVEL_Z**2
-    centre = share + z2 / (2 * total)
-    half = _LEVEL_Z * np.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    low, high = ((centre + sign * half) / (1 + z2 / total) for sign in (-1, 1))
-    # the ends are exact there, and rounding must not move them
-    return (0.0 if right == 0 else float(low)), (1.0 if right == total else float(high))
+    from scipy.stats import binomtest
+
+    low, high = binomtest(right, total).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def _bootstrap(

@@ -58,24 +58,28 @@ def collect_questions(
     from selectit_dagster.evaluation.tasks import make_task
 
     progress = progress or Silent()
-    fingerprint = questions_fingerprint(request)
 
     def make() -> Content:
-        rows: list[tuple[str, str, str]] = []
+        import pyarrow as pa
+
+        rows: list[dict[str, str]] = []
         counts: dict[str, int] = {}
+        total = len(request.benchmarks)
         for done, benchmark in enumerate(request.benchmarks):
-            progress.update(done, len(request.benchmarks))
+            progress.update(done, total)
             questions = make_task(benchmark).all_questions()
             refuse_double_ids(benchmark.name, [q.question_id for q in questions])
-            rows += [(benchmark.name, q.question_id, q.text) for q in questions]
+            rows += [
+                {"benchmark": benchmark.name, "question_id": q.question_id, "text": q.text}
+                for q in questions
+            ]
             counts[benchmark.name] = len(questions)
-        progress.update(len(request.benchmarks), len(request.benchmarks))
-        _write(rows, out)
-        return Content(
-            files=[QUESTIONS],
-            counts={**counts, "questions": len(rows)},
-        )
+        progress.update(total, total)
+        schema = pa.schema([(name, pa.string()) for name in ("benchmark", "question_id", "text")])
+        write_parquet(out / QUESTIONS, pa.Table.from_pylist(rows, schema))
+        return Content(files=[QUESTIONS], counts={**counts, "questions": len(rows)})
 
+    fingerprint = questions_fingerprint(request)
     return make_or_current(out, kind="questions", fingerprint=fingerprint, make=make)
 
 
@@ -91,14 +95,3 @@ def refuse_double_ids(name: str, ids: list[str]) -> None:
             f"benchmark {name}: question id {value!r} occurs {times} times",
             hint="give every question an id of its own, or leave the ids out",
         )
-
-
-def _write(rows: list[tuple[str, str, str]], out: Path) -> None:
-    import pyarrow as pa
-
-    names = ("benchmark", "question_id", "text")
-    columns = zip(*rows, strict=True) if rows else ((), (), ())
-    table = pa.table(
-        {name: pa.array(column, pa.string()) for name, column in zip(names, columns, strict=True)}
-    )
-    write_parquet(out / QUESTIONS, table)

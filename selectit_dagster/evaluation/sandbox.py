@@ -23,6 +23,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from selectit_dagster.errors import UserError
@@ -33,38 +34,9 @@ _START_SECONDS = 60.0
 _MOST_OUTPUT = 1 << 16
 _ELSEWHERE = "evaluate on another machine, with Linux, or leave task: humaneval out"
 LAYERS = ("namespaces", "rlimits", "landlock", "seccomp")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one program may use.
-
-    Parameters
-    ----------
-    seconds:
-        Wall-clock time, and CPU time rounded up.
-    memory_bytes:
-        Address space.
-    file_bytes, open_files, processes:
-        Size of a file, open files, threads.
-    """
-
-    seconds: float = 3.0
-    memory_bytes: int = 1 << 30
-    file_bytes: int = 1 << 20
-    open_files: int = 32
-    processes: int = 16
-
-    def as_rlimits(self) -> dict[str, int]:
-        """Return the limits by their names in the ``resource`` module."""
-        return {
-            "CPU": int(self.seconds) + 1,
-            "AS": self.memory_bytes,
-            "FSIZE": self.file_bytes,
-            "NOFILE": self.open_files,
-            "NPROC": self.processes,
-            "CORE": 0,
-        }
+# by their names in the module ``resource``: address space and a file's size in bytes, threads
+_LIMITS = {"AS": 1 << 30, "FSIZE": 1 << 20, "NOFILE": 32, "NPROC": 16, "CORE": 0}
+SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -77,19 +49,18 @@ class Verdict:
     missing: tuple[str, ...] = ()
 
 
-def run_program(program: str, limits: Limits | None = None, *, anyway: bool = False) -> Verdict:
+def run_program(program: str, seconds: float = SECONDS, *, anyway: bool = False) -> Verdict:
     """Run ``program`` and return its verdict.
 
     Parameters
     ----------
     program:
         Python source; it passes when it comes to its end without an exception.
-    limits:
-        What it may use.
+    seconds:
+        Wall-clock time that it may take, and CPU time rounded up.
     anyway:
         Run it with the layers that there are, when some are missing.
     """
-    limits = limits or Limits()
     nonce = secrets.token_hex(16)
     reader, writer = os.pipe()
     with tempfile.TemporaryDirectory(prefix="selectit-program-") as folder:
@@ -97,7 +68,7 @@ def run_program(program: str, limits: Limits | None = None, *, anyway: bool = Fa
             "program": program,
             "nonce": nonce,
             "folder": folder,
-            "limits": limits.as_rlimits(),
+            "limits": {"CPU": int(seconds) + 1, **_LIMITS},
             "readable": _readable(),
             "anyway": anyway,
             "python": _python(),
@@ -108,19 +79,17 @@ def run_program(program: str, limits: Limits | None = None, *, anyway: bool = Fa
         finally:
             os.close(writer)
         try:
-            lines = _converse(process, reader, json.dumps(job).encode(), limits.seconds)
+            lines = _converse(process, reader, json.dumps(job).encode(), seconds)
         finally:
             os.close(reader)
             _kill(process)
     return _verdict(lines, nonce)
 
 
-def run_programs(
-    programs: Sequence[str], limits: Limits | None = None, *, anyway: bool = False
-) -> list[Verdict]:
+def run_programs(programs: Sequence[str], *, anyway: bool = False) -> list[Verdict]:
     """Run many programs, one per processor at a time."""
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        return list(pool.map(lambda one: run_program(one, limits, anyway=anyway), programs))
+        return list(pool.map(partial(run_program, anyway=anyway), programs))
 
 
 def require_sandbox(*, anyway: bool) -> Verdict:
@@ -136,7 +105,7 @@ def require_sandbox(*, anyway: bool) -> Verdict:
             raise UserError("generated programs run on Linux only", hint=_ELSEWHERE)
         verdict = Verdict(False, "", (), LAYERS)
     else:
-        verdict = run_program("pass", Limits(seconds=20.0), anyway=anyway)
+        verdict = run_program("pass", 20.0, anyway=anyway)
     if verdict.missing and not anyway:
         raise UserError(
             f"generated programs would not be confined here: no {'; no '.join(verdict.missing)}",

@@ -42,25 +42,37 @@ def write_evaluation(
     return folder
 
 
+def made_scores(
+    effects: dict[str, float], runs: int = 3, seed: int = 0
+) -> dict[str, list[dict[str, np.ndarray]]]:
+    """Each arm's runs on two benchmarks of 400 questions; ``effects`` shift it on the first."""
+    generator = np.random.default_rng(seed)
+    difficulty = {name: generator.normal(0, 1, 400) for name in ("sums", "words")}
+    made: dict[str, list[dict[str, np.ndarray]]] = {}
+    for arm, effect in effects.items():
+        for _ in range(1 if arm == "base" else runs):
+            scores = {}
+            for name, level in difficulty.items():
+                shift = effect if name == "sums" else 0.0
+                noise = generator.normal(0, 1, 400) + generator.normal(0, 0.03)
+                scores[name] = (level + shift + noise > 0).astype(float)
+            made.setdefault(arm, []).append(scores)
+    return made
+
+
 @pytest.fixture
 def world(tmp_path: Path) -> Callable[..., tuple[tuple[str, int | None, Path], ...]]:
-    """Arms on two benchmarks of 400 questions: ``effects`` shifts an arm on the first one."""
+    """Evaluation folders of :func:`made_scores`."""
 
-    def make(
-        effects: dict[str, float], runs: int = 3, seed: int = 0
-    ) -> tuple[tuple[str, int | None, Path], ...]:
-        generator = np.random.default_rng(seed)
-        difficulty = {name: generator.normal(0, 1, 400) for name in ("sums", "words")}
-        evaluations: list[tuple[str, int | None, Path]] = []
-        for arm, effect in effects.items():
-            for run in range(1, (1 if arm == "base" else runs) + 1):
-                scores = {}
-                for name, level in difficulty.items():
-                    shift = effect if name == "sums" else 0.0
-                    noise = generator.normal(0, 1, 400) + generator.normal(0, 0.03)
-                    scores[name] = (level + shift + noise > 0).astype(float)
-                folder = write_evaluation(tmp_path / "evaluations" / f"{arm}-{run}", scores)
-                evaluations.append((arm, None if arm == "base" else run, folder))
-        return tuple(evaluations)
+    def make(*given: Any, **named: Any) -> tuple[tuple[str, int | None, Path], ...]:
+        return tuple(
+            (
+                arm,
+                None if arm == "base" else run,
+                write_evaluation(tmp_path / "evaluations" / f"{arm}-{run}", scores),
+            )
+            for arm, some in made_scores(*given, **named).items()
+            for run, scores in enumerate(some, start=1)
+        )
 
     return make

@@ -48,4 +48,4 @@ def test_groups_of_one_question_give_an_interval_that_covers_the_truth():
         found = summarise(values, [f"g{i}" for i in range(20)], metric="em", macro=True)
         covered += found.interval[0] <= 0.4 <= found.interval[1]
     assert covered / repeats >= 0.95 - 3 * (0.95 * 0.05 / repeats) ** 0.5
-    assert "20 small groups" in found.method
+    assert "20 small groups" in found.interval_method

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from selectit_dagster.evaluation.sandbox import Limits, run_program
+from selectit_dagster.evaluation.sandbox import run_program
 from tools.torture.attacks import FORGED, GROUPS, attempt
 
 _ALL = [(group, name) for group, programs in GROUPS.items() for name in programs]
@@ -24,18 +24,18 @@ def test_no_attack_passes_or_leaves_a_trace():
 
 @pytest.mark.parametrize("program", ["pass", "x = 1", "def f(): return 1\nassert f() == 1"])
 def test_a_program_that_ends_well_passes(program):
-    assert run_program(program, Limits(seconds=20)).passed
+    assert run_program(program, 20).passed
 
 
 @pytest.mark.parametrize("forged", FORGED)
 def test_what_follows_a_forged_verdict_cannot_be_a_pass(forged):
     """The same attack with an honest end after it: only what came to its end may pass."""
     program = FORGED[forged].format(pid=1, port=1, victim="/x", outside="/")
-    assert not run_program(f"{program}\nassert False", Limits(seconds=1.0)).passed
+    assert not run_program(f"{program}\nassert False", 1.0).passed
 
 
 def test_the_usual_library_is_there():
     modules = "math, json, re, random, typing, dataclasses, functools, itertools, hashlib"
     modules += ", datetime, decimal, heapq, copy, string, statistics, fractions, bisect, enum"
     more = "from collections import namedtuple\nP = namedtuple('P', 'a b')\nP(1, 2)"
-    assert run_program(f"import {modules}, threading\n{more}", Limits(seconds=20)).passed
+    assert run_program(f"import {modules}, threading\n{more}", 20).passed

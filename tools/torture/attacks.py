@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from selectit_dagster.evaluation.sandbox import Limits, Verdict, run_program
+from selectit_dagster.evaluation.sandbox import Verdict, run_program
 
 SECRET = "a secret of this machine"  # noqa: S105 - what must not be read
 # {victim} a file outside, {outside} its folder, {pid} the judging process, {port} a listener
@@ -223,7 +223,7 @@ def attempt(group: str, name: str, *, seconds: float = 1.5) -> Attempt:
         program = GROUPS[group][name].format(
             victim=place.victim, outside=place.folder, pid=os.getpid(), port=place.port
         )
-        verdict = run_program(program, Limits(seconds=seconds))
+        verdict = run_program(program, seconds)
         return Attempt(group, name, verdict, place.effects())
 
 
