@@ -211,8 +211,8 @@ class _Planner:
         The rated sample says how many of a row's tokens the engine counts; a larger one is
         only tokenised.
         """
-        from selectit_dagster.rating.preparation import row_maker
         from selectit_dagster.rating.shards import read_chunks
+        from selectit_dagster.rating.token_rows import row_maker
 
         maker, _ = row_maker(request)
 

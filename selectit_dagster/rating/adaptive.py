@@ -17,7 +17,7 @@ import numpy as np
 from selectit_dagster.artefacts.files import write_parquet
 from selectit_dagster.errors import UserError
 from selectit_dagster.rating import levels
-from selectit_dagster.rating.length_batches import PlannedBatch
+from selectit_dagster.rating.planned_batches import PlannedBatch
 from selectit_dagster.rating.prompts import rated_instruction
 from selectit_dagster.rating.score_store import FAILED, NOT_ASKED, OK, PENDING, read_scores
 from selectit_dagster.rating.shards import COLUMNS, ChunkWork, text_key

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from selectit_dagster.artefacts.files import read_json, sha256_json, write_json
 from selectit_dagster.errors import UserError
 from selectit_dagster.inference.backends.protocol import Backend
-from selectit_dagster.rating.length_batches import PlannedBatch, plan_by_prompt
+from selectit_dagster.rating.planned_batches import PlannedBatch, plan_by_prompt
 from selectit_dagster.rating.shards import read_chunks
 from selectit_dagster.rating.token_rows import RowMaker
 

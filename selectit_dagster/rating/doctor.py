@@ -23,8 +23,7 @@ from selectit_dagster.rating.score_summary import SMALL_MASS
 if TYPE_CHECKING:
     from selectit_dagster.inference.backends.protocol import Backend, TokenBatch
     from selectit_dagster.inference.backends.server import ServerBackend
-    from selectit_dagster.rating.length_batches import PlannedBatch
-    from selectit_dagster.rating.rated_batch import RatedBatch
+    from selectit_dagster.rating.planned_batches import PlannedBatch, RatedBatch
     from selectit_dagster.rating.token_rows import RowMaker
 
 # weights that are loaded here as well, to compare a server with them
@@ -116,10 +115,9 @@ def _try(model: ScoringModel, rating: RatingSection, facts: dict[str, Any]) -> N
         load_tokenizer,
         vocabulary_size,
     )
-    from selectit_dagster.rating.preparation import max_length
     from selectit_dagster.rating.prompts import load_prompts
     from selectit_dagster.rating.rating_tokens import Encoder, find_rating_tokens
-    from selectit_dagster.rating.token_rows import RowMaker
+    from selectit_dagster.rating.token_rows import RowMaker, max_length
 
     prompts = load_prompts(rating.prompts, rating.num_prompts, rating.variant)
     encoder = Encoder(load_tokenizer(model), chat_template=rating.chat_template)
@@ -163,9 +161,8 @@ def _rate_sample(
     backend: Backend, rows: RowMaker, facts: dict[str, Any]
 ) -> list[tuple[PlannedBatch, RatedBatch]]:
     """Rate the sample and say how it went; nothing comes back where a row failed."""
-    from selectit_dagster.rating.length_batches import plan_by_prompt
     from selectit_dagster.rating.levels import base_rating
-    from selectit_dagster.rating.rated_batch import RatedBatch
+    from selectit_dagster.rating.planned_batches import RatedBatch, plan_by_prompt
 
     wanted = [(i, k) for i in range(len(_SAMPLE)) for k in range(len(rows.prompts))]
     made = rows.make(_SAMPLE, wanted)
@@ -206,7 +203,7 @@ def _compare(
 ) -> None:
     """Say how far P' of each address is from the weights on this machine, or the first address."""
     from selectit_dagster.inference.backends.protocol import BatchScores
-    from selectit_dagster.rating.rated_batch import RatedBatch
+    from selectit_dagster.rating.planned_batches import RatedBatch
 
     def probabilities(rate: Callable[[TokenBatch], BatchScores]) -> FloatArray:
         return np.concatenate([RatedBatch.of(rate(b.tokens)).probabilities for b, _ in rated])

@@ -38,6 +38,7 @@ from selectit_dagster.rating.score_summary import Summary
 _FORMAT = 1
 KIND = "scores"
 SERVER_LOG = "server.log"
+_ROW_COUNTS = ("scored", "reused", "resumed")
 
 
 @dataclass(frozen=True)
@@ -258,23 +259,21 @@ def _score(
     backend: Backend | None,
     on_mismatch: OnMismatch,
 ) -> Manifest:
-    from selectit_dagster.rating.preparation import open_run
-    from selectit_dagster.rating.scoring_run import Run
+    from selectit_dagster.rating.scoring_run import open_run
 
     started = time.monotonic()
-    setup = open_run(request, folder, backend, on_mismatch)
+    run = open_run(request, folder, progress, backend, on_mismatch)
     _require_same_model(request, folder)
-    rule, audit = None, {}
+    audit = {}
     if request.rating.adaptive:
         from selectit_dagster.rating.adaptive import FOLDER, audited_rule
 
-        rule, figures = audited_rule(
+        run.rule, figures = audited_rule(
             replace(request, pictures=False),
             folder.path / FOLDER,
-            lambda some, out: score(some, out, progress, setup.backend),
+            lambda some, out: score(some, out, progress, run.backend),
         )
         audit = {"audit": figures}
-    run = Run(setup, folder, progress, rule)
     run.rate_all()
     _require_same_model(request, folder)
     summary = Summary.of(folder.path)
@@ -292,7 +291,7 @@ def _score(
         kind=KIND,
         fingerprint=folder.fingerprint,
         files=summary.files,
-        counts={**summary.counts, **run.counts},
+        counts={**summary.counts, **{name: run.counts[name] for name in _ROW_COUNTS}},
         details=details,
         versions=library_versions("torch", "transformers", "tokenizers", "numpy"),
         seconds=time.monotonic() - started,

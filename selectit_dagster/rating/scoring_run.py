@@ -7,29 +7,94 @@ workers rate batches, and this thread writes down what they return.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from selectit_dagster.errors import UserError
-from selectit_dagster.inference.backends.protocol import Closing
+from selectit_dagster.inference.backends.protocol import Backend, Closing, local_backend
 from selectit_dagster.progress import Progress
-from selectit_dagster.rating.length_batches import PlannedBatch
-from selectit_dagster.rating.preparation import Setup, chunk_maker
-from selectit_dagster.rating.rated_batch import RatedBatch
-from selectit_dagster.rating.score_folder import RowSource, ScoreFolder
+from selectit_dagster.rating.planned_batches import PlannedBatch, RatedBatch
+from selectit_dagster.rating.rating_tokens import find_rating_tokens
+from selectit_dagster.rating.score_folder import OnMismatch, ScoreFolder
 from selectit_dagster.rating.score_journal import Journal, journal_name
 from selectit_dagster.rating.score_store import part_name, read_index, write_part
-from selectit_dagster.rating.shards import ChunkWork, RecordChunk, read_chunks, text_key
+from selectit_dagster.rating.shards import (
+    ChunkMaker,
+    ChunkWork,
+    RecordChunk,
+    count_records,
+    read_chunks,
+    text_key,
+)
+from selectit_dagster.rating.token_rows import RowMaker, row_maker
 
 if TYPE_CHECKING:
     from selectit_dagster.rating.adaptive import StoppingRule
+    from selectit_dagster.rating.scoring import ScoringRequest
 
 Flying = dict[Future[RatedBatch], tuple[ChunkWork, PlannedBatch]]
 
 _CHUNKS_AHEAD = 1
+_CHUNK_RECORDS = (1024, 4096)
+_RATED_RATINGS = 5
+
+
+def open_run(
+    request: ScoringRequest,
+    folder: ScoreFolder,
+    progress: Progress,
+    backend: Backend | None,
+    on_mismatch: OnMismatch,
+) -> Run:
+    """Check everything that can be checked without the model, then load it.
+
+    Raises
+    ------
+    UserError
+        When the records, prompts, tokenizer or model cannot be used.
+    """
+    from selectit_dagster.rating.calibration import batch_tokens
+
+    records = count_records(request.records_file)
+    if not records:
+        raise UserError(f"{request.records_file} holds no records", hint="check the dataset")
+    rating = request.rating
+    rows, warnings = row_maker(request)
+    rating_ids = find_rating_tokens(rows.encoder, rows.contexts(), rating.num_ratings)
+    if rating.prompts is None and rating.num_ratings != _RATED_RATINGS:
+        warnings.append(
+            f"the built-in rating prompts ask for 1 to {_RATED_RATINGS}, but num_ratings is "
+            f"{rating.num_ratings}: give prompts of your own"
+        )
+    if backend is None:
+        backend = backend_of(request, rating_ids)
+    budget = batch_tokens(request, rows, backend, records)
+    chunk = int(np.clip(budget // 8, *_CHUNK_RECORDS))
+    plan = {"device": backend.facts.device, "batch_tokens": budget, "chunk_records": chunk}
+    plan = folder.open(plan, on_mismatch)
+    if rating.max_batch_tokens is not None:  # also where a run that was interrupted goes on
+        plan["batch_tokens"] = budget
+    return Run(request, folder, progress, backend, rows, rating_ids, records, plan, warnings)
+
+
+def backend_of(request: ScoringRequest, rating_ids: tuple[int, ...]) -> Backend:
+    """Return what runs the request's model: this process, a server, or a cluster."""
+    if request.engine == "server":
+        from selectit_dagster.inference.backends.server import ServerBackend
+
+        return ServerBackend(request.model, rating_ids)
+    if request.engine == "ray":
+        from selectit_dagster.inference.backends.ray import RayBackend
+
+        return RayBackend(request.model, request.ray, rating_ids)
+    from selectit_dagster.inference.model_loading import load_model
+
+    return local_backend(load_model(request.model), rating_ids)
 
 
 @dataclass
@@ -39,11 +104,17 @@ class Run:
     ``rule`` stops asking about records that cannot reach the cut (None: every prompt).
     """
 
-    setup: Setup
+    request: ScoringRequest
     folder: ScoreFolder
     progress: Progress
+    backend: Backend
+    rows: RowMaker
+    rating_ids: tuple[int, ...]
+    records: int
+    plan: dict[str, Any]
+    warnings: list[str]
     rule: StoppingRule | None = None
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
     positions: int = 0
     busy_seconds: float = 0.0
@@ -51,20 +122,16 @@ class Run:
     failed: dict[int, int] = field(default_factory=dict)
     started: float = 0.0
 
-    def __post_init__(self) -> None:
-        setup = self.setup
-        self.digests: list[str] = self.folder.fingerprint["prompts"]
-        self.total = setup.records * len(self.digests)
-        self.counts = {"scored": 0, "reused": 0, "resumed": 0}
-        audited = self.folder.path / ".audit" / "exact"
-        self.source: RowSource = self.folder.sources(*([audited] if self.rule else []))
-        self.maker = chunk_maker(setup.request, setup.rows, setup.plan, self.source)
+    @property
+    def digests(self) -> list[str]:
+        """The prompts' digests."""
+        return list(self.folder.fingerprint["prompts"])
 
     # --- the run ------------------------------------------------------------------------------
 
     def rate_all(self) -> None:
         """Rate every chunk that has no part yet, in order."""
-        workers = self.setup.backend.facts.workers
+        workers = self.backend.facts.workers
         self.started = time.monotonic()
         with (
             ThreadPoolExecutor(workers, "rate") as pool,
@@ -77,8 +144,8 @@ class Run:
                 ahead.shutdown(cancel_futures=True)
                 raise
             finally:
-                if isinstance(self.setup.backend, Closing):
-                    self.setup.backend.close()
+                if isinstance(self.backend, Closing):
+                    self.backend.close()
         self.busy_seconds = time.monotonic() - self.started
 
     def _pump(self, pool: ThreadPoolExecutor, ahead: ThreadPoolExecutor, most: int) -> None:
@@ -102,7 +169,7 @@ class Run:
             self._collect(flying)
 
     def _rate(self, batch: PlannedBatch) -> RatedBatch:
-        return RatedBatch.of(self.setup.backend.rate(batch.tokens))
+        return RatedBatch.of(self.backend.rate(batch.tokens))
 
     def _collect(self, flying: Flying) -> None:
         """Wait for a batch, write it down, and save its chunk when it was the last."""
@@ -131,11 +198,11 @@ class Run:
         """
         failed = work.failed_records()
         self.failed[work.index] = len(failed)
-        count, limit = sum(self.failed.values()), self.setup.request.rating.max_failed_share
-        if failed and count > limit * self.setup.records:
+        count, limit = sum(self.failed.values()), self.request.rating.max_failed_share
+        if failed and count > limit * self.records:
             record, reason = next(iter(failed.items()))
             raise UserError(
-                f"{count:,} of {self.setup.records:,} records failed so far, more than the "
+                f"{count:,} of {self.records:,} records failed so far, more than the "
                 f"{limit:.1%} that rating.max_failed_share allows; "
                 f"{work.ratings.record_ids[record]}: {reason}",
                 hint="what was rated is kept: mend the cause, lower rating.max_batch_tokens where "
@@ -150,14 +217,18 @@ class Run:
     def _prepared(self, ahead: ThreadPoolExecutor) -> Iterator[ChunkWork]:
         """Yield the chunks that have no part yet; the next one is made ready meanwhile."""
         ready: deque[Future[ChunkWork]] = deque()
-        path, size = self.setup.request.records_file, self.setup.plan["chunk_records"]
+        path, size = self.request.records_file, self.plan["chunk_records"]
+        audited = self.folder.path / ".audit" / "exact"
+        source = self.folder.sources(*([audited] if self.rule else []))
+        num_ratings, budget = self.request.rating.num_ratings, self.plan["batch_tokens"]
+        maker = ChunkMaker(self.rows, num_ratings, budget, source)
         for chunk in read_chunks(path, size):
             if self._is_stored(chunk):
                 self.counts["resumed"] += len(chunk.record_ids) * len(self.digests)
                 self._advance(len(chunk.record_ids) * len(self.digests))
                 continue
             journal = self.folder.path / journal_name(chunk.index)
-            ready.append(ahead.submit(self.maker.prepare, chunk, journal))
+            ready.append(ahead.submit(maker.prepare, chunk, journal))
             if len(ready) > _CHUNKS_AHEAD:
                 yield ready.popleft().result()
         while ready:
@@ -191,19 +262,19 @@ class Run:
         seconds = max(time.monotonic() - self.started, 1e-9)
         self.progress.update(
             self.done,
-            self.total,
+            self.records * len(self.digests),
             records_per_second=self.counts["scored"] / len(self.digests) / seconds,
             tokens_per_second=self.tokens / seconds,
-            memory_gb=self.setup.backend.peak_memory_bytes() / 1e9,
+            memory_gb=self.backend.peak_memory_bytes() / 1e9,
         )
 
     # --- what it was like ---------------------------------------------------------------------
 
     def details(self, seconds: float) -> dict[str, Any]:
         """Return what a page or a report shows of the run."""
-        setup, facts, notes = self.setup, self.setup.backend.facts, self.setup.backend.notes
+        facts, notes = self.backend.facts, self.backend.notes
         rate = 1.0 / max(self.busy_seconds, 1e-9)
-        warnings = [*setup.warnings, *notes.warnings]
+        warnings = [*self.warnings, *notes.warnings]
         if notes.halvings:
             warnings.append(
                 f"{notes.halvings} batches did not fit into memory and were halved: "
@@ -217,21 +288,21 @@ class Run:
         return {
             "parameters": facts.parameters,
             "revision": facts.revision,
-            "rating_token_ids": list(setup.rating_ids),
+            "rating_token_ids": list(self.rating_ids),
             "dtype": facts.dtype,
             "device": facts.device,
             "workers": facts.workers,
             "way": notes.mode,
             "linear_layers": facts.linear_layers,
-            "batch_tokens": setup.plan["batch_tokens"],
-            "max_length": setup.rows.max_length,
-            "prefix_tokens": [len(prefix) for prefix in self.maker.prefixes],
+            "batch_tokens": self.plan["batch_tokens"],
+            "max_length": self.rows.max_length,
+            "prefix_tokens": [len(prefix) for prefix in self.rows.shared_prefixes()],
             "prompts_per_second": self.counts["scored"] * rate,
             "tokens_per_second": self.tokens * rate,
             "tokens": self.tokens,
             "token_positions": self.positions,
             "seconds": seconds,
-            "peak_memory_bytes": setup.backend.peak_memory_bytes(),
+            "peak_memory_bytes": self.backend.peak_memory_bytes(),
             "weights_bytes": facts.weights_bytes,
             "warnings": warnings,
             **notes.details,

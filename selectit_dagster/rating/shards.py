@@ -6,24 +6,23 @@ time, whatever the dataset's size.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.inference.backends.protocol import Tokens
 from selectit_dagster.inference.failures import is_device_failure
-from selectit_dagster.rating.length_batches import PlannedBatch, plan_by_prompt
+from selectit_dagster.rating.planned_batches import PlannedBatch, RatedBatch, plan_by_prompt
 from selectit_dagster.rating.prompts import rated_instruction
-from selectit_dagster.rating.rated_batch import RatedBatch
 from selectit_dagster.rating.score_folder import RowSource
 from selectit_dagster.rating.score_journal import Journal, JournalRow, read_journal
 from selectit_dagster.rating.score_store import FAILED, NOT_ASKED, OK, PENDING, Ratings
-from selectit_dagster.rating.token_rows import RowMaker, TokenRow
+from selectit_dagster.rating.token_rows import RowMaker
 
 COLUMNS = ("record_id", "instruction", "input", "response")
 
@@ -82,35 +81,6 @@ def read_chunks(path: Path, size: int) -> Iterator[RecordChunk]:
             yield _chunk(index, carried)
 
 
-@dataclass
-class ChunkReader:
-    """Reads single chunks of a Parquet file, the same that :func:`read_chunks` yields.
-
-    Holds the row groups read last, so that chunks in about the file's order are cheap.
-    """
-
-    path: Path
-    size: int
-    _groups: tuple[int, ...] = ()
-    _table: Any = None
-
-    def read(self, index: int) -> RecordChunk:
-        """Return the chunk with that number."""
-        import pyarrow.parquet as pq
-
-        with pq.ParquetFile(self.path) as file:
-            counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-            ends = np.cumsum(counts)
-            begin, end = index * self.size, min((index + 1) * self.size, int(ends[-1]))
-            first, last = np.searchsorted(ends, [begin, end - 1], side="right").tolist()
-            groups = tuple(range(first, last + 1))
-            if groups != self._groups:
-                self._groups = groups
-                self._table = file.read_row_groups(list(groups), columns=list(COLUMNS))
-        offset = begin - int(ends[first] - counts[first])
-        return _chunk(index, self._table.slice(offset, end - begin).to_pylist())
-
-
 def _chunk(index: int, rows: list[dict[str, str]]) -> RecordChunk:
     texts = [(rated_instruction(r["instruction"], r["input"]), r["response"]) for r in rows]
     return RecordChunk(index, [row["record_id"] for row in rows], texts)
@@ -127,14 +97,17 @@ def text_key(text: tuple[str, str]) -> str:
 
 @dataclass
 class ChunkWork:
-    """One chunk on its way to its part file; ``path`` is that file once it is written."""
+    """One chunk on its way to its part file; ``path`` is that file once it is written.
+
+    ``notes`` says by (record, prompt) how a response was cut or why a row is not rated.
+    """
 
     index: int
     ratings: Ratings
-    notes: dict[tuple[int, int], str]
-    batches: list[PlannedBatch]
     reused: int = 0
     resumed: int = 0
+    notes: dict[tuple[int, int], str] = field(default_factory=dict)
+    batches: list[PlannedBatch] = field(default_factory=list)
     journal: Journal | None = None
     path: Path | None = None
 
@@ -142,13 +115,6 @@ class ChunkWork:
     def pending(self) -> int:
         """Rows that are still to be rated."""
         return int((self.ratings.status == PENDING).sum())
-
-    def enter_tokenised(self, tokenised: Tokenised) -> None:
-        """Enter the batches, the notes, and the rows that cannot be rated."""
-        self.batches, self.notes = tokenised.batches, tokenised.notes
-        for at, status in tokenised.refused.items():
-            self.ratings.status[at] = status
-            self.ratings.reasons[at] = tokenised.notes[at]
 
     def resume(self, path: Path) -> None:
         """Enter the journal's rows and leave out the batches that it holds whole."""
@@ -204,53 +170,33 @@ class ChunkWork:
 
 
 @dataclass(frozen=True)
-class Tokenised:
-    """Rows of a chunk as batches, what is to be noted of some, and rows that cannot be rated.
-
-    ``notes`` says by (record, prompt) how a response was cut or why a row is not rated;
-    ``refused`` holds the latter's status.
-    """
-
-    batches: list[PlannedBatch]
-    notes: dict[tuple[int, int], str]
-    refused: dict[tuple[int, int], int]
-
-
-@dataclass(frozen=True)
 class ChunkMaker:
     """Makes a chunk ready for rating: everything that needs no model."""
 
     rows: RowMaker
-    prefixes: tuple[Tokens, ...]
-    digests: list[str]
     num_ratings: int
     budget: int
     source: RowSource
 
-    def prepare(self, chunk: RecordChunk, journal: Path | None) -> ChunkWork:
+    @functools.cached_property
+    def prefixes(self) -> tuple[Tokens, ...]:
+        """Per prompt, the tokens that its rows share."""
+        return self.rows.shared_prefixes()
+
+    def prepare(self, chunk: RecordChunk, journal: Path) -> ChunkWork:
         """Return the chunk's work: what is reused or resumed is filled in, the rest planned."""
-        work = self.open(chunk)
-        wanted = [(i, k) for i, k in np.argwhere(work.ratings.status == PENDING).tolist()]
-        work.enter_tokenised(self.tokenise(chunk.texts, wanted))
-        if journal is not None:
-            work.resume(journal)
-        return work
-
-    def open(self, chunk: RecordChunk) -> ChunkWork:
-        """Return the chunk's work with what is reused filled in, and no batches yet."""
         keys = [text_key(text) for text in chunk.texts]
-        ratings = Ratings.empty(chunk.record_ids, keys, len(self.digests), self.num_ratings)
-        return ChunkWork(chunk.index, ratings, {}, [], self.source.fill(ratings, self.digests))
-
-    def tokenise(self, texts: list[tuple[str, str]], wanted: list[tuple[int, int]]) -> Tokenised:
-        """Return the batches of the rows ``wanted`` as (record, prompt) of ``texts``."""
-        made = self.rows.make(texts, wanted)
-        return Tokenised(
-            self.plan(made),
-            {(row.record, row.prompt): row.reason for row in made if row.reason is not None},
-            {(row.record, row.prompt): row.status for row in made if row.tokens is None},
-        )
-
-    def plan(self, rows: list[TokenRow]) -> list[PlannedBatch]:
-        """Return the batches of token rows."""
-        return plan_by_prompt(rows, self.prefixes, self.budget)
+        digests = [prompt.digest for prompt in self.rows.prompts]
+        ratings = Ratings.empty(chunk.record_ids, keys, len(digests), self.num_ratings)
+        work = ChunkWork(chunk.index, ratings, self.source.fill(ratings, digests))
+        wanted = [(i, k) for i, k in np.argwhere(ratings.status == PENDING).tolist()]
+        made = self.rows.make(chunk.texts, wanted)
+        for row in made:
+            if row.reason is not None:
+                work.notes[row.record, row.prompt] = row.reason
+            if row.tokens is None:
+                ratings.status[row.record, row.prompt] = row.status
+                ratings.reasons[row.record, row.prompt] = str(row.reason)
+        work.batches = plan_by_prompt(made, self.prefixes, self.budget)
+        work.resume(journal)
+        return work

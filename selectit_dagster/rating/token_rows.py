@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,11 @@ from selectit_dagster.inference.backends.protocol import Tokens
 from selectit_dagster.rating.prompts import RatingPrompt, rating_text
 from selectit_dagster.rating.rating_tokens import Encoder
 from selectit_dagster.rating.score_store import FAILED, OK, TOO_LONG
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from selectit_dagster.rating.scoring import ScoringRequest
 
 # instructions that begin as differently as texts do, to find what a prompt's rows share
 _PROBES = ("A", "a", "1", " ", "\n", "(", "Ж", "问")
@@ -127,3 +133,43 @@ class RowMaker:
         begin, end = len(before), len(before) + len(response)
         ends = [stop for start, stop in offsets if stop > begin and start < end]
         return max(0, min(end, ends[room - 1]) - begin) if 0 < room <= len(ends) else 0
+
+
+def row_maker(request: ScoringRequest) -> tuple[RowMaker, list[str]]:
+    """Return what makes the request's token rows, and warnings; loads no weights."""
+    from selectit_dagster.inference.model_loading import (
+        load_config,
+        load_tokenizer,
+        vocabulary_size,
+    )
+
+    rating = request.rating
+    encoder = Encoder(load_tokenizer(request.model), chat_template=rating.chat_template)
+    config = load_config(request.model)
+    limit, warnings = max_length(rating.max_length, config, encoder)
+    if request.model.server is not None:
+        from selectit_dagster.inference.backends.server import longest_prompt
+
+        there = longest_prompt(request.model)
+        limit = min(filter(None, (limit, there)), default=None)
+    truncate = rating.too_long == "truncate-response"
+    vocabulary = vocabulary_size(config)
+    prompts = request.prompts()
+    return RowMaker(encoder, prompts, limit, truncate, vocabulary), warnings
+
+
+def max_length(
+    asked: int | None, config: PreTrainedConfig, encoder: Encoder
+) -> tuple[int | None, list[str]]:
+    """Return the longest row in tokens, and warnings.
+
+    That is the model's context, or less where less is asked for; None where nothing says.
+    """
+    from selectit_dagster.inference.model_loading import context_length
+
+    context = context_length(config, encoder.tokenizer)
+    if asked is None or context is None:
+        return asked or context, []
+    if asked > context:
+        return context, [f"max_length {asked} is beyond the model's context: {context} is used"]
+    return asked, []

@@ -16,7 +16,7 @@ from selectit_dagster.artefacts.manifest import verify
 from selectit_dagster.orchestration.remote_sync import StoragePolicy, stored
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.progress import Silent
-from selectit_dagster.rating import preparation, scoring
+from selectit_dagster.rating import scoring, scoring_run
 from selectit_dagster.rating.score_folder import SCORE_ROWS, engine_digest, retire_rows
 from selectit_dagster.rating.scoring import score, scoring_fingerprint
 
@@ -41,7 +41,7 @@ class Dying(HashedBackend):
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch, tmp_path):
-    monkeypatch.setattr(preparation, "_CHUNK_RECORDS", (16, 16))
+    monkeypatch.setattr(scoring_run, "_CHUNK_RECORDS", (16, 16))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(scoring, "draw", lambda *_: None)
 

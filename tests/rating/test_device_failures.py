@@ -9,28 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scoring_world import HashedBackend, request_for, some_records, write_records
+from scoring_world import HashedBackend, request_for
 
 from selectit_dagster.errors import TransientError, UserError
 from selectit_dagster.inference.backends.protocol import TokenBatch
 from selectit_dagster.inference.backends.transformers import TransformersBackend
 from selectit_dagster.inference.failures import RowRetries
 from selectit_dagster.inference.model_loading import load_model
-from selectit_dagster.rating import preparation, scoring
 from selectit_dagster.rating.score_store import FAILED, OK, read_scores
 from selectit_dagster.rating.scoring import score
 
-
-@pytest.fixture(autouse=True)
-def _small_chunks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(preparation, "_CHUNK_RECORDS", (16, 16))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(scoring, "draw", lambda *_: None)
-
-
-@pytest.fixture
-def records(tmp_path: Path) -> Path:
-    return write_records(tmp_path / "records", some_records(60))
+pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
 def breaking(

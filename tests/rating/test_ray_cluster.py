@@ -27,17 +27,12 @@ from selectit_dagster.artefacts.files import sha256_file
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import RaySection
 from selectit_dagster.inference.backends.ray import RayBackend
-from selectit_dagster.rating import preparation, scoring
 from selectit_dagster.rating.scoring import ScoringRequest, score
 
 pytest.importorskip("ray", reason='needs the extra "ray"')
 
 
-@pytest.fixture(autouse=True)
-def _small_chunks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(preparation, "_CHUNK_RECORDS", (16, 16))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(scoring, "draw", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from selectit_dagster.errors import UserError
-from selectit_dagster.rating.length_batches import plan_by_prompt
+from selectit_dagster.rating.planned_batches import plan_by_prompt
 from selectit_dagster.rating.prompts import QUESTION, load_prompts, rating_text
 from selectit_dagster.rating.rating_tokens import Encoder
 from selectit_dagster.rating.score_store import OK, TOO_LONG

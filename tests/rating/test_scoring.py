@@ -19,23 +19,13 @@ from scoring_world import HashedBackend, request_for, some_records, write_record
 from selectit_dagster.artefacts.files import write_parquet
 from selectit_dagster.artefacts.manifest import verify
 from selectit_dagster.errors import ArtefactError, UserError
-from selectit_dagster.rating import preparation, scoring, scoring_run
 from selectit_dagster.rating import prompts as prompt_module
+from selectit_dagster.rating import scoring, scoring_run
 from selectit_dagster.rating.rating_tokens import Encoder
 from selectit_dagster.rating.score_store import FAILED, OK, TOO_LONG, read_scores, write_part
 from selectit_dagster.rating.scoring import score, scoring_fingerprint
 
-
-@pytest.fixture(autouse=True)
-def _small_chunks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(preparation, "_CHUNK_RECORDS", (16, 16))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(scoring, "draw", lambda *_: None)
-
-
-@pytest.fixture
-def records(tmp_path: Path) -> Path:
-    return write_records(tmp_path / "records", some_records(60))
+pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
 def test_every_row_is_what_the_model_says_about_its_text(

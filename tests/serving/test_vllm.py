@@ -18,10 +18,10 @@ from selectit_dagster.inference.backends import server
 from selectit_dagster.inference.backends.server_client import ServerLostError
 from selectit_dagster.inference.backends.server_process import launched
 from selectit_dagster.rating import scoring
-from selectit_dagster.rating.preparation import row_maker
 from selectit_dagster.rating.rating_tokens import find_rating_tokens
 from selectit_dagster.rating.score_store import OK, read_scores
 from selectit_dagster.rating.scoring import ScoringRequest, score
+from selectit_dagster.rating.token_rows import row_maker
 
 pytestmark = pytest.mark.vllm
 BAR = 0.9

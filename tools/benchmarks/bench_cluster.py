@@ -128,10 +128,10 @@ def request_for(records: Path, model: Path, **rating: object) -> ScoringRequest:
 
 def first_forward(work: Path) -> dict[str, Any]:
     """Return the seconds from the call to the first forward pass, and for the whole plan."""
-    from selectit_dagster.rating.preparation import chunk_maker, row_maker
     from selectit_dagster.rating.score_folder import RowSource
     from selectit_dagster.rating.scoring import score
-    from selectit_dagster.rating.shards import read_chunks
+    from selectit_dagster.rating.shards import ChunkMaker, read_chunks
+    from selectit_dagster.rating.token_rows import row_maker
 
     records = real_records(work)
     model = llama_shape(work / "model", 64, 1)
@@ -142,17 +142,16 @@ def first_forward(work: Path) -> dict[str, Any]:
     except FirstForward:
         first = time.perf_counter() - started
     rows, _ = row_maker(request)
-    maker = chunk_maker(request, rows, {"batch_tokens": 16_384}, RowSource.none())
+    maker = ChunkMaker(rows, request.rating.num_ratings, 16_384, RowSource.none())
     started, used = time.perf_counter(), time.process_time()
     chunks, count = list(read_chunks(request.records_file, 2048)), 0
     read = time.perf_counter() - started
     tokens = batches = 0
     for chunk in chunks:
-        n = len(chunk.texts)
-        planned = maker.tokenise(chunk.texts, [(i, k) for i in range(n) for k in range(PROMPTS)])
+        planned = maker.prepare(chunk, work / "no journal")
         batches += len(planned.batches)
         tokens += sum(batch.tokens.tokens for batch in planned.batches)
-        count += n
+        count += len(chunk.texts)
     whole = time.perf_counter() - started
     return {
         "records": count,

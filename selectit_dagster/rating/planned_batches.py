@@ -1,4 +1,4 @@
-"""Batches of token rows: sorted by length, padded little, bounded in token positions.
+"""Batches of token rows: planned by length, and what came out of them.
 
 A plan is a pure function of its rows and the budget, so a resumed run plans the same
 batches as the run that was stopped.
@@ -12,12 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from selectit_dagster.inference.backends.protocol import TokenBatch, Tokens
+from selectit_dagster.inference.backends.protocol import BatchScores, TokenBatch, Tokens
+from selectit_dagster.rating.levels import rating_distribution
+from selectit_dagster.rating.score_store import Floats
 from selectit_dagster.rating.token_rows import TokenRow
 
 # a row this much shorter than the longest of a batch begins the next one
 _SHORTEST_SHARE = 0.7
 _EMPTY = np.empty(0, dtype=np.int32)
+# below the smallest normal float32 the rating tokens' probabilities have no digits left
+_VANISHED = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -77,3 +81,35 @@ def _batch(some: list[tuple[TokenRow, Tokens]], prefix: Tokens) -> PlannedBatch:
         targets=tuple((row.record, row.prompt) for row, _ in some),
         tokens=TokenBatch(prefix, tuple(suffix for _, suffix in some)),
     )
+
+
+@dataclass(frozen=True)
+class RatedBatch:
+    """What came out of a batch: (rows, R) distributions, (rows,) rating mass, reasons by row.
+
+    Every row ends as a distribution or as a reason; none is skipped.
+    """
+
+    probabilities: Floats
+    rating_mass: Floats
+    reasons: dict[int, str]
+
+    @classmethod
+    def of(cls, scores: BatchScores) -> RatedBatch:
+        """Return the distributions of a batch's log-probabilities."""
+        reasons = dict(scores.failures)
+        wide = scores.log_probabilities.astype(np.float64)
+        finite = np.asarray(np.isfinite(wide).all(axis=1))
+        mass = np.exp(np.where(finite[:, None], wide, 0.0)).sum(axis=1)
+        good = np.asarray(finite & (mass > _VANISHED))
+        for row in np.flatnonzero(~good).tolist():
+            missing = "the rating tokens' probabilities vanish" if finite[row] else "not a number"
+            if not finite[row] and not np.isnan(wide[row]).any():
+                missing = "an infinite output of the model"
+            reasons.setdefault(row, missing)
+        good[list(scores.failures)] = False
+        probabilities = np.full(wide.shape, np.nan, dtype=np.float32)
+        if good.any():
+            probabilities[good] = rating_distribution(wide[good]).astype(np.float32)
+        rating_mass = np.where(good, np.minimum(mass, 1.0), np.nan).astype(np.float32)
+        return cls(probabilities, rating_mass, reasons)
