@@ -105,23 +105,27 @@ def plan(pipeline: Pipeline, progress: Progress | None = None) -> Plan:
 
 @dataclass(frozen=True)
 class _Pace:
-    """What samples say of an engine: units a second, and the seconds before and after them."""
+    """What samples say of an engine: units a second, and the seconds before and after them.
+
+    ``once`` is what the first of all parts takes longer: the libraries are loaded in it.
+    """
 
     rate: float
     start: float
+    once: float
     sample: Manifest
 
     def seconds(self, units: float, parts: int = 1) -> float:
-        return units / self.rate + parts * self.start
+        return units / self.rate + parts * self.start + self.once
 
 
 def _pace(run: Callable[[int], Manifest], first: int, total: int, unit: str) -> _Pace:
     """Return an engine's pace in ``unit`` from growing samples of at most ``total``.
 
-    They grow until one takes :data:`_ENOUGH` seconds or is all that there is. The first run
-    loads the libraries, which a whole run does once.
+    They grow until one takes :data:`_ENOUGH` seconds or is all that there is. The first loads
+    the libraries, as the first stage of a whole run does.
     """
-    run(max(1, first // 4))
+    cold = run(max(1, first // 4))
     size, few, many = first, None, run(min(first, total))
     while few is None or (many.seconds < _ENOUGH and size < total):
         size *= 4
@@ -130,7 +134,9 @@ def _pace(run: Callable[[int], Manifest], first: int, total: int, unit: str) -> 
     more, longer = work - _amount(few, unit), many.seconds - few.seconds
     told_apart = more > 0 and longer > 0
     rate = more / longer if told_apart else max(1.0, work) / max(many.seconds, 1e-9)
-    return _Pace(rate, max(0.0, many.seconds - work / rate), many)
+    start = max(0.0, many.seconds - work / rate)
+    once = max(0.0, cold.seconds - start - _amount(cold, unit) / rate)
+    return _Pace(rate, start, once, many)
 
 
 def _amount(manifest: Manifest, unit: str) -> float:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 _SYNC_SECONDS = 2.0
-_KEY = re.compile(r"[0-9a-f]{16,128}")
 # a distribution adds up to one within the digits of float32
 _OFF_BY = 1e-3
+_Index = Annotated[int, Field(ge=0)]
 
 
 def journal_name(index: int) -> str:
@@ -26,16 +26,40 @@ def journal_name(index: int) -> str:
     return f"journal-{index:06d}.jsonl"
 
 
-@dataclass(frozen=True)
-class JournalRow:
+class JournalRow(NamedTuple):
     """One rated row: where it belongs, what it is known by, and what came out."""
 
-    record: int
-    prompt: int
-    key: str
+    record: _Index
+    prompt: _Index
+    key: Annotated[str, Field(pattern="^[0-9a-f]{16,128}$")]
     probabilities: list[float] | None
     rating_mass: float | None
     reason: str | None
+
+
+def _complete(row: JournalRow) -> JournalRow:
+    """Refuse a row that has neither a distribution nor a reason why not."""
+    p = row.probabilities
+    if p is None:
+        whole = row.rating_mass is None and row.reason is not None
+    else:
+        whole = row.rating_mass is not None and abs(sum(p) - 1.0) < _OFF_BY
+    if not whole:
+        raise ValueError("neither a rating nor a reason")
+    return row
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    engine: str
+    prompts: list[str]
+
+
+class _Batch(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    rows: list[Annotated[JournalRow, AfterValidator(_complete)]]
 
 
 class Journal:
@@ -53,7 +77,7 @@ class Journal:
 
     def __init__(self, path: Path, engine: str, prompts: list[str]) -> None:
         self.path = path
-        whole = _whole_bytes(path)
+        whole = sum(size for size, _ in _whole_lines(path))
         self.handle: IO[bytes] = path.open("r+b" if path.exists() else "w+b")
         self.handle.truncate(whole)
         self.handle.seek(whole)
@@ -63,11 +87,7 @@ class Journal:
 
     def append(self, rows: list[JournalRow]) -> None:
         """Write one batch; flushed to the kernel at once, to the disk every two seconds."""
-        values = [
-            [row.record, row.prompt, row.key, row.probabilities, row.rating_mass, row.reason]
-            for row in rows
-        ]
-        self._write({"rows": values})
+        self._write({"rows": rows})
 
     def _write(self, value: dict[str, Any]) -> None:
         body = json.dumps(value, allow_nan=False).encode()
@@ -87,8 +107,7 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
-class JournalContent:
+class JournalContent(NamedTuple):
     """What a journal holds."""
 
     engine: str
@@ -98,23 +117,16 @@ class JournalContent:
 
 def read_journal(path: Path) -> JournalContent | None:
     """Return a journal's whole lines, None when there is no whole header."""
-    header: dict[str, Any] | None = None
-    rows: list[JournalRow] = []
-    for _, value in _whole_lines(path):
-        if header is None:
-            header = value
-        else:
-            rows += [JournalRow(*entry) for entry in value["rows"]]
-    return None if header is None else JournalContent(header["engine"], header["prompts"], rows)
+    lines = [value for _, value in _whole_lines(path)]
+    if not lines or not isinstance(lines[0], _Header):
+        return None
+    rows = [row for batch in lines if isinstance(batch, _Batch) for row in batch.rows]
+    return JournalContent(lines[0].engine, lines[0].prompts, rows)
 
 
-def _whole_bytes(path: Path) -> int:
-    return sum(size for size, _ in _whole_lines(path))
-
-
-def _whole_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+def _whole_lines(path: Path) -> list[tuple[int, _Header | _Batch]]:
     """Return size in bytes and value of each line, up to the first that is not one of ours."""
-    lines: list[tuple[int, dict[str, Any]]] = []
+    lines: list[tuple[int, _Header | _Batch]] = []
     if not path.exists():
         return lines
     with path.open("rb") as handle:
@@ -123,39 +135,8 @@ def _whole_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
             if not line.endswith(b"\n") or line[:9] != b"%08x " % zlib.crc32(body):
                 break
             try:
-                value = json.loads(body)
-            except (ValueError, RecursionError):
-                break
-            if not (_is_batch(value) if lines else _is_header(value)):
+                value = (_Batch if lines else _Header).model_validate_json(body)
+            except ValidationError:
                 break
             lines.append((len(line), value))
     return lines
-
-
-def _is_header(value: Any) -> bool:  # noqa: ANN401 - any JSON value
-    if not isinstance(value, dict) or not isinstance(value.get("engine"), str):
-        return False
-    prompts = value.get("prompts")
-    return isinstance(prompts, list) and all(isinstance(prompt, str) for prompt in prompts)
-
-
-def _is_batch(value: Any) -> bool:  # noqa: ANN401 - any JSON value
-    rows = value.get("rows") if isinstance(value, dict) else None
-    return isinstance(rows, list) and all(map(_is_row, rows))
-
-
-def _is_row(row: Any) -> bool:  # noqa: ANN401 - any JSON value
-    """Tell whether a row has the fields of :class:`JournalRow`: a rating, or why there is none."""
-    if not isinstance(row, list) or len(row) != 6:
-        return False
-    record, prompt, key, values, mass, reason = row
-    if type(record) is not int or type(prompt) is not int or min(record, prompt) < 0:
-        return False
-    if not isinstance(key, str) or not _KEY.fullmatch(key):
-        return False
-    if not isinstance(reason, str | None):
-        return False
-    if values is None:
-        return mass is None and reason is not None
-    numbers = isinstance(values, list) and all(type(x) in (int, float) for x in values)
-    return numbers and type(mass) in (int, float) and abs(sum(values) - 1.0) < _OFF_BY

@@ -22,6 +22,7 @@ from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.rating import prompts as prompt_module
 from selectit_dagster.rating import scoring, scoring_run
 from selectit_dagster.rating.rating_tokens import Encoder
+from selectit_dagster.rating.score_journal import Journal, JournalContent, JournalRow, read_journal
 from selectit_dagster.rating.score_store import FAILED, OK, TOO_LONG, read_scores, write_part
 from selectit_dagster.rating.scoring import score, scoring_fingerprint
 
@@ -470,3 +471,29 @@ def test_released_code_joins_an_unterminated_last_prompt_with_one_line_break(
     assert [p.separator for p in released] == ["\n\n", "\n"]
     shutil.copy(file, tmp_path / "copy.txt")
     assert Encoder(AutoTokenizer.from_pretrained(tiny_model_folder)).trailing == 0
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [0, 0, "ab" * 16, [0.2] * 5, None, None],
+        [True, 0, "ab" * 16, [0.2] * 5, 0.5, None],
+        [-1, 0, "ab" * 16, [0.2] * 5, 0.5, None],
+        [0, 0, "a name", [0.2] * 5, 0.5, None],
+        [0, 0, "ab" * 16, None, None, None],
+        [0, 0, "ab" * 16, [0.2] * 4, 0.5, None],
+        [0, 0, "ab" * 16, ["0.2"] * 5, 0.5, None],
+        [0, 0, "ab" * 16, [0.2] * 5, 0.5],
+    ],
+)
+def test_a_journal_is_read_up_to_the_first_line_that_is_none_of_ours(
+    tmp_path: Path, row: list
+) -> None:
+    good = JournalRow(1, 2, "cd" * 16, [0.2] * 5, 0.5, None)
+    journal = Journal(tmp_path / "journal", "e", ["p"])
+    journal.append([good])
+    journal.append([row])
+    journal.append([good])
+    journal.close()
+    content = read_journal(tmp_path / "journal")
+    assert content == JournalContent("e", ["p"], [good])
