@@ -109,33 +109,26 @@ def scoring_fingerprint(request: ScoringRequest) -> Fingerprint:
         "chat_template": rating.chat_template,
         "max_length": rating.max_length,
         "too_long": rating.too_long,
-        **_server(request),
-        **_adapter(request),
-        **(_template(request) if rating.chat_template else {}),
+        **_conditional(request),
     }
 
 
-def _template(request: ScoringRequest) -> dict[str, str]:
-    from selectit_dagster.inference.chat_templates import template_facts
+def _conditional(request: ScoringRequest) -> dict[str, Any]:
+    """Return what only some requests depend on: a server, an adapter, a chat template."""
+    found: dict[str, Any] = {}
+    if request.engine == "server":
+        from selectit_dagster.inference.backends.server import server_identity
 
-    return template_facts(request.model)
+        found |= server_identity(request.model)
+    elif request.model.adapter is not None:
+        from selectit_dagster.inference.adapter_loading import adapter_facts
 
+        found |= adapter_facts(request.model.adapter, _dtype(request))
+    if request.rating.chat_template:
+        from selectit_dagster.inference.chat_templates import template_facts
 
-def _adapter(request: ScoringRequest) -> dict[str, str]:
-    from selectit_dagster.inference.adapter_loading import adapter_facts
-
-    if request.model.adapter is None or request.engine == "server":
-        return {}
-    return adapter_facts(request.model.adapter, _dtype(request))
-
-
-def _server(request: ScoringRequest) -> dict[str, Any]:
-    """Return what is asked of a server; nothing for a model that runs here."""
-    if request.engine != "server":
-        return {}
-    from selectit_dagster.inference.backends.server import server_identity
-
-    return server_identity(request.model)
+        found |= template_facts(request.model)
+    return found
 
 
 def _dtype(request: ScoringRequest) -> str:
@@ -209,25 +202,25 @@ def score(
     ArtefactError
         With ``refuse``, naming the settings that differ.
     """
-    fingerprint = scoring_fingerprint(request)
-    folder = ScoreFolder(out, fingerprint)
-    if _is_final(out, fingerprint) and folder.is_tidy:
-        return require_manifest(out, made_by="the uncertainty scores")
+    folder = ScoreFolder(out, scoring_fingerprint(request))
+    if folder.is_tidy and (made := _final(folder)):
+        return made
     with folder_lock(out, f"scoring with {request.model.name}"):
-        if _is_final(out, fingerprint):
+        if made := _final(folder):
             if not folder.is_tidy:  # killed when all was rated
                 _tidy(request, folder, Summary.of(out))
-            return require_manifest(out, made_by="the uncertainty scores")
+            return made
         with _engine(request, out, backend) as request:
             folder = ScoreFolder(out, scoring_fingerprint(request))
             return _score(request, folder, progress or Silent(), backend, on_mismatch)
 
 
-def _is_final(out: Path, fingerprint: Fingerprint) -> bool:
-    """Tell whether all is rated; rows that failed by their device are to be asked again."""
-    if not is_current(out, fingerprint):
-        return False
-    return not require_manifest(out, made_by="the scores").details.get("failed_by_device", 0)
+def _final(folder: ScoreFolder) -> Manifest | None:
+    """Return the manifest where all is rated; rows that failed by their device are asked again."""
+    if not is_current(folder.path, folder.fingerprint):
+        return None
+    manifest = require_manifest(folder.path, made_by="the uncertainty scores")
+    return None if manifest.details.get("failed_by_device", 0) else manifest
 
 
 @contextlib.contextmanager

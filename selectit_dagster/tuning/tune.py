@@ -169,8 +169,7 @@ def _finish(
     seconds: float,
 ) -> Manifest:
     """Draw the loss, drop the resume points, write the manifest."""
-    from selectit_dagster.tuning.loss_plot import loss_curve
-    from selectit_dagster.tuning.step_log import LOG, read_log
+    from selectit_dagster.tuning.step_log import LOG, loss_curve, read_log
     from selectit_dagster.tuning.training import RESUME, SKIPPED, TRAINED, weights_folder
 
     write_bytes(out / LOSS_PLOT, loss_curve(read_log(out / LOG)))
