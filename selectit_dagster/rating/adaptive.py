@@ -35,13 +35,8 @@ Floats = levels.Array
 class StoppingRule:
     """When to stop asking about a record.
 
-    Attributes
-    ----------
-    cut:
-        A score below which a record will not be selected: the sample's, less two standard
-        errors of its share.
-    slack:
-        (K - 1,) the most that a score still rose, in the sample, after that many prompts.
+    Below ``cut`` a record will not be selected: the sample's, less two standard errors of its
+    share. ``slack``: (K - 1,) the most that a score still rose, in the sample, after k prompts.
     """
 
     request: ScoringRequest
@@ -62,10 +57,7 @@ class StoppingRule:
         return _sentence(self.request, token) + self.slack[token.shape[1] - 1]
 
     def rounds(self, work: ChunkWork) -> Iterator[list[PlannedBatch]]:
-        """Yield the batches of one prompt after the other, of the records still asked about.
-
-        Between two rounds the batches must have been rated.
-        """
+        """Yield the batches of one prompt after the other; between two they must be rated."""
         for prompt in range(len(self.slack) + 1):
             alive = [work.left_of(batch) for batch in work.batches if batch.prompt == prompt]
             yield [batch for batch in alive if batch is not None]
@@ -74,17 +66,14 @@ class StoppingRule:
 
     def _stop(self, work: ChunkWork, asked: int) -> None:
         status = work.ratings.status
-        open_rows = (status[:, :asked] == OK).all(axis=1) & (status == PENDING).any(axis=1)
-        candidates = np.flatnonzero(open_rows)
-        if not len(candidates):
-            return
-        bound = self.bound(_token(self.request, work.ratings.probabilities[candidates, :asked]))
-        for record, most in zip(candidates.tolist(), bound.tolist(), strict=True):
-            if most < self.cut:
-                said = f"{NOT_ASKED}: after {asked} prompts at most {most:.3f} is plausible"
-                for prompt in np.flatnonzero(status[record] == PENDING).tolist():
-                    status[record, prompt] = FAILED
-                    work.ratings.reasons[record, prompt] = f"{said}, the cut is {self.cut:.3f}"
+        bound = self.bound(_token(self.request, work.ratings.probabilities[:, :asked]))
+        hopeless = (status[:, :asked] == OK).all(axis=1) & (bound < self.cut)
+        for record, prompt in np.argwhere(hopeless[:, None] & (status == PENDING)).tolist():
+            status[record, prompt] = FAILED
+            work.ratings.reasons[record, prompt] = (
+                f"{NOT_ASKED}: after {asked} prompts at most {bound[record]:.3f} is plausible, "
+                f"the cut is {self.cut:.3f}"
+            )
 
 
 def audited_rule(
@@ -92,17 +81,14 @@ def audited_rule(
 ) -> tuple[StoppingRule, dict[str, Any]]:
     """Rate the audit sample in full; return the rule and the audit's figures.
 
-    Raises
-    ------
-    UserError
-        When the sample is too small to tell anything.
+    A sample that is too small to tell anything is a UserError.
     """
     exact = request.rating.model_copy(update={"adaptive": False})
     sample = replace(request, records=write_sample(request, folder / "records"), rating=exact)
     speed = score_exactly(sample, folder / "exact").details["tokens_per_second"]
     stored = read_scores(folder / "exact", request.rating.num_prompts)
     token = _token(request, stored.probabilities[stored.record_status == OK])
-    _require_sample(len(token), f"of the audit sample's {len(stored.record_ids)} could be rated")
+    _require_enough(len(token), f"of the audit sample's {len(stored.record_ids)} could be rated")
     figures = {"method": "adaptive", "sample": len(token), "exact_tokens_per_second": speed}
     return StoppingRule.learn(request, token), {**figures, **cross_audit(request, token)}
 
@@ -123,7 +109,7 @@ def write_sample(request: ScoringRequest, folder: Path) -> Path:
                 key = text_key((instruction, row["response"]))
                 if int(key[-8:], 16) < share * (1 << 32):
                     chosen.append(row)
-    _require_sample(len(chosen), f"are chosen by an audit share of {share:g}")
+    _require_enough(len(chosen), f"are chosen by an audit share of {share:g}")
     write_parquet(folder / "records.parquet", pa.Table.from_pylist(chosen))
     return folder
 
@@ -159,7 +145,7 @@ def cross_audit(request: ScoringRequest, token: Floats) -> dict[str, float]:
     }
 
 
-def _require_sample(size: int, which: str) -> None:
+def _require_enough(size: int, which: str) -> None:
     if size < _SMALLEST_SAMPLE:
         raise UserError(
             f"only {size} records {which}, too few to measure what adaptive rating costs "
@@ -169,9 +155,9 @@ def _require_sample(size: int, which: str) -> None:
 
 
 def _token(request: ScoringRequest, p: Any) -> Floats:  # noqa: ANN401 - array-like
-    rating = request.rating
-    plain = rating.ablation != "none"
-    return levels.base_rating(p) if plain else levels.token_level(p, rating.variant)
+    if request.rating.ablation != "none":
+        return levels.base_rating(p)
+    return levels.token_level(p, request.rating.variant)
 
 
 def _sentence(request: ScoringRequest, token: Floats) -> Floats:
