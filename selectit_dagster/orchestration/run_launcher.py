@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.in_process import InProcessExecutor
 from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
@@ -25,6 +26,7 @@ from selectit_dagster.orchestration import run_monitoring
 from selectit_dagster.orchestration.asset_keys import experiments_of
 
 _WAIT_SECONDS = 2.0
+_AWAY_SECONDS = 120.0  # a server that is started anew has another address, or none
 
 
 class WatchedRunLauncher(DefaultRunLauncher):
@@ -42,6 +44,7 @@ class WatchedRunLauncher(DefaultRunLauncher):
     ) -> None:
         super().__init__(inst_data=inst_data)
         self._home = home
+        self._dead_since: dict[str, float] = {}
 
     @property
     def home(self) -> Path:
@@ -71,9 +74,23 @@ class WatchedRunLauncher(DefaultRunLauncher):
         """Tell whether a started run is still worked on."""
         record = self._instance.get_run_record_by_id(run.run_id)
         started = record.start_time if record else None
-        if run_monitoring.is_alive(self.home, run.run_id, started):
+        if run_monitoring.is_alive(self.home, run.run_id, started) or self._waits(run.run_id):
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         return CheckRunHealthResult(WorkerStatus.FAILED, "its process has ended")
+
+    def _waits(self, run_id: str) -> bool:
+        """Tell whether the code server, which is to start a dead run again, will be back soon.
+
+        Dagster gives a run up for good that fails while the server is away.
+        """
+        if (client := self._get_grpc_client_for_termination(run_id)) is None:
+            return False
+        since = self._dead_since.setdefault(run_id, time.monotonic())
+        try:
+            client.ping("")
+        except DagsterUserCodeUnreachableError:
+            return time.monotonic() - since < _AWAY_SECONDS
+        return False
 
 
 class WatchedExecutor(InProcessExecutor):

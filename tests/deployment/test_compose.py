@@ -30,6 +30,11 @@ NOT_SET = {
 }
 # what others read: the variable, and a file in which its name stands
 READ_BY_OTHERS = {
+    "MLFLOW_TRACKING_USERNAME": "mlflow/environment_variables.py",
+    "MLFLOW_TRACKING_PASSWORD": "mlflow/environment_variables.py",
+    "MLFLOW_FLASK_SERVER_SECRET_KEY": "mlflow/environment_variables.py",
+    "MLFLOW_AUTH_ADMIN_PASSWORD": "mlflow/environment_variables.py",
+    "MLFLOW_AUTH_CONFIG_PATH": "mlflow/environment_variables.py",
     "DAGSTER_HOME": "dagster/_core/instance/config.py",
     "DAGSTER_DISABLE_TELEMETRY": "dagster/_core/telemetry_upload.py",
     "MLFLOW_DISABLE_TELEMETRY": "mlflow/environment_variables.py",

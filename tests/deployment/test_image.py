@@ -66,7 +66,7 @@ def test_boto3_is_of_the_locked_botocores_release():
 
 
 def test_every_lock_file_holds_exact_versions():
-    for path in (*ROOT.glob("requirements*.lock"), ROOT / "docker" / "mlflow-s3.lock"):
+    for path in (*ROOT.glob("requirements*.lock"), *ROOT.glob("docker/*.lock")):
         text = path.read_text(encoding="utf-8").replace("\\\n", " ")
         lines = [re.sub(r"\s+", " ", line).strip() for line in text.splitlines()]
         found = [line for line in lines if line and not line.startswith("#")]

@@ -59,9 +59,9 @@ def test_the_schema_finds_what_is_misspelt_or_unsafe(path, value):
 
 def _pods():
     """Yield name and pod specification of everything that the files describe."""
-    for name in ("mlflow", "vllm"):
+    for name in ("mlflow", "vllm", "inputs"):
         for document in _read(f"{name}.yaml"):
-            if document["kind"] == "Deployment":
+            if document["kind"] in ("Deployment", "Job"):
                 yield name, document["spec"]["template"]["spec"]
     yield "ray head", RAY["spec"]["headGroupSpec"]["template"]["spec"]
     for group in RAY["spec"]["workerGroupSpecs"]:
@@ -121,7 +121,7 @@ def test_kubernetes_itself_would_take_every_object_and_pod():
         "kubernetes_validate", reason="kubernetes-validate is not installed (make deployment)"
     )
     version = validate.latest_version()
-    for name in ("mlflow.yaml", "storage.yaml", "vllm.yaml"):
+    for name in ("mlflow.yaml", "storage.yaml", "vllm.yaml", "inputs.yaml"):
         for document in _read(name):
             validate.validate(document, version, strict=True)
     for name, spec in PODS.items():
@@ -149,6 +149,18 @@ def test_claims_and_secrets_that_are_named_are_described():
     used |= set(re.findall(r"secretKeyRef: \{name: ([\w-]+)", text))
     assert used == made
     assert "kind: Secret" not in text
+
+
+def test_what_is_fetched_lies_where_every_run_sees_it(stages):
+    (job,) = (d for d in _read("inputs.yaml") if d["kind"] == "Job")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    home = {"name": "home", "mountPath": stages["cpu"].environment["SELECTIT_HOME"]}
+    assert home in container["volumeMounts"] and home in CODE["volumeMounts"]
+    script = container["args"][0]
+    assert f"cd {home['mountPath']} && mkdir -p inputs" in script
+    assert all(" --revision " in line for line in script.splitlines() if "hf download" in line)
+    given = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert given["HF_HOME"] == stages["cpu"].environment["HF_HOME"]
 
 
 def test_the_cluster_sets_what_the_compose_file_sets(compose, stages):

@@ -89,7 +89,7 @@ def _rows(topology: Topology, database: str) -> dict[str, int]:
 def _documented(pattern: str) -> list[tuple[list[str], str]]:
     """Return the commands of the documentation that run in the database's container."""
     text = (ROOT / "docker" / "README.md").read_text(encoding="utf-8")
-    found = re.findall(rf"docker compose exec -T postgres ({pattern} .*?) +[<>] (\S+)", text)
+    found = re.findall(rf"docker compose -f \S+ exec -T postgres ({pattern} .*?) +[<>] (\S+)", text)
     return [(words.split(), file) for words, file in found]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import dagster as dg
 import pytest
 from dagster._core.executor.in_process import InProcessExecutor
 from dagster._core.launcher.base import WorkerStatus
+from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from selectit_dagster.artefacts.files import folder_lock
 from selectit_dagster.errors import UserError
@@ -19,6 +21,7 @@ from selectit_dagster.orchestration import run_monitoring
 from selectit_dagster.orchestration.asset_keys import experiments_of
 from selectit_dagster.orchestration.run_coordinator import check_values
 from selectit_dagster.orchestration.run_launcher import WatchedExecutor, WatchedRunLauncher
+from selectit_dagster.orchestration.services import free_port
 
 RUN = "0b0e6c3e-run"
 _WORKER = (
@@ -118,6 +121,22 @@ def test_the_launcher_tells_monitoring_about_a_dead_run(tmp_path, start):
         with run_monitoring.working(tmp_path, run.run_id):
             assert launcher.check_run_worker_health(run).status is WorkerStatus.RUNNING
         path.touch()  # as a killed process leaves it
+        assert launcher.check_run_worker_health(run).status is WorkerStatus.FAILED
+
+
+def test_a_dead_run_is_not_given_up_while_the_server_that_starts_it_again_is_away(
+    tmp_path, monkeypatch
+):
+    with dg.DagsterInstance.ephemeral() as instance:
+        launcher = WatchedRunLauncher(home=str(tmp_path))
+        launcher.register_instance(instance)
+        place = json.dumps({"host": "127.0.0.1", "port": free_port(0)})
+        run = instance.create_run_for_job(_some_job, tags={GRPC_INFO_TAG: place})
+        path = run_monitoring.lock_file(tmp_path, run.run_id)
+        path.parent.mkdir(parents=True)
+        path.touch()
+        assert launcher.check_run_worker_health(run).status is WorkerStatus.RUNNING
+        monkeypatch.setattr("selectit_dagster.orchestration.run_launcher._AWAY_SECONDS", 0.0)
         assert launcher.check_run_worker_health(run).status is WorkerStatus.FAILED
 
 
