@@ -71,6 +71,9 @@ def compare_scores(
             _judge(results[arm], section.confidence)
             entries = [results[arm][benchmark.name] for benchmark in benchmarks]
             sentences[arm] = arm_sentence(titles[arm], titles[baseline], entries)
+    if (best := champion(benchmarks, runs)) is not None:
+        # over the benchmarks, of which there may be one
+        best["interval"] = list(results[best["arm"]].values())[-1]["interval"]
     return {
         "arms": {
             arm: {
@@ -97,7 +100,7 @@ def compare_scores(
         },
         # two arms may bear one title and fare alike
         "sentences": [sentence for sentence in dict.fromkeys(sentences.values()) if sentence],
-        "champion": _with_interval(champion(benchmarks, runs), results),
+        "champion": best,
         "share": share,
         "method": _method(section, results, benchmarks),
     }
@@ -182,37 +185,17 @@ def _result(
         "smallest_detectable": gap.detectable,
         "p_bootstrap": gap.p,
         "covers_runs": gap.covers_runs,
+        "p": gap.p,
+        "test": "bootstrap",
     }
-    spread = spreads[arm].variance + spreads[baseline].variance
-    return entry | _right_wrong(column, scores, reference, gap.p, spread)
-
-
-def _right_wrong(
-    column: BenchmarkScores, scores: Floats, reference: Floats, p: float, run_variance: float
-) -> dict[str, Any]:
-    """Return the p-value that counts, and McNemar's where outcomes are right or wrong.
-
-    Between two single runs McNemar's exact test is the one that counts. With several runs
-    it judges the questions' majority outcome and stands beside the bootstrap, which alone
-    knows of the spread between runs.
-    """
-    if column.name == AVERAGE or not column.binary:
-        return {"p": p, "test": "bootstrap"}
-    first, second = _majority(scores), _majority(reference)
-    decided = ~(np.isnan(first) | np.isnan(second))
-    exact, only_arm, only_baseline = mcnemar(first[decided], second[decided])
-    single = len(scores) == len(reference) == 1 and column.groups == 1 and run_variance == 0.0
-    return {
-        "p": exact if single else p,
-        "test": "mcnemar" if single else "bootstrap",
-        "mcnemar": {"p": exact, "only_arm": only_arm, "only_baseline": only_baseline},
-    }
-
-
-def _majority(scores: Floats) -> Floats:
-    """Return (Q,) 1 or 0 as most runs had it, NaN where they are split evenly."""
-    share = scores.mean(axis=0)
-    return np.where(share == 0.5, np.nan, (share > 0.5).astype(np.float64))
+    single = len(scores) == len(reference) == 1 and column.groups == 1
+    certain = spreads[arm].variance + spreads[baseline].variance == 0.0
+    if single and certain and column.binary:
+        # between two single runs McNemar's exact test is the one that counts
+        exact, only_arm, only_baseline = mcnemar(scores[0], reference[0])
+        counts = {"p": exact, "only_arm": only_arm, "only_baseline": only_baseline}
+        entry |= {"p": exact, "test": "mcnemar", "mcnemar": counts}
+    return entry
 
 
 def _judge(results: dict[str, Any], confidence: float) -> None:
@@ -262,17 +245,6 @@ def champion(benchmarks: Sequence[BenchmarkScores], runs: Sequence[Run]) -> dict
         "and of its runs the one with the highest average over the benchmarks. It was chosen on "
         "the reported test questions, so its own figures are optimistic.",
     }
-
-
-def _with_interval(
-    best: dict[str, Any] | None, results: dict[str, dict[str, Any]]
-) -> dict[str, Any] | None:
-    """Add the interval of the champion's arm over the benchmarks."""
-    if best is None:
-        return None
-    found = results[best["arm"]]
-    whole = found[AVERAGE] if AVERAGE in found else next(iter(found.values()))
-    return {**best, "interval": whole["interval"]}
 
 
 def _method(

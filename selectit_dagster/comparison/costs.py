@@ -80,16 +80,15 @@ def _operations(run: dict[str, Any]) -> float:
 
 
 def _total(arm: str, parts: Sequence[dict[str, Any]], choosing: float) -> dict[str, Any]:
-    total = {name: sum(part[name] for part in parts) for name in ("tokens", "operations")}
-    devices = sorted({part["device"] for part in parts})
+    total = {n: sum(part[n] for part in parts) for n in ("tokens", "operations", "device_hours")}
     return {
+        **total,
         "what": "in all",
         "name": arm,
         "runs": parts[-1]["runs"],
         "seconds": round(sum(part["seconds"] for part in parts) + choosing, 3),
-        **total,
-        "device_hours": sum(part["device_hours"] for part in parts) + choosing / 3600,
-        "device": " and ".join(devices),
+        "device_hours": total["device_hours"] + choosing / 3600,
+        "device": " and ".join(sorted({part["device"] for part in parts})),
     }
 
 

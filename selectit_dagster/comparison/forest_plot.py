@@ -9,15 +9,8 @@ from selectit_dagster.artefacts.figures import png_bytes
 _MARKS = ("o", "s", "D", "^", "v", "P", "X", "h", "<")
 # Okabe and Ito's colours, which colour-blind readers can tell apart
 _COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-    "#7F7F7F",
-    "#B8A500",
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"),
+    *("#56B4E9", "#000000", "#7F7F7F", "#B8A500"),
 )
 
 

@@ -168,14 +168,13 @@ def test_a_single_bbh_file_is_not_taken_for_its_own_prompt(bbh_folder):
 
 def test_a_gsm8k_prompt_has_eight_examples_that_give_their_answers(gsm8k_folder, engine):
     from selectit_dagster.evaluation import answer_extraction
-    from selectit_dagster.evaluation.tasks.gsm8k_shots import SHOTS
 
     task = task_of("gsm8k", gsm8k_folder)
     text = task.prompt(task.questions()[0], 8, engine).text
     assert text.count("Question:") == 9
     assert text.endswith("\n\nQuestion: What is 0 plus 1,000?\nAnswer:")
     assert [q.reference for q in task.questions()] == ["1000", "1001", "1002"]
-    for _, answer in SHOTS:
+    for answer in (shot.reference for shot in task.examples[""]):
         last = answer.rsplit("= ", 1)[1].split()[0].rstrip(".")
         assert (
             answer_extraction.gsm8k_answer(answer, "strict")

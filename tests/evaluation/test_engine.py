@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from selectit_dagster.evaluation.answer_journal import kept_nowhere, run_rows
 from selectit_dagster.inference.engine import Engine
 from selectit_dagster.inference.generation import Decoding, cut_at, generate_batch, sample
 from selectit_dagster.inference.likelihood import continuation_batch, find_options, option_batch
@@ -24,11 +25,11 @@ def make_rows(engine: Engine, **arguments) -> list[Row]:
 
 
 def answers(engine, rows, decoding, *, budget=10_000, seed=0):
-    found = {}
-    for batch in engine.plan(rows, budget, new_tokens=decoding.max_new_tokens):
-        made = generate_batch(engine, rows, batch, decoding, seed=seed)
-        found.update(zip(batch.indices, made, strict=True))
-    return [found[i] for i in range(len(rows))]
+    def work(batch):
+        return generate_batch(engine, rows, batch, decoding, seed=seed)
+
+    new = decoding.max_new_tokens
+    return run_rows(engine, rows, work, kept_nowhere, batch_tokens=budget, new_tokens=new)
 
 
 def plain_ids(loaded: LoadedModel, row: Row, tokens: int) -> list[int]:

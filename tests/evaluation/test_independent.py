@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from selectit_dagster.evaluation.evaluate import EvaluationRequest, evaluate
-from selectit_dagster.evaluation.tasks.gsm8k_shots import SHOTS
+from selectit_dagster.evaluation.tasks.gsm8k import OWN_SHOTS
 from selectit_dagster.evaluation.tasks.tydiqa import _WORDS
 from selectit_dagster.experiment import Benchmark, ModelReference
 
@@ -170,7 +170,8 @@ def test_gsm8k(plain, shared_data, tmp_path):
     settings = {"task": "gsm8k", "path": str(folder), "limit": 24, "max_new_tokens": 64}
     for row in stored(plain, tmp_path / "out", **settings):
         problem = problems[int(row["question_id"].split("/")[1])]
-        shots = [f"Question: {question}\nAnswer: {answer}\n\n" for question, answer in SHOTS]
+        own = map(json.loads, OWN_SHOTS.read_text().splitlines())
+        shots = [f"Question: {one['question']}\nAnswer: {one['answer']}\n\n" for one in own]
         prompts = [
             f"Answer the following question{'s' * (k > 0)}.\n\n{''.join(shots[:k])}"
             f"Question: {problem['question'].strip()}\nAnswer:"

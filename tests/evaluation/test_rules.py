@@ -12,6 +12,18 @@ from hypothesis import strategies as st
 from selectit_dagster.evaluation import answer_extraction
 
 
+def gsm8k(output: str, reference: str, protocol: str = "strict") -> float:
+    """Return what an output scores."""
+    answer = answer_extraction.gsm8k_answer(output, protocol)
+    return answer_extraction.gsm8k_score(answer, reference, protocol)
+
+
+def bbh(output: str, reference: str, protocol: str = "strict") -> float:
+    """Return what an output scores."""
+    answer = answer_extraction.bbh_answer(output, protocol)
+    return answer_extraction.bbh_score(answer, reference, protocol)
+
+
 @pytest.mark.parametrize(
     ("output", "paper", "strict"),
     [
@@ -67,12 +79,7 @@ def test_gsm8k_reference_is_the_number_after_the_mark():
     ],
 )
 def test_bbh_scores_an_output_by_each_protocol(output, reference, paper, strict):
-    for protocol, expected in (("paper", paper), ("strict", strict)):
-        answer = answer_extraction.bbh_answer(output, protocol)
-        assert answer_extraction.bbh_score(answer, reference, protocol) == expected, (
-            protocol,
-            answer,
-        )
+    assert (bbh(output, reference, "paper"), bbh(output, reference)) == (paper, strict)
 
 
 @pytest.mark.parametrize(
@@ -130,14 +137,7 @@ def test_published_gsm8k_solutions_score_all_right(shared_data):
     lines = (shared_data / "bench/gsm8k/test.jsonl").read_text().splitlines()
     solutions = [json.loads(line)["answer"] for line in lines]
     for protocol in ("paper", "strict"):
-        right = sum(
-            answer_extraction.gsm8k_score(
-                answer_extraction.gsm8k_answer(s, protocol),
-                answer_extraction.gsm8k_reference(s),
-                protocol,
-            )
-            for s in solutions
-        )
+        right = sum(gsm8k(s, answer_extraction.gsm8k_reference(s), protocol) for s in solutions)
         assert right == len(solutions) == 1319
 
 
@@ -161,12 +161,7 @@ def test_published_gsm8k_solutions_score_all_right(shared_data):
     ],
 )
 def test_strict_gsm8k_reads_the_number_however_it_is_stated(output):
-    assert (
-        answer_extraction.gsm8k_score(
-            answer_extraction.gsm8k_answer(output, "strict"), "18", "strict"
-        )
-        == 1.0
-    )
+    assert gsm8k(output, "18") == 1.0
 
 
 def test_strict_gsm8k_knows_the_unicode_minus_and_asks_for_a_statement():
@@ -192,9 +187,7 @@ def test_strict_gsm8k_knows_the_unicode_minus_and_asks_for_a_statement():
     ],
 )
 def test_strict_bbh_reads_options_judgements_and_numbers(output, reference, right):
-    assert answer_extraction.bbh_score(
-        answer_extraction.bbh_answer(output, "strict"), reference, "strict"
-    ) == float(right)
+    assert bbh(output, reference) == float(right)
 
 
 @pytest.mark.parametrize(

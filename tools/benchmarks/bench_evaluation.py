@@ -33,7 +33,7 @@ from typing import Any
 
 from selectit_dagster.artefacts.files import read_json, write_json
 from selectit_dagster.artefacts.manifest import library_versions
-from selectit_dagster.evaluation.answer_journal import Journal
+from selectit_dagster.evaluation.answer_journal import Journal, kept_nowhere, run_rows
 from selectit_dagster.evaluation.benchmark_runner import Result, fit_prompts, run_task
 from selectit_dagster.evaluation.tasks import make_task
 from selectit_dagster.evaluation.tasks.task import Task
@@ -190,11 +190,15 @@ def generation_rows(loaded: LoadedModel, data: Path) -> list[dict[str, Any]]:
         engine = Engine(loaded)
         asked, _ = fit_prompts(task, task.questions(), engine)
         rows = [Row(a.question.question_id, a.ids, a.prompt.share) for a in asked]
-        found: dict[int, str] = {}
-        for batch in engine.plan(rows, 8192, new_tokens=NEW_TOKENS):
-            made = generate_batch(engine, rows, batch, decoding)
-            found.update(zip(batch.indices, (one.text for one in made), strict=True))
-        return [found[i] for i in range(len(rows))]
+        made = run_rows(
+            engine,
+            rows,
+            lambda batch: generate_batch(engine, rows, batch, decoding),
+            kept_nowhere,
+            batch_tokens=8192,
+            new_tokens=NEW_TOKENS,
+        )
+        return [one.text for one in made]
 
     def plain() -> list[str]:
         engine = Engine(loaded)

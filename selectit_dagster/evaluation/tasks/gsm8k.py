@@ -8,7 +8,7 @@ Published results were made with the eight worked examples of Wei et al. (2022),
 which are not this project's to give away. ``shots_path: lm-eval`` reads them from an installed
 lm-evaluation-harness, and ``shots_path: FILE``, or a file ``shots.jsonl`` in the benchmark's
 folder, gives any others as JSON Lines of ``{"question", "answer"}``. Otherwise the eight are
-the project's own (``gsm8k_shots.py``). Whose they were is recorded with the result.
+the project's own (``gsm8k_shots.jsonl``). Whose they were is recorded with the result.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from selectit_dagster.artefacts.files import sha256_json
 from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation import answer_extraction, question_files
 from selectit_dagster.evaluation.question_files import Record
-from selectit_dagster.evaluation.tasks.gsm8k_shots import SHOTS
 from selectit_dagster.evaluation.tasks.prompt_forms import FewShotTask
 from selectit_dagster.evaluation.tasks.task import Question, register
 
 _HARNESS = "lm-eval"
+OWN_SHOTS = Path(__file__).with_name("gsm8k_shots.jsonl")
 
 
 @register("gsm8k")
@@ -65,11 +65,9 @@ class Gsm8kTask(FewShotTask):
         """Return the worked examples, the same for all questions."""
         if self.shots_from == _HARNESS:
             pairs = harness_shots()
-        elif self.shots_from:
-            given = question_files.read_jsonl(Path(self.shots_from).expanduser())
-            pairs = [(shot.text("question"), shot.text("answer")) for shot in given]
         else:
-            pairs = list(SHOTS)
+            given = question_files.read_jsonl(Path(self.shots_from or OWN_SHOTS).expanduser())
+            pairs = [(shot.text("question"), shot.text("answer")) for shot in given]
         return {"": [Question("", "", question, answer) for question, answer in pairs]}
 
     def head(self, question: Question, shots: int) -> str:
