@@ -36,22 +36,11 @@ _SILENT = Silent()
 class ComparisonRequest:
     """What is compared, and how.
 
-    Parameters
-    ----------
-    evaluations:
-        (arm group, training seed, evaluation folder) of every run; random-1, random-2 and
-        random-3 all belong to the group ``random``. A seed of None means an untuned model.
-    section:
-        Baseline, level, resamples, seed.
-    costs:
-        ``scoring``: per model, and ``tuning``: per arm group a list of its runs, each with
-        ``seconds``, ``device`` and, where known, ``tokens``; shown beside the quality.
-    share:
-        The selection's share of the dataset, for the sentences.
-    base_model:
-        Path or name of the base model: published figures stand beside ours when it is theirs.
-    titles:
-        By arm its name in a sentence, where it is not that of its kind.
+    ``evaluations`` has (arm group, training seed, evaluation folder) of every run; random-1,
+    random-2 and random-3 all belong to the group ``random``, and a seed of None means an untuned
+    model. ``costs`` are what :func:`cost_rows` takes, ``share`` is the selection's share of the
+    dataset, ``titles`` has an arm's name in a sentence where it is not that of its kind.
+    Published figures stand beside ours when ``base_model`` (path or name) is the paper's.
     """
 
     evaluations: tuple[tuple[str, int | None, Path], ...]

@@ -146,19 +146,10 @@ def estimate(
 ) -> Estimate:
     """Estimate an arm's mean, or its difference from ``baseline``.
 
-    Parameters
-    ----------
-    scores, baseline:
-        (runs, Q) and (runs', Q), the same questions in the same order; no baseline: the mean.
-    questions:
-        Weights and strata of the Q questions.
-    spreads:
-        Run spread of the arm, and of the baseline when there is one.
-    confidence, resamples, generator:
-        Level of the interval, number of resamples, source of randomness.
-    tests:
-        How many tests share the level by Holm's method: the first of them to be found must
-        pass at the level divided by their number, and that decides what is detectable.
+    ``scores`` and ``baseline`` are (runs, Q) and (runs', Q) of the same questions in the same
+    order; without a baseline it is the mean. ``spreads`` are the run spread of the arm, and of
+    the baseline when there is one. ``tests`` share the level by Holm's method: the first of them
+    to be found must pass at the level divided by their number, which decides what is detectable.
     """
     values = scores.mean(axis=0)
     if baseline is not None:

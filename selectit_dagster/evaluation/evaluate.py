@@ -53,21 +53,11 @@ _IDLE_SETTINGS = {"name", "path", "shots_path", "batch_tokens"}
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """A model and what it is asked.
+    """A model and what it is asked; no checkpoint evaluates the base model.
 
-    Parameters
-    ----------
-    base:
-        The base model.
-    checkpoint:
-        Folder of a tuned checkpoint over it; None evaluates the base model.
-    benchmarks:
-        The benchmarks.
-    template, custom_template:
-        The template that the checkpoint was tuned with.
-    seed:
-        Seed of sampled decoding. Which questions are asked depends on each benchmark's own
-        seed, so that all checkpoints answer the same ones.
+    ``template`` is the one that the checkpoint was tuned with. ``seed`` is that of sampled
+    decoding: which questions are asked depends on each benchmark's own seed, so that all
+    checkpoints answer the same ones.
     """
 
     base: ModelReference

@@ -32,18 +32,8 @@ _Pair = tuple[Any, list[int], list[int]]
 class EngineLM(TemplateLM):
     """The harness's language model interface on an :class:`Engine`.
 
-    Parameters
-    ----------
-    engine:
-        The model.
-    journal:
-        Where finished rows are kept.
-    batch_tokens:
-        Token positions per batch.
-    seed:
-        Seed of sampled decoding.
-    report:
-        Called with rows done and rows in all of the present kind of request.
+    Finished rows are kept in ``journal``; ``seed`` is that of sampled decoding; ``report`` is
+    called with rows done and rows in all of the present kind of request.
     """
 
     def __init__(

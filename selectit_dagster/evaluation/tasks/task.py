@@ -36,27 +36,13 @@ _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 
 @dataclass(frozen=True)
 class Question:
-    """One test question.
+    """One test question."""
 
-    Parameters
-    ----------
-    question_id:
-        Unique in its benchmark, the same whatever sample is drawn.
-    group:
-        Subject, task or language; "" where there are none.
-    text:
-        What a training record must not contain.
-    reference:
-        What an answer is compared with.
-    payload:
-        What else the benchmark needs to write the prompt.
-    """
-
-    question_id: str
-    group: str
-    text: str
-    reference: str
-    payload: dict[str, Any] = field(default_factory=dict)
+    question_id: str  # unique in its benchmark, the same whatever sample is drawn
+    group: str  # subject, task or language; "" where there are none
+    text: str  # what a training record must not contain
+    reference: str  # what an answer is compared with
+    payload: dict[str, Any] = field(default_factory=dict)  # what else writes the prompt
 
 
 @dataclass(frozen=True)
@@ -85,14 +71,10 @@ class Template:
 
 
 class Task:
-    """Base of all benchmarks; most of them give only the data and what stands first here.
+    """Base of all benchmarks, made from a section of the experiment file.
 
-    Parameters
-    ----------
-    benchmark:
-        Its section of the experiment file.
-    template:
-        The tuning template, for benchmarks that ask plain instructions.
+    A benchmark gives the data below and what stands before :attr:`revision`; ``template`` is
+    the tuning template, for those that ask plain instructions.
     """
 
     metric: ClassVar[str] = "exact-match"  # a name of ``metrics.RULES``
@@ -116,8 +98,6 @@ class Task:
         self.protocol = benchmark.protocol
         self.shots = self.default_shots if benchmark.shots is None else benchmark.shots
         self._questions: list[Question] | None = None
-
-    # --- what a benchmark gives -----------------------------------------------------------
 
     def question(self, record: Record) -> Question:
         """Return the question of one published record."""
@@ -172,8 +152,6 @@ class Task:
     def extra_files(self, rows: Sequence[tuple[Question, Scored]], out: Path) -> list[str]:
         """Write further files of this benchmark into ``out`` and return their names."""
         return []
-
-    # --- data -----------------------------------------------------------------------------
 
     @property
     def revision(self) -> int:
@@ -247,8 +225,6 @@ class Task:
                 hint="lower shots, or leave it out for the protocol's number",
             )
 
-    # --- prompts and answers --------------------------------------------------------------
-
     @property
     def chats(self) -> bool:
         """Whether the question is put as a message in the model's own chat template."""
@@ -308,8 +284,6 @@ class Task:
             return engine.context - 2
         return engine.context - min(self.decoded().max_new_tokens, engine.context // 4)
 
-    # --- scores ---------------------------------------------------------------------------
-
     def metric_name(self) -> str:
         """Return the protocol's metric."""
         return (self.protocol == "strict" and self.strict_metric) or self.metric
@@ -339,9 +313,8 @@ class Task:
         ]
 
     def validate(self) -> list[str]:
-        """Return the questions whose reference answer does not score 1 by the task's own rules.
+        """Return the questions whose :meth:`gold` does not score 1; no model is loaded.
 
-        No model is loaded: the reference is written as a model would write it, read and scored.
         A benchmark whose score comes from a judge has nothing to validate without one.
         """
         questions = self.all_questions()
