@@ -120,22 +120,20 @@ def chat_command(
       selectit chat CHECKPOINT -p "What is the opposite of hot?"
       selectit chat CHECKPOINT
     """  # noqa: D301
-    from selectit_dagster.tuning import checkpoint as engine
+    from selectit_dagster.inference.engine import Engine
+    from selectit_dagster.inference.generation import Decoding, answer
+    from selectit_dagster.inference.prompt_templates import render_prompt
+    from selectit_dagster.tuning.checkpoint import load_checkpoint, open_checkpoint
 
     must_be_folder(checkpoint)
-    opened = engine.open_checkpoint(checkpoint)
-    loaded = engine.load_checkpoint(opened.base, checkpoint)
+    opened = open_checkpoint(checkpoint)
+    engine = Engine(load_checkpoint(opened.base, checkpoint))
+    decoding = Decoding(max_new_tokens, temperature=temperature)
     for line in _typed() if prompt is None else [prompt]:
-        answer = engine.answer(
-            loaded,
-            line,
-            template=opened.template,
-            custom_template=opened.custom_template,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
+        asked = render_prompt(
+            opened.template, line, tokenizer=engine.tokenizer, custom=opened.custom_template
         )
-        click.echo(answer)
+        click.echo(answer(engine, asked, decoding, template=opened.template, seed=seed))
 
 
 def _typed() -> Iterator[str]:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from selectit_dagster.errors import UserError
 from selectit_dagster.inference.decoding_loops import decode
 from selectit_dagster.inference.execution_modes import PREFIX
 from selectit_dagster.inference.prompt_rows import Batch, Row
+from selectit_dagster.inference.prompt_templates import encode_prompt
 
 if TYPE_CHECKING:
     import torch
@@ -101,6 +103,27 @@ class _Rows:
             text = cut_at(self.engine.decode_new(row.ids, said), self.decoding.stop)
             out.append(Generated(text, tuple(said), finish))
         return out
+
+
+def answer(
+    engine: Engine, prompt: str, decoding: Decoding, *, template: str = "custom", seed: int = 1
+) -> str:
+    """Return the answer to one rendered prompt, in the tokens of its template.
+
+    Raises
+    ------
+    UserError
+        When the prompt leaves no room for an answer.
+    """
+    row = Row(prompt, tuple(encode_prompt(engine.tokenizer, prompt, template)))
+    if len(row.ids) >= engine.context:
+        raise UserError(
+            f"the prompt has {len(row.ids)} tokens, and the model takes {engine.context} together "
+            "with the answer",
+            hint="shorten it",
+        )
+    batch = Batch((0,), 0)
+    return generate_batch(engine, [row], batch, decoding, seed=seed)[0].text.strip()
 
 
 def generate_batch(

@@ -18,7 +18,6 @@ from selectit_dagster.experiment import ModelReference
 from selectit_dagster.inference.adapter_loading import WEIGHTS, apply_adapter
 from selectit_dagster.inference.model_identity import model_identity
 from selectit_dagster.inference.model_loading import LoadedModel, load_config, load_model, quiet
-from selectit_dagster.inference.prompt_templates import encode_prompt, render_prompt
 
 if TYPE_CHECKING:
     import torch
@@ -197,46 +196,3 @@ def _as(weight: torch.Tensor, dtype: str) -> torch.Tensor:
 
     wanted = getattr(torch, dtype) if weight.is_floating_point() else weight.dtype
     return weight.detach().to(wanted, copy=True)
-
-
-def answer(
-    loaded: LoadedModel,
-    text: str,
-    *,
-    template: str = "alpaca",
-    custom_template: str | None = None,
-    further: str = "",
-    max_new_tokens: int = 256,
-    temperature: float = 0.0,
-    seed: int = 1,
-) -> str:
-    """Return the model's answer to one instruction, asked as it was tuned.
-
-    Parameters
-    ----------
-    loaded:
-        From ``load_checkpoint``.
-    text, further:
-        The instruction, and the record's input, if there is one.
-    template, custom_template:
-        The checkpoint's; see ``open_checkpoint``.
-    temperature:
-        0 takes the likeliest token each time; otherwise tokens are sampled from ``seed``.
-    """
-    import torch
-    from transformers import set_seed
-
-    tokenizer, model = loaded.tokenizer, loaded.model
-    prompt = render_prompt(template, text, further, tokenizer=tokenizer, custom=custom_template)
-    ids = torch.tensor([encode_prompt(tokenizer, prompt, template)], device=loaded.device)
-    set_seed(seed)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
-    with torch.inference_mode():
-        written = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.eos_token_id,
-            **({"do_sample": False, "temperature": None, "top_p": None} | sampling),
-        )
-    return str(tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)).strip()

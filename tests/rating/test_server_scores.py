@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from selectit_dagster.artefacts.manifest import verify
 from selectit_dagster.errors import PassingError, UserError
 from selectit_dagster.experiment import ServerSection
 from selectit_dagster.inference.backends import server, server_client
-from selectit_dagster.inference.backends.server_client import ServerLostError
+from selectit_dagster.inference.backends.server_client import ServerClient, ServerLostError
 from selectit_dagster.rating import scoring
 from selectit_dagster.rating.score_store import FAILED, OK, TOO_LONG, read_scores
 from selectit_dagster.rating.scoring import ScoringRequest, score
@@ -299,6 +300,32 @@ def test_many_requests_are_in_flight_at_once(
     request = through(fake, records=records, folder=tiny_model_folder, rating=rating, in_flight=4)
     score(request, tmp_path / "s")
     assert 2 <= fake.most_in_flight <= 4
+
+
+def test_each_of_several_addresses_has_its_own_limit_of_requests_in_flight(
+    fake: FakeServer, records: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    with FakeServer(tiny_model_folder, delay=0.15) as other:
+        fake.delay = 0.15
+        rating = {"max_batch_tokens": 8}
+        both = through(
+            fake, other, records=records, folder=tiny_model_folder, rating=rating, in_flight=3
+        )
+        score(both, tmp_path / "s")
+        assert [fake.most_in_flight, other.most_in_flight] == [3, 3]
+
+
+def test_what_one_address_does_not_take_is_not_heaped_onto_the_other(
+    fake: FakeServer, tiny_model_folder: Path
+) -> None:
+    with FakeServer(tiny_model_folder, busy=1 << 30) as other:
+        fake.delay = 0.1
+        client = ServerClient(ServerSection(url=[fake.url, other.url], in_flight=3))
+        body = {"model": "tiny", "prompt": [[1, 2]], "max_tokens": 1, "logprobs": 1}
+        body["logprob_token_ids"] = [3]
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(lambda _: client.ask("/v1/completions", body), range(12)))
+        assert fake.most_in_flight == 3
 
 
 def test_the_key_goes_into_the_header_and_nowhere_else(

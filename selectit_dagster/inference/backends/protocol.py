@@ -39,6 +39,10 @@ class TokenBatch:
         """Return one whole row of token ids."""
         return np.concatenate([self.prefix, self.suffixes[index]])
 
+    def rows(self) -> list[list[int]]:
+        """Return all rows as plain lists."""
+        return [self.row(index).tolist() for index in range(len(self))]
+
     @property
     def positions(self) -> int:
         """Token positions that run when the prefix is cached, padding included."""
