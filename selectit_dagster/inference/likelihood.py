@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import torch
 
     from selectit_dagster.inference.engine import Engine, Reader
+    from selectit_dagster.inference.runner import ModelRunner
+
+    Reduce = Callable[[Row, torch.Tensor], Any]
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,8 @@ def option_batch(
 ) -> np.ndarray:
     """Return log-probabilities (rows, options) of the option tokens after each row."""
     wanted = list(tokens)
-
-    def reduce(_: Row, logs: torch.Tensor) -> list[float]:
-        return list(logs[0, wanted].tolist())
-
-    return np.asarray(_each(engine, rows, batch, reduce), dtype=np.float64)
+    found = _of_batch(engine, rows, batch, lambda _, logs: logs[0, wanted].tolist())
+    return np.asarray(found, dtype=np.float64)
 
 
 def token_batch(
@@ -87,7 +87,7 @@ def token_batch(
         best = int(logs[0].argmax())
         return [(float(logs[0, token]), token == best) for token in own[row.key]]
 
-    return list(_each(engine, rows, batch, reduce))
+    return _of_batch(engine, rows, batch, reduce)
 
 
 def continuation_batch(
@@ -97,21 +97,25 @@ def continuation_batch(
     import torch
 
     def reduce(row: Row, logs: torch.Tensor) -> tuple[float, bool]:
-        logs = logs[: row.continuation]
-        wanted = torch.tensor(row.ids[-row.continuation :], device=logs.device)
+        wanted = torch.tensor(row.ids[row.start :], device=logs.device)
         value = float(logs.gather(1, wanted[:, None]).cpu().double().sum())
         return value, bool((logs.argmax(dim=-1) == wanted).all())
 
-    return list(_each(engine, rows, batch, reduce))
+    return _of_batch(engine, rows, batch, reduce)
 
 
-def _each(
-    engine: Engine, rows: Sequence[Row], batch: Batch, reduce: Callable[[Row, torch.Tensor], Any]
+def _of_batch(engine: Engine, rows: Sequence[Row], batch: Batch, reduce: Reduce) -> list[Any]:
+    members = [rows[index] for index in batch.indices]
+    return log_probabilities(engine.runner, members, reduce, batch.prefix)
+
+
+def log_probabilities(
+    runner: ModelRunner, rows: Sequence[Row], reduce: Reduce, prefix: int = 0
 ) -> list[Any]:
-    """Return ``reduce`` of each row and its log-probabilities (places, vocabulary).
+    """Return ``reduce`` of each row and its log-probabilities, (places, vocabulary) float32.
 
-    The places are those after which a continuation's tokens come; of a row without one, the
-    last. A continuation shorter than the longest repeats its last place.
+    The places are those that predict a row's continuation; of a row without one, the last.
+    The first ``prefix`` tokens are the same in all rows.
 
     Raises
     ------
@@ -120,24 +124,20 @@ def _each(
     """
     import torch
 
-    members = [rows[i] for i in batch.indices]
-    # a continuation's last token is not read
-    ids = [row.ids[:-1] if row.continuation else row.ids for row in members]
-    longest = max(1, *(row.continuation for row in members))
-    places = [
-        [len(own) - max(row.continuation, 1) + min(k, max(row.continuation, 1) - 1)
-         for k in range(longest)]
-        for own, row in zip(ids, members, strict=True)
-    ]  # fmt: skip
+    # a continuation's last token predicts nothing that is asked, so it is not read
+    spans = [(row.start - 1, max(row.start, len(row.ids) - 1)) for row in rows]
+    longest = max(end - first for first, end in spans)
+    ids = [row.ids[:end] for row, (_, end) in zip(rows, spans, strict=True)]
+    # a shorter continuation repeats its last place
+    places = [[min(first + k, end - 1) for k in range(longest)] for first, end in spans]
 
     def work(some: list[int]) -> list[Any]:
         def reduced(numbers: list[int], logits: torch.Tensor) -> list[Any]:
             logs = torch.log_softmax(logits, dim=-1)
-            return [reduce(members[some[n]], one) for n, one in zip(numbers, logs, strict=True)]
+            own = [(rows[some[n]], max(1, rows[some[n]].continuation)) for n in numbers]
+            return [reduce(row, one[:n]) for (row, n), one in zip(own, logs, strict=True)]
 
-        return engine.runner.logits(
-            [ids[i] for i in some], [places[i] for i in some], batch.prefix, reduced
-        )
+        return runner.logits([ids[i] for i in some], [places[i] for i in some], prefix, reduced)
 
-    names = [f"row {row.key!r}" for row in members]
-    return engine.runner.each(names, [len(own) for own in ids], work, batch.prefix)
+    names = [f"row {row.key!r}" for row in rows]
+    return runner.each(names, [len(own) for own in ids], work, prefix)

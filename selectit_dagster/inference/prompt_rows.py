@@ -33,6 +33,11 @@ class Row:
     share: str = ""
     continuation: int = 0
 
+    @property
+    def start(self) -> int:
+        """Where the continuation begins."""
+        return len(self.ids) - self.continuation
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -7,12 +7,14 @@ computed in float32, whatever the model's dtype.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from selectit_dagster.inference.likelihood import log_probabilities
+from selectit_dagster.inference.prompt_rows import Row
 from selectit_dagster.inference.prompt_templates import encode_prompt, render_prompt
 from selectit_dagster.inference.runner import ModelRunner
 
@@ -26,14 +28,6 @@ _GPU_POSITIONS = 32_768
 # logits of one pass, in float32: 64 M numbers are 256 MB
 _LOGITS = 1 << 26
 Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One sequence: token ids, of which those from ``start`` on are the response."""
-
-    ids: list[int]
-    start: int
 
 
 @dataclass(frozen=True)
@@ -88,7 +82,7 @@ class Forward:
             solved = render_prompt("alpaca", *example[:2]) + example[2]
             prompt = f"{solved}\n\n{prompt}"
         ids = encode_prompt(self.tokenizer, prompt, "alpaca")
-        return Row(ids + self._response(response), len(ids))
+        return self._row(ids, response)
 
     def direct(self, response: str) -> Row:
         """Return the response alone, after the begin token.
@@ -96,11 +90,12 @@ class Forward:
         A tokenizer without begin and end token has nothing to predict the first token from;
         the row then starts with the response and its first token counts in neither loss.
         """
-        return Row(self.begin + self._response(response), len(self.begin))
+        return self._row(self.begin, response)
 
-    def _response(self, response: str) -> list[int]:
-        ids: list[int] = self.tokenizer(response, add_special_tokens=False)["input_ids"]
-        return ids
+    def _row(self, asked: list[int], response: str) -> Row:
+        ids = self.tokenizer(response, add_special_tokens=False)["input_ids"]
+        whole = (*asked, *ids)
+        return Row(f"beginning with the tokens {whole[:8]}", whole, continuation=len(ids))
 
     def losses(self, rows: Sequence[Row]) -> Floats:
         """Return (n,) mean negative log-likelihoods of the responses' tokens, in nats.
@@ -117,17 +112,23 @@ class Forward:
 
         None where a row does not fit into the context or predicts no token.
         """
-        skipped = 0 if self.begin else 1
+        import torch
+
+        def reduce(row: Row, logs: torch.Tensor) -> TokenStatistics:
+            wanted = torch.tensor(row.ids[row.start :], device=logs.device)
+            losses = _float64(-logs.gather(1, wanted[:, None])[:, 0])
+            spread = _float64(-(logs.exp() * logs).sum(dim=-1)) if entropies else None
+            return TokenStatistics(losses, spread)
+
         result: list[TokenStatistics | None] = [None] * len(rows)
-        usable = [
-            index
-            for index, row in enumerate(rows)
-            if len(row.ids) <= self.context and len(row.ids) > max(1, row.start + skipped)
-        ]
+        # without a begin token nothing predicts the first
+        skipped = 0 if self.begin else 1
+        most = [min(row.continuation - skipped, len(row.ids) - 1) for row in rows]
+        read = [replace(row, continuation=n) for row, n in zip(rows, most, strict=True)]
+        usable = [i for i, r in enumerate(read) if most[i] > 0 and len(r.ids) <= self.context]
         limit = min(self.positions, max(1, _LOGITS // self.vocabulary))
         for batch in _batches([(index, len(rows[index].ids)) for index in usable], limit):
-            members = [rows[index] for index in batch]
-            found = self._each(members, lambda some: self._statistics(some, skipped, entropies))
+            found = log_probabilities(self.runner, [read[index] for index in batch], reduce)
             for index, statistics in zip(batch, found, strict=True):
                 result[index] = statistics
         return result
@@ -139,62 +140,39 @@ class Forward:
         does not fit into the context is read up to its end.
         """
         result: dict[int, npt.NDArray[np.float32]] = {}
-        cut = [Row(row.ids[: self.context], row.start) for row in rows]
-        lengths = [(index, max(1, len(row.ids))) for index, row in enumerate(cut)]
-        for batch in _batches(lengths, self.positions):
+        cut = [row.ids[: self.context] for row in rows]
+        for batch in _batches([(i, max(1, len(ids))) for i, ids in enumerate(cut)], self.positions):
             members = [cut[index] for index in batch]
-            found = self._each(members, lambda some: self._means(some, weighted))
+            names = [f"row {rows[index].key!r}" for index in batch]
+            found = self.runner.each(
+                names, [len(ids) for ids in members], self._means_of(members, weighted)
+            )
             result.update(zip(batch, found, strict=True))
         return np.stack([result[index] for index in range(len(rows))])
 
-    def _each(
-        self, rows: Sequence[Row], work: Callable[[Sequence[Row]], Sequence[Any]]
-    ) -> list[Any]:
-        """Return ``work`` of each row, in smaller batches where memory ends."""
-        names = [f"a text beginning with the tokens {row.ids[:8]}" for row in rows]
-        lengths = [len(row.ids) for row in rows]
-        return self.runner.each(names, lengths, lambda some: work([rows[i] for i in some]))
+    def _means_of(
+        self, texts: Sequence[Sequence[int]], weighted: bool
+    ) -> Callable[[list[int]], list[Any]]:
+        """Return what gives the mean of the last hidden states of some of the texts."""
 
-    def _statistics(
-        self, rows: Sequence[Row], skipped: int, entropies: bool
-    ) -> list[TokenStatistics]:
-        """Return what the places that predict each row's response say of its tokens."""
-        import torch
+        def work(some: list[int]) -> list[Any]:
+            def reduce(numbers: list[int], hidden: torch.Tensor) -> list[Any]:
+                ends = [max(1, len(texts[some[number]])) for number in numbers]
+                both = zip(hidden.float(), ends, strict=True)
+                return [_mean(states[:end], weighted) for states, end in both]
 
-        # the logits at position t predict token t + 1
-        begins = [max(row.start + skipped, 1) for row in rows]
-        longest = max(len(row.ids) - begin for row, begin in zip(rows, begins, strict=True))
-        places = [
-            [min(begin - 1 + k, len(row.ids) - 2) for k in range(longest)]
-            for row, begin in zip(rows, begins, strict=True)
-        ]
+            return self.runner.hidden([texts[i] for i in some], reduce)
 
-        def reduce(numbers: list[int], logits: torch.Tensor) -> list[TokenStatistics]:
-            found = []
-            for number, all_places in zip(numbers, logits, strict=True):
-                wanted = torch.tensor(rows[number].ids[begins[number] :], device=logits.device)
-                logs = all_places[: len(wanted)].log_softmax(dim=-1)
-                losses = _float64(-logs.gather(1, wanted[:, None])[:, 0])
-                spread = _float64(-(logs.exp() * logs).sum(dim=-1)) if entropies else None
-                found.append(TokenStatistics(losses, spread))
-            return found
+        return work
 
-        return self.runner.logits([row.ids for row in rows], places, 0, reduce)
 
-    def _means(self, rows: Sequence[Row], weighted: bool) -> list[npt.NDArray[np.float32]]:
-        """Return the mean of each row's last hidden states."""
-        import torch
+def _mean(states: torch.Tensor, weighted: bool) -> npt.NDArray[np.float32]:
+    """Return the mean of (T, width), the t-th weighted with t where asked."""
+    import torch
 
-        def reduce(numbers: list[int], hidden: torch.Tensor) -> list[npt.NDArray[np.float32]]:
-            found = []
-            for number, states in zip(numbers, hidden.float(), strict=True):
-                own = states[: max(1, len(rows[number].ids))]
-                weights = torch.ones(len(own), device=own.device)
-                weights = weights.cumsum(dim=0) if weighted else weights
-                found.append(((own * weights[:, None]).sum(dim=0) / weights.sum()).cpu().numpy())
-            return found
-
-        return self.runner.hidden([row.ids for row in rows], reduce)
+    weights = torch.ones(len(states), device=states.device)
+    weights = weights.cumsum(dim=0) if weighted else weights
+    return ((states * weights[:, None]).sum(dim=0) / weights.sum()).cpu().numpy()
 
 
 def _float64(values: torch.Tensor) -> Floats:

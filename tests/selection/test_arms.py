@@ -337,7 +337,7 @@ def test_perplexity_from_either_end(modelled, tmp_path, forward, keep, sign):
 
 
 def test_longest_and_shortest_in_tokens(modelled, tmp_path, forward):
-    counts = {n: len(forward._response(r)) for n, r in zip(IDS, RESPONSES, strict=True)}
+    counts = {n: forward.direct(r).continuation for n, r in zip(IDS, RESPONSES, strict=True)}
     found = made(modelled, tmp_path / "long", "longest", unit="tokens")
     assert found == sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     found = made(modelled, tmp_path / "short", "shortest", unit="tokens")
