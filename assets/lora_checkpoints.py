@@ -103,6 +103,8 @@ def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
 
 def _answers(base: ModelReference, stage: Stage) -> Inspection:
     """The checkpoint loads, its weights are finite, and the training shows in its logits."""
+    from selectit_dagster.inference.engine import Engine
+    from selectit_dagster.inference.generation import Decoding
     from selectit_dagster.tuning import checkpoint
 
     text = "Say something."
@@ -113,13 +115,7 @@ def _answers(base: ModelReference, stage: Stage) -> Inspection:
     if opened.adapter is not None and not changed(opened.adapter):
         return inspection(False, f"{weights}: every update of the adapter is zero: nothing learnt")
     loaded = checkpoint.load_checkpoint(base, stage.folder)
-    answer = checkpoint.answer(
-        loaded,
-        text,
-        template=opened.template,
-        custom_template=opened.custom_template,
-        max_new_tokens=8,
-    )
+    answer = checkpoint.ask(Engine(loaded), opened, text, Decoding(8))
     finite = finite_logits(loaded, text)
     return inspection(
         finite,

@@ -121,19 +121,15 @@ def chat_command(
       selectit chat CHECKPOINT
     """  # noqa: D301
     from selectit_dagster.inference.engine import Engine
-    from selectit_dagster.inference.generation import Decoding, answer
-    from selectit_dagster.inference.prompt_templates import render_prompt
-    from selectit_dagster.tuning.checkpoint import load_checkpoint, open_checkpoint
+    from selectit_dagster.inference.generation import Decoding
+    from selectit_dagster.tuning.checkpoint import ask, load_checkpoint, open_checkpoint
 
     must_be_folder(checkpoint)
     opened = open_checkpoint(checkpoint)
     engine = Engine(load_checkpoint(opened.base, checkpoint))
     decoding = Decoding(max_new_tokens, temperature=temperature)
     for line in _typed() if prompt is None else [prompt]:
-        asked = render_prompt(
-            opened.template, line, tokenizer=engine.tokenizer, custom=opened.custom_template
-        )
-        click.echo(answer(engine, asked, decoding, template=opened.template, seed=seed))
+        click.echo(ask(engine, opened, line, decoding, seed=seed))
 
 
 def _typed() -> Iterator[str]:

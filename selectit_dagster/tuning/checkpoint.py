@@ -18,9 +18,13 @@ from selectit_dagster.experiment import ModelReference
 from selectit_dagster.inference.adapter_loading import WEIGHTS, apply_adapter
 from selectit_dagster.inference.model_identity import model_identity
 from selectit_dagster.inference.model_loading import LoadedModel, load_config, load_model, quiet
+from selectit_dagster.inference.prompt_templates import render_prompt
 
 if TYPE_CHECKING:
     import torch
+
+    from selectit_dagster.inference.engine import Engine
+    from selectit_dagster.inference.generation import Decoding
 
     Weights = dict[str, torch.Tensor]
 
@@ -196,3 +200,14 @@ def _as(weight: torch.Tensor, dtype: str) -> torch.Tensor:
 
     wanted = getattr(torch, dtype) if weight.is_floating_point() else weight.dtype
     return weight.detach().to(wanted, copy=True)
+
+
+def ask(
+    engine: Engine, checkpoint: Checkpoint, text: str, decoding: Decoding, *, seed: int = 1
+) -> str:
+    """Return a checkpoint's answer to one instruction, asked in the form of its tuning."""
+    from selectit_dagster.inference.generation import answer
+
+    template, custom = checkpoint.template, checkpoint.custom_template
+    prompt = render_prompt(template, text, tokenizer=engine.tokenizer, custom=custom)
+    return answer(engine, prompt, decoding, template=template, seed=seed)

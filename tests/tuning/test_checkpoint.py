@@ -7,10 +7,9 @@ import pytest
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.experiment import ModelReference
 from selectit_dagster.inference.engine import Engine
-from selectit_dagster.inference.generation import Decoding, answer
+from selectit_dagster.inference.generation import Decoding
 from selectit_dagster.inference.model_loading import load_model
-from selectit_dagster.inference.prompt_templates import render_prompt
-from selectit_dagster.tuning.checkpoint import load_checkpoint, merge, open_checkpoint
+from selectit_dagster.tuning.checkpoint import ask, load_checkpoint, merge, open_checkpoint
 from selectit_dagster.tuning.examples import Template, build_examples
 from selectit_dagster.tuning.tune import TuningRequest, tune
 from tests.tuning.conftest import sums
@@ -105,13 +104,12 @@ def test_a_full_checkpoint_loads_and_answers_as_it_was_asked(selected, settings,
     tune(TuningRequest(selected, section, 1), tmp_path / "full")
     opened = open_checkpoint(tmp_path / "full")
     engine = Engine(load_checkpoint(base, tmp_path / "full"))
-    asked = render_prompt(opened.template, "Add 4 and 4.", custom=opened.custom_template)
-    assert answer(engine, asked, Decoding(30), template=opened.template).startswith("That is")
+    assert ask(engine, opened, "Add 4 and 4.", Decoding(30)).startswith("That is")
     drawn = Decoding(8, temperature=5.0)
-    sampled = {answer(engine, asked, drawn, seed=seed) for seed in (1, 1, 2)}
+    sampled = {ask(engine, opened, "Add 4 and 4.", drawn, seed=seed) for seed in (1, 1, 2)}
     assert len(sampled) == 2
     with pytest.raises(UserError, match="and the model takes"):
-        answer(engine, asked * 200, drawn)
+        ask(engine, opened, "Add 4 and 4." * 200, drawn)
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(selected, base, tmp_path):
