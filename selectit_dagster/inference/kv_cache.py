@@ -1,10 +1,8 @@
-"""KV caches: prefixes that are kept and lent to batches, and a cache that grows in place."""
+"""KV caches: a prefix that is lent to a batch, and a cache that grows in place."""
 
 from __future__ import annotations
 
 import functools
-import threading
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -13,40 +11,7 @@ if TYPE_CHECKING:
 # each layer's keys and values, (rows, heads, positions, size)
 States: TypeAlias = "list[tuple[torch.Tensor, torch.Tensor]]"
 
-_KEPT_PREFIXES = 32
 _ROOM = 64
-
-
-class KeptPrefixes:
-    """The states of the last prefixes that came; several threads may ask.
-
-    Parameters
-    ----------
-    compute:
-        Runs one prefix through the model.
-    """
-
-    def __init__(self, compute: Callable[[Sequence[int]], States]) -> None:
-        self._compute = compute
-        self._lock = threading.Lock()
-        self._kept: dict[tuple[int, ...], States] = {}
-
-    def states(self, prefix: Sequence[int]) -> States:
-        """Return the states of one prefix, computed the first time."""
-        key = tuple(prefix)
-        states = self._kept.get(key)
-        if states is None:
-            states = self._compute(prefix)
-            with self._lock:
-                while len(self._kept) >= _KEPT_PREFIXES:
-                    self._kept.pop(next(iter(self._kept)))
-                self._kept[key] = states
-        return states
-
-    def forget(self) -> None:
-        """Give their memory back."""
-        with self._lock:
-            self._kept.clear()
 
 
 def states_of(cache: Any) -> States:  # noqa: ANN401 - a transformers Cache

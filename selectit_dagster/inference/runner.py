@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +18,9 @@ import numpy as np
 from selectit_dagster.errors import UserError
 from selectit_dagster.inference.execution_modes import EQUAL, PADDED, PREFIX, SINGLE, ExecutionModes
 from selectit_dagster.inference.failures import RowRetries
-from selectit_dagster.inference.kv_cache import KeptPrefixes, States, lent_cache, states_of
+from selectit_dagster.inference.kv_cache import States, lent_cache, states_of
+from selectit_dagster.inference.linear_layers import OutputLayer, may_pack, pack_linear_layers
 from selectit_dagster.inference.model_loading import context_length
-from selectit_dagster.inference.output_layer import OutputLayer
-from selectit_dagster.inference.packed_linear import may_pack, pack_linear_layers
 from selectit_dagster.inference.position_regimes import PositionRegimes, forget_lengths
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     Ids = Sequence[int]
     Reduce = Callable[[list[int], torch.Tensor], Sequence[Any]]
+
+_KEPT_PREFIXES = 32
 
 
 class ModelRunner:
@@ -65,7 +67,7 @@ class ModelRunner:
         self._output = OutputLayer(
             self.model, packed=may_pack(self.model.get_output_embeddings(), self.device)
         )
-        self._prefixes = KeptPrefixes(self._prefix_states)
+        self._kept_states = lru_cache(_KEPT_PREFIXES)(self._run_prefix)
         self.retries = RowRetries(self._prove, self.free_memory)
         with self.inference():
             self.modes = ExecutionModes(self)
@@ -106,7 +108,7 @@ class ModelRunner:
         found: dict[int, Any] = {}
         with self.inference():
             for _, some in self.grouped(rows, 0):
-                tokens, _ = self._padded([rows[i] for i in some])
+                tokens = self._padded([rows[i] for i in some])
                 self._forget()
                 states = self.model.base_model(input_ids=tokens, use_cache=False)
                 found.update(zip(some, reduce(some, states.last_hidden_state), strict=True))
@@ -178,17 +180,17 @@ class ModelRunner:
             found = [self.plain(r)[list(p)].float() for r, p in zip(rows, places, strict=True)]
             return torch.stack(found)
         skipped = prefix if mode == PREFIX else 0
-        tokens, _ = self._padded([row[skipped:] for row in rows])
+        tokens = self._padded([row[skipped:] for row in rows])
         at = torch.tensor([[p - skipped for p in some] for some in places], device=self.device)
         cache = None
         if skipped:
-            cache = lent_cache(self._prefixes.states(rows[0][:skipped]), len(rows))
+            cache = lent_cache(self.prefix_states(rows[0][:skipped]), len(rows))
         return self.logits_at(at, input_ids=tokens, past_key_values=cache)
 
     def plain(self, row: Ids) -> torch.Tensor:
         """Return logits (positions, vocabulary) of one row, through the untouched model."""
         self._forget()
-        tokens, _ = self._padded([row])
+        tokens = self._padded([row])
         return self.model(input_ids=tokens, use_cache=False).logits[0]
 
     def logits_at(self, places: torch.Tensor, **inputs: Any) -> torch.Tensor:  # noqa: ANN401
@@ -208,30 +210,28 @@ class ModelRunner:
         self._forget()
         return self._output(places, use_cache="past_key_values" in given, **given)
 
-    def _prefix_states(self, prefix: Ids) -> States:
-        """Run a prefix for its keys and values."""
+    def _run_prefix(self, prefix: tuple[int, ...]) -> States:
         import torch
         from transformers import DynamicCache
 
         cache = DynamicCache()
-        tokens, _ = self._padded([prefix])
+        tokens = self._padded([prefix])
         last = torch.zeros((1, 1), dtype=torch.long, device=self.device)
         self.logits_at(last, input_ids=tokens, past_key_values=cache)
         return states_of(cache)
 
     def prefix_states(self, prefix: Ids) -> States:
-        """Return the keys and values of a prefix, computed the first time."""
-        return self._prefixes.states(prefix)
+        """Return the keys and values of a prefix, computed when it comes first."""
+        return self._kept_states(tuple(prefix))
 
-    def _padded(self, rows: Sequence[Ids]) -> tuple[torch.Tensor, np.ndarray]:
-        """Return tokens (rows, longest), padded on the right, and the rows' lengths."""
+    def _padded(self, rows: Sequence[Ids]) -> torch.Tensor:
+        """Return tokens (rows, longest), padded on the right."""
         import torch
 
-        lengths = np.array([len(row) for row in rows])
-        tokens = np.zeros((len(rows), max(1, int(lengths.max()))), dtype=np.int64)
+        tokens = np.zeros((len(rows), max(1, *map(len, rows))), dtype=np.int64)
         for number, row in enumerate(rows):
             tokens[number, : len(row)] = row
-        return torch.from_numpy(tokens).to(self.device), lengths
+        return torch.from_numpy(tokens).to(self.device)
 
     # --- the device ---------------------------------------------------------------------------
 
@@ -247,7 +247,7 @@ class ModelRunner:
         """Give memory back that is held without need."""
         import torch
 
-        self._prefixes.forget()
+        self._kept_states.cache_clear()
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
         elif self.device == "mps":

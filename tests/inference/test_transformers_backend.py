@@ -178,11 +178,11 @@ def test_half_precision_is_close_and_keeps_the_last_product_in_float32() -> None
 
 
 def test_the_output_layer_may_be_multiplied_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    from selectit_dagster.inference import output_layer
+    from selectit_dagster.inference import linear_layers
 
     model = model_of("phi with a bias").to(torch.bfloat16)
     whole = backend_of(model, "bfloat16").rate(shared_prefix()).log_probabilities
-    monkeypatch.setattr(output_layer, "_HEAD_BYTES", 4096)
+    monkeypatch.setattr(linear_layers, "_HEAD_BYTES", 4096)
     pieces = backend_of(model_of("phi with a bias").to(torch.bfloat16), "bfloat16")
     np.testing.assert_allclose(pieces.rate(shared_prefix()).log_probabilities, whole, atol=1e-5)
 

@@ -139,7 +139,7 @@ def matrix_rate(model: PreTrainedModel, workers: int) -> float:
     import torch
     from torch.nn.functional import linear
 
-    from selectit_dagster.inference.packed_linear import packed_product, unpackable
+    from selectit_dagster.inference.linear_layers import packed_product, unpackable
 
     weight = next(model.parameters())
     rows = 512 if weight.device.type == "cpu" else 16_384

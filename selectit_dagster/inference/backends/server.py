@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from selectit_dagster.errors import PassingError, UserError
 from selectit_dagster.experiment import ServedModel, ServerSection
 from selectit_dagster.inference.backends.protocol import (
@@ -29,6 +27,7 @@ from selectit_dagster.inference.backends.server_client import (
     same_for_all,
 )
 from selectit_dagster.inference.backends.server_kind import (
+    PROBE,
     UNKNOWN,
     EngineFacts,
     WrongServerError,
@@ -42,7 +41,6 @@ Served = TypeVar("Served", bound=ServedModel)
 # server's own queue, and not the number of requests, decides what runs together
 _BATCH_TOKENS = 4096
 _REMEMBERED_SECONDS = 20.0
-_PROOF = TokenBatch(np.array([0], dtype=np.int32), (np.array([1], dtype=np.int32),))
 
 
 class ServerBackend:
@@ -67,7 +65,7 @@ class ServerBackend:
         self.client = client or ServerClient(section, health=self.kind.health)
         self.engine = checked_facts(model, self.client)
         for url in section.url:
-            _named(url, lambda url=url: self._score_at(url, _PROOF))
+            _named(url, lambda url=url: self.rate_at(url, PROBE))
         self._facts = BackendFacts(
             parameters=_parameters(model),
             dtype=self.engine.dtype,
@@ -77,7 +75,7 @@ class ServerBackend:
             batch_tokens=_BATCH_TOKENS,
         )
         self._notes = BackendNotes(mode=section.kind)
-        self._retries = RowRetries(lambda: self._rate(_PROOF))
+        self._retries = RowRetries(lambda: self._rate(PROBE))
         if self.engine.dtype == UNKNOWN:
             self._notes.warnings.append(
                 "the server does not say its dtype and quantisation: set VLLM_SERVER_DEV_MODE=1 "
@@ -109,7 +107,7 @@ class ServerBackend:
 
     def rate_at(self, url: str, batch: TokenBatch) -> LogProbabilities:
         """Return the log-probabilities of one address, for a comparison."""
-        return self._score_at(url, batch)
+        return self.kind.score(self.client.at(url), self.engine.model, batch, self.ids)
 
     def peak_memory_bytes(self) -> int:
         """Return 0: the server's memory is not this machine's to measure."""
@@ -117,9 +115,6 @@ class ServerBackend:
 
     def _rate(self, batch: TokenBatch) -> LogProbabilities:
         return self.kind.score(self.client.ask, self.engine.model, batch, self.ids)
-
-    def _score_at(self, url: str, batch: TokenBatch) -> LogProbabilities:
-        return self.kind.score(self.client.at(url), self.engine.model, batch, self.ids)
 
 
 def section_of(model: ServedModel) -> ServerSection:

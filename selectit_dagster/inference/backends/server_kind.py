@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -13,6 +14,8 @@ from selectit_dagster.registry import Registry
 
 ENTRY_POINTS = "selectit_dagster.servers"
 UNKNOWN = "unknown"
+# the shortest prompt that a server can be tried with
+PROBE = TokenBatch(np.array([0], dtype=np.int32), (np.array([1], dtype=np.int32),))
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,20 @@ class Asking(Protocol):
     def __call__(self, path: str, body: dict[str, Any] | None = None) -> Any:  # noqa: ANN401
         """Return the answer; with ``body`` it is a POST."""
         ...  # pragma: no cover - protocol
+
+
+def inside(value: Any, *names: str) -> dict[str, Any]:  # noqa: ANN401 - whatever was answered
+    """Return the mapping under ``names``, an empty one where there is none."""
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def told(ask: Asking, path: str) -> dict[str, Any]:
+    """Return what a server may tell at a path, nothing where it does not."""
+    with contextlib.suppress(UserError):
+        return inside(ask(path))
+    return {}
 
 
 class WrongServerError(UserError):

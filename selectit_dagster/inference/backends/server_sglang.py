@@ -7,30 +7,30 @@ Its multi-item mode, which puts a delimiter between items, must be off (as it is
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any
 
 import numpy as np
 
-from selectit_dagster.errors import UserError
 from selectit_dagster.inference.backends.protocol import LogProbabilities, TokenBatch
 from selectit_dagster.inference.backends.server_kind import (
+    PROBE,
     UNKNOWN,
     Asking,
     EngineFacts,
     ServerKind,
     WrongServerError,
     chosen_model,
+    inside,
     register_server,
     require_numbers,
+    told,
 )
 
 # what SGLang keeps free of its context beside the prompt
 _KEPT_FREE = 6
 # the probability 0 as a log-probability, as vLLM gives it
 _NOTHING = -9999.0
-_PROBE = TokenBatch(np.array([0], dtype=np.int32), (np.array([1], dtype=np.int32),))
 _PROBE_IDS = (0, 1, 2)
 
 
@@ -41,16 +41,13 @@ class Sglang(ServerKind):
     def facts(self, ask: Asking, model: str | None) -> EngineFacts:
         """Ask for the model, its context and the server's arguments."""
         entry = chosen_model(ask("/v1/models"), model)
-        info: dict[str, Any] = {}
-        with contextlib.suppress(UserError):
-            answer = ask("/get_server_info")
-            info = answer if isinstance(answer, dict) else {}
+        info = told(ask, "/get_server_info")
         if info.get("multi_item_scoring_delimiter") is not None:
             raise WrongServerError(
                 "the SGLang server runs in multi-item mode, which changes the prompts",
                 hint="start it without --multi-item-scoring-delimiter",
             )
-        self.score(ask, entry["id"], _PROBE, _PROBE_IDS)
+        self.score(ask, entry["id"], PROBE, _PROBE_IDS)
         longest, length = info.get("max_req_input_len"), entry.get("max_model_len")
         if not isinstance(longest, int):
             longest = length - _KEPT_FREE if isinstance(length, int) else None
@@ -91,8 +88,7 @@ class Sglang(ServerKind):
             "apply_softmax": False,
             "item_first": False,
         }
-        answer = ask("/v1/score", body)
-        scores = answer.get("scores") if isinstance(answer, dict) else None
+        scores = inside(ask("/v1/score", body)).get("scores")
         if not isinstance(scores, list) or not all(isinstance(row, list) for row in scores):
             raise WrongServerError(
                 "the SGLang server does not answer /v1/score with scores",

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
-import numpy as np
-
-from selectit_dagster.errors import UserError
 from selectit_dagster.inference.backends.protocol import LogProbabilities, TokenBatch
 from selectit_dagster.inference.backends.server_kind import (
+    PROBE,
     UNKNOWN,
     Asking,
     EngineFacts,
     ServerKind,
     WrongServerError,
     chosen_model,
+    inside,
     register_server,
     require_numbers,
+    told,
 )
 
 _NEEDED = "0.32"
 # low ids are hardly ever a model's likeliest tokens: an old server does not return them all
-_PROBE = TokenBatch(np.array([0], dtype=np.int32), (np.array([1], dtype=np.int32),))
 _PROBE_IDS = (0, 1, 2, 3, 4)
 
 
@@ -32,18 +30,16 @@ class Vllm(ServerKind):
 
     def facts(self, ask: Asking, model: str | None) -> EngineFacts:
         """Ask for version, model, context and, of a server that tells, its configuration."""
-        version, info = UNKNOWN, {}
-        with contextlib.suppress(UserError):
-            version = str(ask("/version")["version"])
+        version = str(told(ask, "/version").get("version", UNKNOWN))
         entry = chosen_model(ask("/v1/models"), model)
-        with contextlib.suppress(UserError):  # there only with VLLM_SERVER_DEV_MODE=1
-            info = ask("/server_info?config_format=json")
-        answer = self._ask(ask, entry["id"], _PROBE, _PROBE_IDS)
-        self._values(answer, _PROBE, _PROBE_IDS, version)
-        config = _inside(info, "vllm_config", "model_config")
+        # there only with VLLM_SERVER_DEV_MODE=1
+        info = told(ask, "/server_info?config_format=json")
+        answer = self._ask(ask, entry["id"], PROBE, _PROBE_IDS)
+        self._values(answer, PROBE, _PROBE_IDS, version)
+        config = inside(info, "vllm_config", "model_config")
         length = entry.get("max_model_len")
         said = {name: str(config.get(name)) for name in ("dtype", "quantization")}
-        invariant = _inside(info, "vllm_env").get("VLLM_BATCH_INVARIANT", UNKNOWN)
+        invariant = inside(info, "vllm_env").get("VLLM_BATCH_INVARIANT", UNKNOWN)
         setup = answer.get("system_fingerprint")
         return EngineFacts(
             engine="vllm",
@@ -70,15 +66,14 @@ class Vllm(ServerKind):
     ) -> dict[str, Any]:
         body = {
             "model": model,
-            "prompt": [batch.row(index).tolist() for index in range(len(batch))],
+            "prompt": batch.rows(),
             "max_tokens": 1,
             "temperature": 0,
             "logprobs": len(ids),
             "logprob_token_ids": list(ids),
             "return_tokens_as_token_ids": True,
         }
-        answer = ask("/v1/completions", body)
-        return answer if isinstance(answer, dict) else {}
+        return inside(ask("/v1/completions", body))
 
     def _values(
         self, answer: dict[str, Any], batch: TokenBatch, ids: tuple[int, ...], version: str
@@ -94,7 +89,7 @@ class Vllm(ServerKind):
         by_row = {choice.get("index"): choice for choice in choices if isinstance(choice, dict)}
         values = []
         for row in range(len(batch)):
-            tops = _inside(by_row.get(row), "logprobs").get("top_logprobs") or [{}]
+            tops = inside(by_row.get(row), "logprobs").get("top_logprobs") or [{}]
             top = tops[0] if isinstance(tops[0], dict) else {}
             if any(f"token_id:{one}" not in top for one in ids):
                 raise WrongServerError(
@@ -103,7 +98,7 @@ class Vllm(ServerKind):
                     hint=f"upgrade the server to vLLM {_NEEDED} or later",
                 )
             values.append([top[f"token_id:{one}"] for one in ids])
-        read = _inside(answer, "usage").get("prompt_tokens")
+        read = inside(answer, "usage").get("prompt_tokens")
         if isinstance(read, int) and read != batch.tokens:
             raise WrongServerError(
                 f"the vLLM server read {read} prompt tokens of the {batch.tokens} that were sent: "
@@ -111,10 +106,3 @@ class Vllm(ServerKind):
                 hint="start it without truncation, for instance as `vllm serve MODEL`",
             )
         return values
-
-
-def _inside(value: Any, *names: str) -> dict[str, Any]:  # noqa: ANN401 - whatever was answered
-    """Return the mapping under ``names``, an empty one where there is none."""
-    for name in names:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value if isinstance(value, dict) else {}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from selectit_dagster.inference import packed_linear
-from selectit_dagster.inference.packed_linear import pack_linear_layers, packed_product
+from selectit_dagster.inference import linear_layers
+from selectit_dagster.inference.linear_layers import pack_linear_layers, packed_product
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_packed_layers_give_what_plain_ones_give(
         packed_product(model[0].weight, None)
     except (AttributeError, RuntimeError) as error:
         pytest.skip(f"this torch has no packed product: {error}")
-    monkeypatch.setattr(packed_linear, "unpackable", lambda: None)
+    monkeypatch.setattr(linear_layers, "unpackable", lambda: None)
     plain = copy.deepcopy(model)
     assert pack_linear_layers(model, "cpu", "float32") == "packed"
     for shape in ((1, 1), (3, 7), (4, 200)):
@@ -58,8 +58,8 @@ def test_an_operator_that_is_not_there_or_differs_leaves_the_layers_plain(
         return lambda hidden: linear(hidden, weight) + 1
 
     for product, why in ((missing, "is not in this torch"), (wrong, "differs by")):
-        monkeypatch.setattr(packed_linear, "packed_product", product)
-        packed_linear.unpackable.cache_clear()
+        monkeypatch.setattr(linear_layers, "packed_product", product)
+        linear_layers.unpackable.cache_clear()
         assert why in pack_linear_layers(model, "cpu", "float32")
-    packed_linear.unpackable.cache_clear()
+    linear_layers.unpackable.cache_clear()
     assert all("forward" not in vars(layer) for layer in model)
