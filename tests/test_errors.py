@@ -27,11 +27,12 @@ def test_a_library_that_fails_without_a_word_is_a_message_and_no_traceback(
 ) -> None:
     import datasets
 
-    from selectit_dagster.data.arrow_reader import open_saved
+    from selectit_dagster.data.arrow_reader import open_typed
+    from selectit_dagster.experiment import DatasetSection
 
     def fails(path: str) -> None:
         raise AssertionError
 
     monkeypatch.setattr(datasets, "load_from_disk", fails)
-    with pytest.raises(UserError, match="cannot be loaded as a saved dataset: AssertionError"):
-        open_saved(tmp_path, "train")
+    with pytest.raises(UserError, match="cannot be loaded: AssertionError"):
+        open_typed(DatasetSection(path=str(tmp_path)), "datasets", None)

@@ -13,33 +13,29 @@ raw = kept + rejected + duplicate + contaminated + near_duplicate, checked.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from selectit_dagster.artefacts.files import folder_lock, sha256_file
+from selectit_dagster.artefacts.files import sha256_file
 from selectit_dagster.artefacts.manifest import (
-    MANIFEST,
+    Content,
     Fingerprint,
     Manifest,
-    is_current,
     library_versions,
+    make_or_current,
     read_manifest,
     require_manifest,
-    write_manifest,
 )
 from selectit_dagster.data.ingest import RECORDS
 from selectit_dagster.errors import TransientError, UserError
 from selectit_dagster.experiment import CurationSection, ModelReference
 from selectit_dagster.progress import Progress, Silent
 
-if TYPE_CHECKING:
-    from selectit_dagster.data.curation_passes import Curator
-
 DROPPED = "dropped.jsonl"
 VERSION = 4
+# what a manifest says of the source, passed on
+_CARRIED = ("source", "format", "suffix", "layout", "notes")
 
 
 @dataclass(frozen=True)
@@ -95,55 +91,43 @@ def curate(request: CurationRequest, out: Path, progress: Progress | None = None
     """
     if out.resolve() == request.raw.resolve():
         raise ValueError(f"{out}: the curated dataset cannot replace the raw one")
-    started = time.monotonic()
     fingerprint = curation_fingerprint(request)
-    if is_current(out, fingerprint) and (stored := read_manifest(out)) is not None:
-        return stored
-    from selectit_dagster.artefacts.duckdb_tables import Workspace
-    from selectit_dagster.data.curation_passes import Curator
+    raw = require_manifest(request.raw, made_by="raw_dataset")
 
-    with folder_lock(out, "curating the dataset"), Workspace(out) as work:
-        (out / MANIFEST).unlink(missing_ok=True)
-        total = require_manifest(request.raw, made_by="raw_dataset").counts["kept"]
-        curator = Curator(request, total, work, progress or Silent())
-        curator.decide()
-        curator.write(out / RECORDS, out / DROPPED)
-        _check(curator, out)
-        return write_manifest(
-            out,
-            kind="curated_dataset",
-            fingerprint=fingerprint,
+    def make() -> Content:
+        from selectit_dagster.artefacts.duckdb_tables import Workspace
+        from selectit_dagster.data.curation_passes import Curator
+        from selectit_dagster.data.profile import profile_of
+
+        with Workspace(out) as work:
+            curator = Curator(request, raw.counts["kept"], work, progress or Silent())
+            curator.decide()
+            curator.write(out / RECORDS, out / DROPPED)
+            counts = curator.counts()
+            _check(counts, raw.counts["kept"], out / DROPPED)
+            profile = profile_of(out / RECORDS, work, _token_counter(request.tokenizer))
+        carried = {name: raw.details.get(name) for name in _CARRIED}
+        return Content(
             files=[RECORDS, DROPPED],
-            counts=curator.counts(),
-            details=_details(request, curator),
+            counts=counts,
+            details={**carried, "read": raw.counts, **curator.details(), "profile": profile},
             versions=library_versions("pyarrow", "datasketch", "numpy"),
-            seconds=time.monotonic() - started,
         )
 
+    return make_or_current(out, kind="curated_dataset", fingerprint=fingerprint, make=make)
 
-def _check(curator: Curator, out: Path) -> None:
+
+def _check(counts: dict[str, int], total: int, dropped: Path) -> None:
     """Hold the balance, and refuse an empty outcome."""
-    counts = curator.counts()
     parts = ("kept", "rejected", "duplicate", "contaminated", "near_duplicate")
-    if counts["raw"] != sum(counts[name] for name in parts):
-        raise RuntimeError(f"records were lost in curation: {counts}")
-    if counts["raw"] != curator.total:
-        raise RuntimeError(f"the raw dataset says {curator.total} records: {counts}")
+    if not counts["raw"] == sum(counts[name] for name in parts) == total:
+        raise RuntimeError(f"records were lost in curation of {total}: {counts}")
     if not counts["kept"]:
         shown = ", ".join(f"{name} {counts[name]:,}" for name in parts[1:])
         raise UserError(
             f"curation leaves no record of {counts['raw']:,}: {shown}",
-            hint=f"see {out / DROPPED}, and switch off the step that drops too much",
+            hint=f"see {dropped}, and switch off the step that drops too much",
         )
-
-
-def _details(request: CurationRequest, curator: Curator) -> dict[str, Any]:
-    raw = require_manifest(request.raw, made_by="raw_dataset")
-    carried = {
-        name: raw.details.get(name) for name in ("source", "format", "suffix", "layout", "notes")
-    }
-    counter = _token_counter(request.tokenizer)
-    return {**carried, "read": raw.counts, **curator.details(counter)}
 
 
 def _token_counter(reference: ModelReference | None) -> Callable[[str], int] | None:

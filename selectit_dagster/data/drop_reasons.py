@@ -8,16 +8,8 @@ from typing import Any
 import numpy as np
 
 from selectit_dagster.data.decontamination import Decontaminator, Hit
-from selectit_dagster.data.duplicates import Duplicates
-from selectit_dagster.data.flags import (
-    CONTROL,
-    CUT_OFF,
-    EMPTY,
-    FLAGS,
-    INJECTION,
-    MENTION,
-    REFUSAL,
-)
+from selectit_dagster.data.duplicates import Repeats
+from selectit_dagster.data.flags import CONTROL, CUT_OFF, EMPTY, FLAGS, INJECTION, MENTION, REFUSAL
 from selectit_dagster.experiment import CurationSection
 
 KEPT, DUPLICATE, CONTAMINATED, NEAR = "kept", "duplicate", "contaminated", "near_duplicate"
@@ -48,118 +40,96 @@ class Decisions:
         The benchmark question that a row shares words with, dropped for it or not.
     index:
         What was compared with the questions, None when nothing was.
+    settings:
+        What is done with what each step finds.
     """
 
-    def __init__(self, section: CurationSection, total: int) -> None:
+    def __init__(
+        self, section: CurationSection, total: int, index: Decontaminator | None = None
+    ) -> None:
         self.section = section
         self.codes = np.zeros(total, np.uint8)
         self.bits = np.zeros(total, np.uint8)
-        self.repeats: list[Duplicates] = []
+        self.repeats: dict[str, Repeats] = {}
         self.hits: dict[int, Hit] = {}
-        self.index: Decontaminator | None = None
-        self._similarity: dict[int, float] = {}
+        self.index = index
+        self.settings: dict[str, str] = {
+            EMPTY: section.empty_responses,
+            CUT_OFF: section.cut_off_responses,
+            REFUSAL: section.refusals,
+            INJECTION: section.rating_injection,
+            MENTION: "ignore" if section.rating_injection == "ignore" else "flag",
+            CONTROL: "flag",
+            DUPLICATE: "drop" if section.exact_duplicates else "off",
+            CONTAMINATED: "drop" if index is not None else "off",
+            NEAR: "drop" if section.near_duplicates.enabled else "off",
+        }
 
     def left(self, part: slice = slice(None)) -> np.ndarray:
         """Return which rows of a part no step dropped so far, counted from its start."""
         return np.flatnonzero(self.codes[part] == 0)
 
-    def dropped(self, part: slice) -> np.ndarray:
-        """Return which rows of a part were dropped, counted from its start."""
-        return np.flatnonzero(self.codes[part])
-
-    def step(self, row: int) -> str:
-        """Return the step that dropped a row."""
-        return STEPS[self.codes[row]]
-
     def flag(self, part: slice, found: np.ndarray) -> None:
         """Enter the flags of some rows: drop what the options say, forget what they ignore."""
         self.bits[part] = found
-        actions = {
-            EMPTY: self.section.empty_responses,
-            CUT_OFF: self.section.cut_off_responses,
-            REFUSAL: self.section.refusals,
-            INJECTION: self.section.rating_injection,
-            MENTION: self._mentions(),
-            CONTROL: "flag",
-        }
         codes, bits = self.codes[part], self.bits[part]
         for index, name in enumerate(FLAGS):
             flagged = (bits >> index & 1).astype(bool)
-            if actions[name] == "drop":
+            if self.settings[name] == "drop":
                 codes[flagged & (codes == 0)] = STEPS.index(name)
-            elif actions[name] == "ignore":
+            elif self.settings[name] == "ignore":
                 bits[flagged] &= ~np.uint8(1 << index)
 
-    def drop_repeats(self, step: str, found: Duplicates) -> None:
+    def drop_repeats(self, step: str, found: Repeats) -> None:
         """Drop rows that repeat another one."""
         self.codes[found.rows] = STEPS.index(step)
-        self.repeats.append(found)
-        if step == NEAR:
-            self._similarity = dict(zip(found.rows.tolist(), found.similarity, strict=True))
+        self.repeats[step] = found
 
     def drop_contaminated(self) -> None:
         """Drop the rows that share words with a question."""
         rows = np.fromiter(self.hits, np.int64, len(self.hits))
         self.codes[rows[self.codes[rows] == 0]] = STEPS.index(CONTAMINATED)
 
-    def reason(self, row: int, instead: str) -> str:
-        """Return why a row was dropped; ``instead`` is the record kept in place of a repeat."""
-        step = self.step(row)
-        if step == DUPLICATE:
-            return f"has the same {self._same()} as {instead}"
-        if step == NEAR:
-            return f"is {self._similarity[row]:.3f} similar to {instead}"
+    def reason(self, row: int) -> str:
+        """Return why a row was dropped."""
+        step = STEPS[self.codes[row]]
         if step == CONTAMINATED:
             hit = self.hits[row]
             return f"shares a run of words with {hit.benchmark}/{hit.question_id}: {hit.gram}"
-        return REASONS[step]
-
-    def _same(self) -> str:
-        """Return what makes two records exact duplicates, in words."""
+        if step not in self.repeats:
+            return REASONS[step]
+        instead, similarity = self.repeats[step].of(row)
+        if step == NEAR:
+            return f"is {similarity:.3f} similar to {instead}"
         by = self.section.duplicates_by
+        same = by if isinstance(by, str) else " and ".join(by)
         if by == "record":
-            return "instruction and the very same response"
-        return by if isinstance(by, str) else " and ".join(by)
-
-    def _mentions(self) -> str:
-        return "ignore" if self.section.rating_injection == "ignore" else "flag"
+            same = "instruction and the very same response"
+        return f"has the same {same} as {instead}"
 
     def counts(self) -> dict[str, int]:
         """Return the counts of the steps and of the flags."""
         tally = np.bincount(self.codes, minlength=len(STEPS)).tolist()
         steps = dict(zip(STEPS, tally, strict=True))
-        flagged = {f"flagged_{n}": int((self.bits >> i & 1).sum()) for i, n in enumerate(FLAGS)}
         return {
             "kept": steps[KEPT],
             "rejected": sum(steps[name] for name in FLAGS),
-            "duplicate": steps[DUPLICATE],
-            "near_duplicate": steps[NEAR],
-            "contaminated": steps[CONTAMINATED],
+            **{name: steps[name] for name in (DUPLICATE, NEAR, CONTAMINATED)},
             **{f"dropped_{name}": steps[name] for name in FLAGS},
-            **flagged,
+            **{f"flagged_{n}": int((self.bits >> i & 1).sum()) for i, n in enumerate(FLAGS)},
         }
 
     def table(self) -> list[dict[str, Any]]:
         """Return each step with its setting, what it found and what it dropped."""
         counts = self.counts()
-        section = self.section
-        settings: list[tuple[str, str, int]] = [
-            (EMPTY, section.empty_responses, counts[f"flagged_{EMPTY}"]),
-            (CUT_OFF, section.cut_off_responses, counts[f"flagged_{CUT_OFF}"]),
-            (REFUSAL, section.refusals, counts[f"flagged_{REFUSAL}"]),
-            (INJECTION, section.rating_injection, counts[f"flagged_{INJECTION}"]),
-            (MENTION, self._mentions(), counts[f"flagged_{MENTION}"]),
-            (CONTROL, "flag", counts[f"flagged_{CONTROL}"]),
-            (DUPLICATE, "drop" if section.exact_duplicates else "off", counts[DUPLICATE]),
-            (CONTAMINATED, "drop" if self.index is not None else "off", counts[CONTAMINATED]),
-            (NEAR, "drop" if section.near_duplicates.enabled else "off", counts[NEAR]),
-        ]
-        dropped = {
-            name: counts.get(f"dropped_{name}", counts.get(name, 0)) for name, _, _ in settings
-        }
         return [
-            {"step": name, "setting": setting, "found": found, "dropped": dropped[name]}
-            for name, setting, found in settings
+            {
+                "step": name,
+                "setting": setting,
+                "found": counts.get(f"flagged_{name}", counts.get(name)),
+                "dropped": counts.get(f"dropped_{name}", counts.get(name)),
+            }
+            for name, setting in self.settings.items()
         ]
 
     def contamination(self) -> dict[str, Any]:
@@ -167,13 +137,12 @@ class Decisions:
         if self.index is None:
             return {"checked": False}
         dropped = np.flatnonzero(self.codes == STEPS.index(CONTAMINATED)).tolist()
+        hits = [self.hits[row] for row in dropped]
         return {
             "checked": True,
             "ngram": self.index.ngram,
             "questions": dict(self.index.questions),
             "questions_compared_as_a_whole": dict(self.index.too_short),
-            "contaminated": dict(Counter(self.hits[row].benchmark for row in dropped)),
-            "contained_questions": len(
-                {(self.hits[row].benchmark, self.hits[row].question_id) for row in dropped}
-            ),
+            "contaminated": dict(Counter(hit.benchmark for hit in hits)),
+            "contained_questions": len({(hit.benchmark, hit.question_id) for hit in hits}),
         }

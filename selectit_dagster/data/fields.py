@@ -1,14 +1,15 @@
-"""Fields of one parsed record: text where text belongs, or the field and the reason."""
+"""One parsed record and its fields: text where text belongs, or the field and the reason."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 Texts = tuple[str, str, str, int]  # instruction, input, response, turns
 Extractor = Callable[[dict[str, Any]], Texts]
 
 WHOLE_RECORD = "(record)"
+MAX_RECORD_BYTES = 16 << 20
 
 _TYPE_NAMES = {
     bool: "a boolean",
@@ -30,13 +31,33 @@ class Unusable(Exception):  # noqa: N818 - an outcome that is named, not an erro
         self.reason = reason
 
 
+class Excluded(Unusable):
+    """One record that its own data say is no example to learn from; no fault of the file."""
+
+
+class Row(NamedTuple):
+    """A record as a reader yields it.
+
+    ``raw`` are its bytes in the file (of a typed row: its canonical JSON), ``value`` the parsed
+    record or why there is none, ``line`` where it starts (0: no lines), ``file`` its name where
+    the dataset has several.
+    """
+
+    raw: bytes
+    value: dict[str, Any] | Unusable
+    line: int = 0
+    file: str = ""
+
+
+def too_big(max_bytes: int) -> Unusable:
+    """Return the reason for a record above the limit."""
+    size = f"{max_bytes >> 20} MiB" if max_bytes >= 1 << 20 else f"{max_bytes} bytes"
+    return Unusable(WHOLE_RECORD, f"is larger than {size}")
+
+
 def type_name(value: object) -> str:
     """Return what a parsed value is, in words."""
     return _TYPE_NAMES.get(type(value), f"a {type(value).__name__}")
-
-
-class Excluded(Unusable):
-    """One record that its own data say is no example to learn from; no fault of the file."""
 
 
 def found(record: dict[str, Any], field: str) -> Any:  # noqa: ANN401 - any JSON value
@@ -63,9 +84,6 @@ def required_text(record: dict[str, Any], field: str) -> str:
 
 def optional_text(record: dict[str, Any], field: str | None) -> str:
     """Return the text of ``field``; absent and null both mean that there is none."""
-    value = found(record, field) if field is not None else None
-    if value is None:
+    if field is None or found(record, field) is None:
         return ""
-    if type(value) is str:
-        return value
-    raise Unusable(str(field), f"is {type_name(value)}, expected text")
+    return required_text(record, field)

@@ -7,6 +7,7 @@ position (0 is the first record), field and reason: read = kept + rejected.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +21,12 @@ from selectit_dagster.artefacts.manifest import (
     make_or_current,
 )
 from selectit_dagster.data.input_files import Source, find_source
-from selectit_dagster.data.readers import describe
 from selectit_dagster.errors import PassingError, UserError
 from selectit_dagster.experiment import DatasetSection
 from selectit_dagster.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from selectit_dagster.data.ingest_pass import Outcome
+    from selectit_dagster.data.ingest_pass import Collector
 
 RECORDS = "records.parquet"
 REJECTED = "rejected.jsonl"
@@ -63,7 +63,8 @@ def ingest_fingerprint(request: IngestRequest) -> Fingerprint:
     return {
         "stage": "ingest",
         "version": VERSION,
-        **describe(source),
+        "format": source.written_format,
+        "compression": source.compression,
         "suffix": "".join(single.suffixes[-2:]),
         "source": source_identity(section, source),
         **options,
@@ -83,21 +84,22 @@ def ingest(request: IngestRequest, out: Path, progress: Progress | None = None) 
     TransientError
         When the hub cannot be reached.
     """
-    source = find_source(request.dataset)
+    section = request.dataset
+    source = find_source(section)
     fingerprint = ingest_fingerprint(request)
 
     def make() -> Content:
         try:
-            outcome = _read(request.dataset, source, fingerprint, out, progress or Silent())
+            found, details = _read(section, source, fingerprint, out, progress or Silent())
         except UserError as error:
             # half of the old content before half of the new one is wrong in many ways
-            _check_unchanged(request.dataset, fingerprint, because=error)
+            _check_unchanged(section, fingerprint, because=error)
             raise
-        _check(request.dataset, fingerprint, outcome, out)
+        _check_unchanged(section, fingerprint)
         return Content(
             files=[RECORDS, REJECTED],
-            counts={"read": outcome.read, "kept": outcome.kept, "rejected": outcome.rejected},
-            details=outcome.details,
+            counts={"read": found.read, "kept": found.kept, "rejected": found.rejects.total},
+            details=details,
             versions=library_versions("pyarrow", "orjson", "datasets", "zstandard"),
         )
 
@@ -110,18 +112,40 @@ def _read(
     fingerprint: Fingerprint,
     out: Path,
     progress: Progress,
-) -> Outcome:
-    """Stream the source into the two files."""
+) -> tuple[Collector, dict[str, Any]]:
+    """Stream the source into the two files; return the counts and the manifest's details."""
     from selectit_dagster.artefacts.duckdb_tables import Workspace
     from selectit_dagster.data.ingest_pass import Collector
-    from selectit_dagster.data.readers import open_reader
+    from selectit_dagster.data.readers import open_source
 
     with Workspace(out) as work:
         with atomic_file(out / REJECTED) as rejects:
-            reader = open_reader(section, source, fingerprint["source"].get("revision"))
-            collector = Collector(section, source, reader, work, rejects, progress)
-            collector.run()
-        return collector.finish(out / RECORDS, fingerprint)
+            opened = open_source(section, source, fingerprint["source"].get("revision"))
+            found = Collector(section, opened, work, rejects, progress)
+            found.run()
+        _check(section, found, out)
+        details = found.finish(out / RECORDS)
+    told = {
+        "path": str(source.files[0].path) if len(source.files) == 1 else section.path,
+        **{name: fingerprint[name] for name in ("format", "compression", "suffix")},
+        **{name: getattr(section, name) for name in ("split", "config", "license")},
+        **fingerprint["source"],
+        **opened.details,
+    }
+    if found.by_file:
+        counts = [found.by_file.get(entry["file"], Counter()) for entry in told["files"]]
+        told["files"] = [
+            {**entry, "read": count["read"], "rejected": count["rejected"]}
+            for entry, count in zip(told["files"], counts, strict=True)
+        ]
+    return found, {
+        "source": told,
+        "format": fingerprint["format"],
+        "suffix": fingerprint["suffix"],
+        "sha256": fingerprint["source"].get("sha256"),
+        **details,
+        "notes": details["notes"] + source.notes(),
+    }
 
 
 def _check_unchanged(
@@ -139,32 +163,32 @@ def _check_unchanged(
         ) from because
 
 
-def _check(section: DatasetSection, fingerprint: Fingerprint, outcome: Outcome, out: Path) -> None:
-    """Hold the balance, the source's identity and the user's share of rejects."""
-    if outcome.read != outcome.kept + outcome.rejected:
+def _check(section: DatasetSection, found: Collector, out: Path) -> None:
+    """Hold the balance and the user's share of rejects."""
+    if found.read != found.kept + found.rejects.total:
         raise RuntimeError(
-            f"records were lost: read {outcome.read}, kept {outcome.kept}, "
-            f"rejected {outcome.rejected}"
+            f"records were lost: read {found.read}, kept {found.kept}, "
+            f"rejected {found.rejects.total}"
         )
-    _check_unchanged(section, fingerprint)
-    if outcome.read == 0:
+    if found.read == 0:
         raise UserError(f"{section.path} holds no records", hint="give a file with records")
     # what the data themselves exclude is no fault of theirs
-    share = (outcome.rejected - outcome.excluded) / outcome.read
-    if share > section.max_reject_share or outcome.kept == 0:
-        limit = (
-            f"more than the {section.max_reject_share:.1%} that dataset.max_reject_share allows"
-            if outcome.kept
-            else "so there is nothing to work with"
-        )
-        lines = "; ".join(
-            f"{entry['field']} {entry['reason']} ({entry['count']:,} records, first at "
-            f"position {', '.join(str(p) for p in entry['first_positions'][:3])})"
-            for entry in outcome.details["rejects"][:3]
-        )
-        raise UserError(
-            f"{section.path}: {outcome.rejected:,} of {outcome.read:,} records "
-            f"({share:.1%}) cannot be used, {limit}: {lines}",
-            hint=f"see {out / REJECTED}; mend the data, correct dataset.layout or "
-            "dataset.columns, or raise dataset.max_reject_share",
-        )
+    share = (found.rejects.total - found.rejects.excluded) / found.read
+    if share <= section.max_reject_share and found.kept:
+        return
+    limit = (
+        f"more than the {section.max_reject_share:.1%} that dataset.max_reject_share allows"
+        if found.kept
+        else "so there is nothing to work with"
+    )
+    lines = "; ".join(
+        f"{kind['field']} {kind['reason']} ({kind['count']:,} records, first at "
+        f"position {', '.join(map(str, kind['first_positions'][:3]))})"
+        for kind in found.rejects.table()[:3]
+    )
+    raise UserError(
+        f"{section.path}: {found.rejects.total:,} of {found.read:,} records "
+        f"({share:.1%}) cannot be used, {limit}: {lines}",
+        hint=f"see {out / REJECTED}; mend the data, correct dataset.layout or "
+        "dataset.columns, or raise dataset.max_reject_share",
+    )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import glob
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selectit_dagster.artefacts.files import sha256_file, sha256_json
-from selectit_dagster.data.byte_sources import detect_format, head_of
+from selectit_dagster.data.file_formats import detect_format, head_of
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import DatasetSection, is_hub_name
 
@@ -63,11 +64,21 @@ class Source:
         """Compression of a single file."""
         return self.files[0].compression if len(self.files) == 1 else "none"
 
+    @property
+    def written_format(self) -> str:
+        """Format in which records of the source are written back."""
+        if self.format != FILES:
+            return self.format
+        # a record of an array may stand on several lines, which JSON Lines cannot hold
+        return "json" if any(file.format == "json" for file in self.files) else "jsonl"
+
+    def notes(self) -> list[str]:
+        """Return what a user could miss of the source, a line each."""
+        passed = [f"{name} ({why})" for name, why in self.passed_over]
+        return [f"files passed over: {first_ten(passed)}"] if passed else []
+
     def identity(self) -> dict[str, Any]:
         """Return what the content of local files is known by."""
-        if len(self.files) == 1:
-            path = self.files[0].path
-            return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
         table = [
             {
                 "file": file.name,
@@ -78,8 +89,16 @@ class Source:
             }
             for file in self.files
         ]
+        if len(table) == 1:
+            return {name: table[0][name] for name in ("sha256", "bytes")}
         size = sum(file.path.stat().st_size for file in self.files)
         return {"sha256": sha256_json(table), "bytes": size, "files": table}
+
+
+def first_ten(entries: list[str]) -> str:
+    """Return the first ten entries and how many more there are."""
+    more = f" and {len(entries) - 10} more" if len(entries) > 10 else ""
+    return ", ".join(entries[:10]) + more
 
 
 def is_pattern(path: str) -> bool:
@@ -102,52 +121,57 @@ def find_source(section: DatasetSection) -> Source:
     UserError
         When there is no such dataset, nothing in it is data, or it holds several splits.
     """
-    path = Path(section.path)
     given = [section.path, *section.more]
-    if len(given) == 1:
-        if section.format == "hub" or (not path.exists() and is_hub_name(section.path)):
-            if section.format not in {"hub", "auto"}:
-                raise UserError(
-                    f"the dataset {path} does not exist",
-                    hint="check dataset.path in the experiment",
-                )
-            return Source("hub")
-        saved = path.is_dir() and any((path / name).is_file() for name in _SAVED)
-        if section.format == "datasets" and path.is_file():
-            raise UserError(
-                f"{path} is a file, not the folder of a saved dataset",
-                hint="give the folder, or leave dataset.format out: a file's content shows it",
-            )
-        if section.format == "datasets" and path.is_dir() and not saved:
-            raise UserError(
-                f"{path} is no saved dataset: it has neither state.json nor dataset_dict.json",
-                hint="leave dataset.format out: a folder's files are read one after the other",
-            )
-        if saved:
-            return Source("datasets")
+    if len(given) == 1 and (kind := _library_format(section)):
+        return Source(kind)
     found: list[InputFile] = []
     passed: list[tuple[str, str]] = []
     for entry in given:
-        files, skipped = _files_of(entry, section)
-        found += files
-        passed += skipped
-    twice = {file.path for file in found if sum(f.path == file.path for f in found) > 1}
-    if twice:
-        raise UserError(f"{min(twice)} is named twice by dataset.path", hint="name each file once")
+        found += _files_of(entry, section, passed)
+    ((path, times),) = Counter(file.path for file in found).most_common(1)
+    if times > 1:
+        raise UserError(f"{path} is named twice by dataset.path", hint="name each file once")
     kind = found[0].format if len(found) == 1 else FILES
     return Source(kind, tuple(found), tuple(passed))
 
 
-def _files_of(entry: str, section: DatasetSection) -> tuple[list[InputFile], list[tuple[str, str]]]:
+def _library_format(section: DatasetSection) -> str:
+    """Return ``hub`` or ``datasets`` where that library reads the dataset, empty for our files."""
+    path = Path(section.path)
+    if section.format == "hub" or (not path.exists() and is_hub_name(section.path)):
+        if section.format in {"hub", "auto"}:
+            return "hub"
+        raise UserError(
+            f"the dataset {path} does not exist", hint="check dataset.path in the experiment"
+        )
+    saved = any((path / name).is_file() for name in _SAVED)
+    if section.format == "datasets" and path.is_file():
+        raise UserError(
+            f"{path} is a file, not the folder of a saved dataset",
+            hint="give the folder, or leave dataset.format out: a file's content shows it",
+        )
+    if section.format == "datasets" and path.is_dir() and not saved:
+        raise UserError(
+            f"{path} is no saved dataset: it has neither state.json nor dataset_dict.json",
+            hint="leave dataset.format out: a folder's files are read one after the other",
+        )
+    return "datasets" if saved else ""
+
+
+def _files_of(
+    entry: str, section: DatasetSection, passed: list[tuple[str, str]]
+) -> list[InputFile]:
+    """Return the data files that a path, a folder or a pattern names; note what is passed over."""
     paths = matches(entry)
-    passed: list[tuple[str, str]] = []
     if not paths:
         raise UserError(f"no file matches {entry}", hint="check dataset.path in the experiment")
     folder = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
     if folder is not None:
-        paths, passed = _data_files(folder, section)
+        everything = sorted(path for path in folder.rglob("*") if path.is_file())
+        names = [str(path.relative_to(folder)) for path in everything]
+        paths = _one_split(folder, _data_files(folder, names, passed), section, passed)
     elif is_pattern(entry):
-        passed = [(str(path), why) for path in paths if (why := _no_data(path, strict=False))]
+        passed += [(str(path), why) for path in paths if (why := _no_data(path, strict=False))]
         paths = [path for path in paths if path.is_file() and not _no_data(path, strict=False)]
         if not paths:
             raise UserError(
@@ -161,27 +185,21 @@ def _files_of(entry: str, section: DatasetSection) -> tuple[list[InputFile], lis
         files.append(
             InputFile(name, path, kind or detect_format(path, compression, head), compression)
         )
-    return files, passed
+    return files
 
 
-def _data_files(folder: Path, section: DatasetSection) -> tuple[list[Path], list[tuple[str, str]]]:
-    """Return a folder's data files by name, and what was passed over with the reason."""
-    everything = sorted(path for path in folder.rglob("*") if path.is_file())
-    passed: list[tuple[str, str]] = []
-    files: list[Path] = []
-    for path in everything:
-        inside = path.relative_to(folder)
-        if why := _no_data(inside, strict=True):
-            passed.append((str(inside), why))
-        else:
-            files.append(path)
+def _data_files(folder: Path, names: list[str], passed: list[tuple[str, str]]) -> list[Path]:
+    """Return a folder's data files, noting what is passed over."""
+    reasons = {name: _no_data(Path(name), strict=True) for name in names}
+    passed += [(name, why) for name, why in reasons.items() if why]
+    files = [folder / name for name, why in reasons.items() if not why]
     if not files:
         named = ", ".join(f"{name} ({why})" for name, why in passed[:5]) or "no files"
         raise UserError(
             f"{folder} holds no data files: {named}",
             hint="data files end in .json, .jsonl, .csv, .tsv or .parquet, perhaps .gz or .zst",
         )
-    return _one_split(folder, files, section, passed), passed
+    return files
 
 
 def _no_data(path: Path, *, strict: bool) -> str:

@@ -12,13 +12,8 @@ import numpy as np
 import orjson
 
 from selectit_dagster.data.byte_sources import ByteSource
-from selectit_dagster.data.json_reader import (
-    MAX_RECORD_BYTES,
-    BrokenJson,
-    Row,
-    parse_record,
-    too_big,
-)
+from selectit_dagster.data.fields import MAX_RECORD_BYTES, Row, too_big
+from selectit_dagster.data.json_records import MEND, BrokenJson, parse_record
 from selectit_dagster.errors import UserError
 
 _BLANKS = b" \t\r\n"
@@ -39,8 +34,8 @@ class _Structure:
         self.backslashes = 0  # length of the run of backslashes that ends the block before
         self.depth = 0
 
-    def scan(self, block: bytes) -> tuple[np.ndarray, np.ndarray, int | None]:
-        """Return (positions of ``[`` at the root, commas between elements, end or None)."""
+    def scan(self, block: bytes) -> tuple[list[int], int | None]:
+        """Return the positions of commas between elements, and of the array's end or None."""
         data = np.frombuffer(block, np.uint8)
         quotes = self._plain_quotes(data, block)
         folded = data | 0x20
@@ -51,211 +46,176 @@ class _Structure:
         kinds = folded[found]
         steps = (kinds == _OPEN).astype(np.int64) - (kinds == _CLOSE)
         depths = self.depth + np.cumsum(steps)
-        starts = found[(depths == 1) & (steps == 1)]
+        self.depth = int(depths[-1]) if len(depths) else self.depth
         commas = found[(depths == 1) & (steps == 0)]
         ends = found[(depths <= 0) & (steps == -1)]
-        self.depth = int(depths[-1]) if len(depths) else self.depth
         end = int(ends[0]) if len(ends) else None
-        return starts, commas if end is None else commas[commas < end], end
+        return (commas if end is None else commas[commas < end]).tolist(), end
 
     def _plain_quotes(self, data: np.ndarray, block: bytes) -> np.ndarray:
         """Return the positions of quotes that no backslash escapes."""
         quotes = np.flatnonzero(data == _QUOTE)
         carried, self.backslashes = self.backslashes, 0
-        slashes = np.flatnonzero(data == _BACKSLASH) if b"\\" in block else None
-        if slashes is None or not len(slashes):
-            if carried & 1 and len(quotes) and quotes[0] == 0:
-                return quotes[1:]
-            return quotes
-        breaks = np.flatnonzero(np.diff(slashes) != 1) + 1
-        firsts = np.concatenate(([0], breaks))
-        lengths = np.diff(np.append(firsts, len(slashes)))
-        lasts = slashes[np.append(breaks, len(slashes)) - 1]
-        if slashes[0] == 0:
-            lengths[0] += carried
-        if lasts[-1] == len(data) - 1:
-            self.backslashes = int(lengths[-1])
-        odd_ends = lasts[(lengths & 1) == 1] + 1
-        escaped = np.isin(quotes, odd_ends, assume_unique=True)
-        if carried & 1 and slashes[0] != 0 and len(quotes) and quotes[0] == 0:
+        slashes = np.flatnonzero(data == _BACKSLASH) if b"\\" in block else np.zeros(0, np.int64)
+        escaped = np.zeros(len(quotes), bool)
+        if len(slashes):
+            breaks = np.flatnonzero(np.diff(slashes) != 1) + 1
+            lengths = np.diff(np.concatenate(([0], breaks, [len(slashes)])))
+            lasts = slashes[np.append(breaks, len(slashes)) - 1]
+            if slashes[0] == 0:
+                lengths[0] += carried
+            if lasts[-1] == len(data) - 1:
+                self.backslashes = int(lengths[-1])
+            escaped = np.isin(quotes, lasts[(lengths & 1) == 1] + 1, assume_unique=True)
+        if carried & 1 and len(quotes) and quotes[0] == 0:
             escaped[0] = True
         return quotes[~escaped]
 
 
-class _Position:
-    """Line and column of places in a stream, found by counting line feeds only when asked."""
-
-    def __init__(self) -> None:
-        self.block = b""
-        self.known = 0  # offset in the block of the place that line and column belong to
-        self.line, self.column = 1, 1
-
-    def enter(self, block: bytes) -> None:
-        """Go on with the next block."""
-        self.find(len(self.block))
-        self.block, self.known = block, 0
-
-    def find(self, offset: int) -> tuple[int, int]:
-        """Return line and column of ``offset``; offsets must not decrease."""
-        self.line, self.column = step_over(self.block[self.known : offset], self.line, self.column)
-        self.known = max(self.known, offset)
-        return self.line, self.column
-
-
-def step_over(text: bytes, line: int, column: int) -> tuple[int, int]:
-    """Return the line and column after ``text`` that starts at ``line`` and ``column``."""
-    feeds = text.count(b"\n")
-    if feeds:
-        return line + feeds, len(text) - text.rindex(b"\n")
-    return line, column + len(text)
-
-
-def _lead(text: bytes) -> int:
-    """Return how many blanks ``text`` starts with."""
-    return len(text) - len(text.lstrip(_BLANKS))
-
-
-class ArrayReader:
-    """Yields the elements of one JSON array.
+def read_array(source: ByteSource, max_bytes: int = MAX_RECORD_BYTES) -> Iterator[Row]:
+    """Yield the elements of one JSON array.
 
     Raises
     ------
     UserError
         When the text is not a JSON array of values, with the line and the column.
     """
+    return _Array(source, max_bytes).rows()
 
-    def __init__(self, source: ByteSource, max_bytes: int = MAX_RECORD_BYTES) -> None:
+
+class _Array:
+    """The part of an array that is held: from the element that is not whole yet on."""
+
+    def __init__(self, source: ByteSource, max_bytes: int) -> None:
         self.source = source
         self.max_bytes = max_bytes
         self.count = 0
-        self._position = _Position()
-        self._started = self._ended = False
-        # an element that began in an earlier block: its pieces, size, place and first bytes
-        self._parts: list[bytes] = []
-        self._held = 0
-        self._skipping = False
-        self._head = b""
-        self._head_at = (1, 1)
-        self._last: tuple[bytes, int | tuple[int, int]] = (b"", (1, 1))
+        self.text = b""
+        self.at = 0  # up to where the text was yielded
+        self.line, self.column = 1, 1  # the line of that offset, the column of the text's start
+        # the beginning of an element that is too big to be held, and its place
+        self.head: tuple[bytes, int, int] | None = None
 
-    @property
-    def line(self) -> int:
-        """The line on which the record yielded last starts."""
-        whole, place = self._last
-        line, column = self._position.find(place) if isinstance(place, int) else place
-        return step_over(whole[: _lead(whole)], line, column)[0]
-
-    def __iter__(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Row]:
         structure = _Structure()
+        end: int | None = None
+        started = False
         for block in self.source.blocks():
-            self._position.enter(block)
-            if self._ended:
-                self._only_blanks(block, 0)
-                continue
-            starts, commas, end = structure.scan(block)
-            at = 0
-            if not self._started:
-                at = self._begin(block, starts)
-                if not self._started:
-                    continue
-            for comma in commas.tolist():
-                yield self._element(block[at:comma], at, last=False)
-                at = comma + 1
+            seam = len(self.text)
+            self.text += block
             if end is None:
-                self._hold(block[at:], at)
-                continue
-            if self.count or self._held or block[at:end].strip(_BLANKS):
-                yield self._element(block[at:end], at, last=True)
-            if block[end : end + 1] != b"]":
-                raise self._broken("the array is closed by '}'", *self._position.find(end))
-            self._ended = True
-            self._only_blanks(block, end + 1)
-        if not self._ended:
-            self._unfinished()
+                started = started or self._begin()
+                commas, end = structure.scan(block)
+                for comma in commas:
+                    yield self._element(seam + comma)
+                    self._go_to(seam + comma + 1)
+                if end is not None:
+                    yield from self._last(seam + end)
+            if end is not None:
+                self._only_blanks()
+            self._let_go()
+        if end is None:
+            self._unfinished(started)
 
-    def _begin(self, block: bytes, starts: np.ndarray) -> int:
-        """Step over what stands before the first element; return where that starts."""
-        blanks = _lead(block)
-        if blanks < len(block) and (block[blanks : blanks + 1] != b"[" or not len(starts)):
-            line, column = self._position.find(blanks)
+    def _place(self, at: int) -> tuple[int, int]:
+        """Return line and column of an offset in the text."""
+        feed = self.text.rfind(b"\n", 0, at)
+        line = self.line + self.text.count(b"\n", self.at, at)
+        return line, at - feed if feed >= 0 else self.column + at
+
+    def _go_to(self, at: int) -> None:
+        self.line += self.text.count(b"\n", self.at, at)
+        self.at = at
+
+    def _let_go(self) -> None:
+        """Keep only what is not yielded yet, and of an element that is too big its beginning."""
+        rest = len(self.text) - self.at
+        if self.head is None and rest > self.max_bytes:
+            self.head = self._beginning()
+        if self.head is not None:
+            self._go_to(len(self.text))
+        self.column = self._place(self.at)[1]
+        self.text, self.at = self.text[self.at :], 0
+
+    def _beginning(self) -> tuple[bytes, int, int]:
+        text = self.text[self.at : self.at + _HEAD]
+        start = self.at + len(text) - len(text.lstrip(_BLANKS))
+        return text.strip(_BLANKS), *self._place(start)
+
+    def _begin(self) -> bool:
+        """Step over what stands before the first element; tell whether the array began."""
+        blanks = len(self.text) - len(self.text.lstrip(_BLANKS))
+        if blanks == len(self.text):
+            self._go_to(blanks)
+            return False
+        if self.text[blanks : blanks + 1] != b"[":
+            line, column = self._place(blanks)
             raise UserError(
                 f"{self.source.path}, line {line}, column {column}: not a JSON array of records",
                 hint="a JSON dataset is one array: [{...}, {...}]; one object a line is "
                 "format: jsonl",
             )
-        self._started = blanks < len(block)
-        return blanks + 1
+        self._go_to(blanks + 1)
+        return True
 
-    def _hold(self, piece: bytes, at: int) -> None:
-        """Keep a piece of an element that goes on in the next block."""
-        if not self._held:
-            self._head_at = self._position.find(at)
-            self._head = b""
-        self._head += piece[: max(0, _HEAD - len(self._head))]
-        self._held += len(piece)
-        if self._held > self.max_bytes:
-            self._parts, self._skipping = [], True
-        else:
-            self._parts.append(piece)
-
-    def _element(self, piece: bytes, at: int, *, last: bool) -> Row:
-        """Return the element that ``piece``, which starts at ``at`` in the block, completes."""
-        place: int | tuple[int, int] = at
-        if self._held or len(piece) > self.max_bytes:
-            self._hold(piece, at)
-            piece, place, skipped = b"".join(self._parts), self._head_at, self._skipping
-            self._parts, self._held, self._skipping = [], 0, False
-            if skipped:
-                self.count += 1
-                self._last = (self._head, place)
-                return b"", too_big(self.max_bytes)
-        self._last = (piece, place)
+    def _element(self, stop: int, *, last: bool = False) -> Row:
+        """Return the element that ends at an offset."""
         self.count += 1
+        piece = self.text[self.at : stop]
+        if self.head is not None or len(piece) > self.max_bytes:
+            line = (self.head or self._beginning())[1]
+            self.head = None
+            return Row(b"", too_big(self.max_bytes), line)
         raw = piece.strip(_BLANKS)
+        start = self.at + len(piece) - len(piece.lstrip(_BLANKS))
+        line = self.line + self.text.count(b"\n", self.at, start)
         try:
             value = orjson.loads(raw)
             if type(value) is dict:
-                return raw, value
+                return Row(raw, value, line)
         except orjson.JSONDecodeError:
             pass
-        start = self._position.find(place) if isinstance(place, int) else place
         if not raw:
             what = "a comma before the closing bracket" if last else "a comma without a value"
-            raise self._broken(what, *step_over(piece, *start))
+            raise self._broken(what, *self._place(stop))
         try:
-            return raw, parse_record(raw)
+            return Row(raw, parse_record(raw), line)
         except BrokenJson as error:
-            inside = piece[: _lead(piece) + error.offset]
-            raise self._broken(error.message, *step_over(inside, *start)) from error
+            raise self._broken(error.message, *self._place(start + error.offset)) from error
 
-    def _only_blanks(self, block: bytes, at: int) -> None:
-        rest = block[at:]
-        if rest.strip(_BLANKS):
-            place = self._position.find(at + _lead(rest))
+    def _last(self, end: int) -> Iterator[Row]:
+        """Yield the element before the end of the array, where there is one."""
+        if self.count or self.head or self.text[self.at : end].strip(_BLANKS):
+            yield self._element(end, last=True)
+        if self.text[end : end + 1] != b"]":
+            raise self._broken("the array is closed by '}'", *self._place(end))
+        self._go_to(end + 1)
+
+    def _only_blanks(self) -> None:
+        if rest := self.text[self.at :].lstrip(_BLANKS):
+            place = self._place(len(self.text) - len(rest))
             raise self._broken("text after the end of the array", *place)
+        self._go_to(len(self.text))
 
-    def _unfinished(self) -> None:
+    def _unfinished(self, started: bool) -> None:
         """Raise for a file that ends before its array does."""
-        end = self._position.find(len(self._position.block))
-        if not self._started:
+        if not started:
             raise UserError(
                 f"{self.source.path} holds no JSON array: only blanks",
                 hint="give a file with records",
             )
-        text = self._head.strip(_BLANKS)
-        if self._held and text:
-            try:
-                parse_record(text)
-            except BrokenJson as error:
-                if error.offset < len(text) and "Unterminated" not in error.message:
-                    inside = self._head[: _lead(self._head) + error.offset]
-                    place = step_over(inside, *self._head_at)
-                    raise self._broken(error.message, *place) from error
-        raise self._broken("the file ends before the array does", *end)
+        text, line, column = self.head or self._beginning()
+        try:
+            parse_record(text or b"0")
+        except BrokenJson as error:
+            if error.offset < len(text) and "Unterminated" not in error.message:
+                self.text, self.at, self.line, self.column = text, 0, line, column
+                raise self._broken(error.message, *self._place(error.offset)) from error
+        raise self._broken("the file ends before the array does", *self._place(len(self.text)))
 
     def _broken(self, message: str, line: int, column: int) -> UserError:
         return UserError(
             f"{self.source.path}, line {line}, column {column}: not valid JSON, in or after "
             f"record {self.count:,}: {message}",
-            hint="mend the file there, or make it again; JSON Lines survives a broken record",
+            hint=MEND,
         )

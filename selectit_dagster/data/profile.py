@@ -6,24 +6,25 @@ is a random one and yet the same for every order of the file; languages come fro
 ``LANGUAGE_SAMPLE`` of them, as py3langid tells them from the characters.
 """
 
+# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
+
 from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from selectit_dagster.artefacts.duckdb_tables import Workspace
 from selectit_dagster.data.text import words
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 SAMPLE = 4000
 LANGUAGE_SAMPLE = 1000
 _LANGUAGE_CHARACTERS = 400
-_LONGEST = 1 << 16
 FIELDS = ("instruction", "input", "response")
 
 _SCRIPTS = {
@@ -72,134 +73,133 @@ def languages(texts: list[str]) -> dict[str, int]:
     """
     import py3langid
 
-    counts: dict[str, int] = {}
-    for text in texts:
-        start = text[:_LANGUAGE_CHARACTERS]
-        lettered = any(character.isalpha() for character in start)
-        name = str(py3langid.classify(start)[0]) if lettered else "none"
-        counts[name] = counts.get(name, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    starts = (text[:_LANGUAGE_CHARACTERS] for text in texts)
+    return _by_frequency(
+        str(py3langid.classify(start)[0]) if any(map(str.isalpha, start)) else "none"
+        for start in starts
+    )
+
+
+def _by_frequency(names: Iterator[str]) -> dict[str, int]:
+    return dict(sorted(Counter(names).items(), key=lambda item: (-item[1], item[0])))
 
 
 class Lengths:
-    """A distribution of whole numbers; exact up to 65,535, clipped above (mean and max not)."""
+    """A distribution of whole numbers: (V,) distinct ``values``, ascending, and their counts."""
 
-    def __init__(self) -> None:
-        self.counts = np.zeros(_LONGEST, np.int64)
-        self.total = self.n = self.longest = 0
+    def __init__(self, values: np.ndarray, counts: np.ndarray) -> None:
+        self.values = values.astype(np.int64)
+        self.counts = counts.astype(np.int64)
+        self.n = int(self.counts.sum())
 
-    def add(self, values: np.ndarray) -> None:
-        """Count ``values``: (N,) whole numbers of at least 0."""
-        if not len(values):
-            return
-        values = values.astype(np.int64)
-        self.counts += np.bincount(np.minimum(values, _LONGEST - 1), minlength=_LONGEST)
-        self.total += int(values.sum())
-        self.n += len(values)
-        self.longest = max(self.longest, int(values.max()))
+    @classmethod
+    def of(cls, numbers: list[int]) -> Lengths:
+        """Count numbers of at least 0."""
+        return cls(*np.unique(np.array(numbers, np.int64), return_counts=True))
 
     def quantile(self, share: float) -> int:
         """Return the smallest value that at least ``share`` of the values do not exceed."""
         if not self.n:
             return 0
-        return int(np.searchsorted(np.cumsum(self.counts), share * self.n))
+        return int(self.values[np.searchsorted(np.cumsum(self.counts), share * self.n)])
 
     def summary(self) -> dict[str, float]:
         """Return mean, quantiles and maximum."""
         return {
-            "mean": round(self.total / self.n, 1) if self.n else 0.0,
+            "mean": round(float(self.values @ self.counts) / self.n, 1) if self.n else 0.0,
             "p05": self.quantile(0.05),
             "p50": self.quantile(0.5),
             "p95": self.quantile(0.95),
-            "max": self.longest,
+            "max": int(self.values[-1]) if self.n else 0,
         }
 
     def histogram(self, bins: int = 40) -> dict[str, list[float]]:
         """Return a histogram up to the 99th percentile: edges (bins + 1) and counts (bins)."""
         top = max(self.quantile(0.99), 1)
         edges = np.unique(np.linspace(0, top + 1, min(bins, top + 1) + 1).astype(int))
-        sums = np.add.reduceat(self.counts[: edges[-1]], edges[:-1])
-        return {"edges": edges.tolist(), "counts": sums.tolist()}
+        shown = self.values <= top
+        sums, _ = np.histogram(self.values[shown], edges, weights=self.counts[shown])
+        return {"edges": edges.tolist(), "counts": sums.astype(int).tolist()}
 
 
-class Profile:
-    """Collects a data profile batch by batch."""
+def profile_of(
+    records: Path, work: Workspace, count_tokens: Callable[[str], int] | None = None
+) -> dict[str, Any]:
+    """Return the profile of ``records.parquet`` as JSON.
 
-    def __init__(self) -> None:
-        self.characters = {name: Lengths() for name in FIELDS}
-        self.turns = Lengths()
-        self.with_input = 0
-        self._sample: list[tuple[int, str, tuple[str, ...]]] = []
-        self._limit = "g"  # above every hexadecimal digit
+    Parameters
+    ----------
+    records:
+        The file.
+    work:
+        Where it is queried.
+    count_tokens:
+        Tokens of a text under the tokenizer that matters; without one, words are
+        counted (a character of a script without blanks is a word) and called so.
+    """
+    table = work.table(records)
+    characters = _lengths(work, table)
+    turns = characters["turns"]
+    sample = _sample(work, table)
+    count = count_tokens or (lambda text: len(words(text)))
+    lengths = {
+        name: Lengths.of([count(texts[i]) for texts in sample]) for i, name in enumerate(FIELDS)
+    }
+    wholes = list(map("\n".join, sample))
+    return {
+        "records": turns.n,
+        "with_input": int(characters["input"].counts[characters["input"].values > 0].sum()),
+        "characters": {name: characters[name].summary() for name in FIELDS},
+        "tokens": {name: lengths[name].summary() for name in FIELDS},
+        "token_unit": "tokens" if count_tokens and sample else "words",
+        "sample": len(sample),
+        "token_histograms": {name: lengths[name].histogram() for name in FIELDS},
+        "languages": languages(wholes[:LANGUAGE_SAMPLE]),
+        "language_sample": min(len(sample), LANGUAGE_SAMPLE),
+        "scripts": _by_frequency(map(main_script, wholes)),
+        "turns": {**turns.summary(), "counts": _turn_counts(turns)},
+        "histograms": {name: characters[name].histogram() for name in FIELDS},
+    }
 
-    def add(self, table: pa.RecordBatch | pa.Table) -> None:
-        """Add records with the columns of ``records.parquet``."""
-        import pyarrow.compute as pc
 
-        for name in FIELDS:
-            values = pc.utf8_length(table.column(name)).to_numpy(zero_copy_only=False)
-            self.characters[name].add(values)
-            if name == "input":
-                self.with_input += int((values > 0).sum())
-        self.turns.add(table.column("turns").to_numpy(zero_copy_only=False))
-        self._add_to_sample(table)
+def _lengths(work: Workspace, table: str) -> dict[str, Lengths]:
+    """Return the lengths in characters of each part of the records, and their turns."""
+    found: dict[str, tuple[list[int], list[int]]] = {name: ([], []) for name in (*FIELDS, "turns")}
+    lengths = ", ".join(f"length({name})" for name in FIELDS)
+    query = (
+        "SELECT part, n, count(*) AS records FROM "
+        f"(SELECT unnest({list(found)}) AS part, unnest([{lengths}, turns]) AS n FROM {table}) "
+        "GROUP BY part, n ORDER BY part, n"
+    )
+    for batch in work.batches(query):
+        for part, n, records in zip(*(c.to_pylist() for c in batch.columns), strict=True):
+            found[part][0].append(n)
+            found[part][1].append(records)
+    return {part: Lengths(*map(np.array, pair)) for part, pair in found.items()}
 
-    def _add_to_sample(self, table: pa.RecordBatch | pa.Table) -> None:
-        hashes = table.column("content_hash").to_pylist()
-        limit = self._limit
-        for index in [i for i, text in enumerate(hashes) if text < limit]:
-            if hashes[index] >= self._limit:
-                continue
-            texts = tuple(table.column(name)[index].as_py() for name in FIELDS)
-            entry = (-int(hashes[index], 16), hashes[index], texts)
-            if len(self._sample) < SAMPLE:
-                heapq.heappush(self._sample, entry)
-            else:
-                heapq.heapreplace(self._sample, entry)
-            if len(self._sample) == SAMPLE:
-                self._limit = self._sample[0][1]
 
-    def details(self, count_tokens: Callable[[str], int] | None = None) -> dict[str, Any]:
-        """Return the profile as JSON.
+def _sample(work: Workspace, table: str) -> list[tuple[str, ...]]:
+    """Return the texts of the records with the smallest content hashes."""
+    columns = ("content_hash", *FIELDS)
+    smallest = f"SELECT content_hash FROM {table} ORDER BY content_hash LIMIT {SAMPLE}"
+    query = (
+        f"SELECT {', '.join(columns)} FROM {table} "
+        f"WHERE content_hash <= (SELECT max(content_hash) FROM ({smallest}))"
+    )
+    rows = (
+        row
+        for batch in work.batches(query)
+        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+    )
+    return [row[1:] for row in heapq.nsmallest(SAMPLE, rows, key=lambda row: row[0])]
 
-        Parameters
-        ----------
-        count_tokens:
-            Tokens of a text under the tokenizer that matters; without one, words are
-            counted (a character of a script without blanks is a word) and called so.
-        """
-        if not self.characters["instruction"].n:
-            count_tokens = None
-        count = count_tokens or (lambda text: len(words(text)))
-        lengths = {name: Lengths() for name in FIELDS}
-        scripts: dict[str, int] = {}
-        sample = sorted(self._sample, key=lambda entry: entry[1])
-        for _, _, texts in sample:
-            script = main_script("\n".join(texts))
-            scripts[script] = scripts.get(script, 0) + 1
-        for index, name in enumerate(FIELDS):
-            values = [count(entry[2][index]) for entry in sample]
-            lengths[name].add(np.array(values, dtype=np.int64))
-        return {
-            "records": self.characters["instruction"].n,
-            "with_input": self.with_input,
-            "characters": {name: self.characters[name].summary() for name in FIELDS},
-            "tokens": {name: lengths[name].summary() for name in FIELDS},
-            "token_unit": "tokens" if count_tokens else "words",
-            "sample": len(sample),
-            "token_histograms": {name: lengths[name].histogram() for name in FIELDS},
-            "languages": languages(["\n".join(texts) for _, _, texts in sample[:LANGUAGE_SAMPLE]]),
-            "language_sample": min(len(sample), LANGUAGE_SAMPLE),
-            "scripts": dict(sorted(scripts.items(), key=lambda item: (-item[1], item[0]))),
-            "turns": {**self.turns.summary(), "counts": self._turn_counts()},
-            "histograms": {name: self.characters[name].histogram() for name in FIELDS},
-        }
 
-    def _turn_counts(self) -> dict[str, int]:
-        found = np.flatnonzero(self.turns.counts)
-        counts = {str(n): int(self.turns.counts[n]) for n in found[found < 10].tolist()}
-        more = int(self.turns.counts[10:].sum())
-        return counts | ({"10+": more} if more else {})
+def _turn_counts(turns: Lengths) -> dict[str, int]:
+    pairs = zip(turns.values.tolist(), turns.counts.tolist(), strict=True)
+    counts = Counter[str]()
+    for turn, n in pairs:
+        counts[str(turn) if turn < 10 else "10+"] += n
+    return dict(counts)
 
 
 def length_table(profile: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,135 +1,101 @@
-"""The readers behind one face: rows with their bytes, file after file."""
+"""Opening a dataset: its rows, whatever the format, file after file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-from selectit_dagster.data.byte_sources import ByteSource, head_of
+from selectit_dagster.data.byte_sources import ByteSource
+from selectit_dagster.data.fields import MAX_RECORD_BYTES, Row
+from selectit_dagster.data.file_formats import head_of
 from selectit_dagster.data.input_files import FILES, InputFile, Source
-from selectit_dagster.data.json_array import ArrayReader
-from selectit_dagster.data.json_objects import ObjectReader
-from selectit_dagster.data.json_reader import MAX_RECORD_BYTES, LineReader, Row
+from selectit_dagster.data.json_array import read_array
+from selectit_dagster.data.json_records import read_lines, read_objects
 from selectit_dagster.experiment import DatasetSection
 
-if TYPE_CHECKING:
-    from selectit_dagster.data.arrow_reader import TypedReader
-    from selectit_dagster.data.csv_reader import CsvReader
-
-
-class Rows(Protocol):
-    """Rows one after the other, and the line on which the last one starts (0: no lines)."""
-
-    @property
-    def line(self) -> int:
-        """Line of the row yielded last, from 1."""
-        ...  # pragma: no cover - protocol
-
-    def __iter__(self) -> Iterator[Row]:
-        """Yield the rows."""
-        ...  # pragma: no cover - protocol
-
 
 @dataclass
-class Reader:
-    """A source of rows with what is known about it."""
+class Opened:
+    """A dataset that is being read.
 
-    rows: Rows
-    source: ByteSource | None = None
-    csv: CsvReader | None = None
-    typed: TypedReader | None = None
-    file: str = ""  # the file of the row yielded last, where there are several
-
-    def share_read(self) -> float | None:
-        """Return the share of the file that was read so far, where that is known."""
-        if self.source is None or not self.source.size:
-            return None
-        return min(1.0, self.source.consumed / self.source.size)
-
-
-@dataclass
-class FileSequence(Reader):
-    """Several files, read in order, each by its own reader.
-
-    Rows of CSV and Parquet files come as JSON, so that all records of the dataset have one form.
+    Attributes
+    ----------
+    rows:
+        The records, once.
+    details:
+        What a writer needs besides: ``schema`` of a table, ``csv`` of a CSV, once it was read.
+    source, before, size:
+        The bytes being read; of several files, the size of those before and of all.
     """
 
-    files: tuple[InputFile, ...] = ()
-    section: DatasetSection = field(kw_only=True)
-    max_bytes: int = MAX_RECORD_BYTES
-    line: int = 0
-    _done: int = 0
-
-    def __iter__(self) -> Iterator[Row]:
-        from selectit_dagster.data.arrow_reader import canonical_json
-
-        for index, file in enumerate(self.files):
-            self._done = index
-            reader = _of_file(file, self.section, self.max_bytes)
-            self.file, self.source = file.name, reader.source
-            for raw, value in reader.rows:
-                self.line = reader.rows.line
-                yield (
-                    (canonical_json(value), value)
-                    if (file.format == "csv" and isinstance(value, dict))
-                    else (raw, value)
-                )
+    rows: Iterator[Row]
+    details: dict[str, Any] = field(default_factory=dict)
+    source: ByteSource | None = None
+    before: int = 0
+    size: int = 0
 
     def share_read(self) -> float | None:
-        """Return the share of the files' bytes that were read so far."""
-        sizes = [file.path.stat().st_size for file in self.files]
-        within = super().share_read() or 0.0
-        done = sum(sizes[: self._done]) + within * sizes[self._done]
-        return done / max(1, sum(sizes))
+        """Return the share of the bytes that was read so far, where that is known."""
+        size = self.size or (self.source.size if self.source else 0)
+        within = self.source.consumed if self.source else 0
+        return min(1.0, (self.before + within) / size) if size else None
 
 
-def open_reader(
+def open_source(
     section: DatasetSection,
     source: Source,
     revision: str | None = None,
     max_bytes: int = MAX_RECORD_BYTES,
-) -> Reader:
+) -> Opened:
     """Open a dataset; ``revision`` is the commit of a hub dataset."""
     if source.format in {"datasets", "hub"}:
         from selectit_dagster.data.arrow_reader import open_typed
 
         typed = open_typed(section, source.format, revision)
-        return Reader(typed, typed=typed)
+        return Opened(iter(typed), {"schema": _columns_of(typed.schema)})
     if source.format != FILES:
-        return _of_file(source.files[0], section, max_bytes)
-    sequence = FileSequence(None, files=source.files, section=section, max_bytes=max_bytes)  # type: ignore[arg-type]
-    sequence.rows = sequence
-    return sequence
+        return _open_file(source.files[0], section, max_bytes)
+    whole = Opened(iter(()), size=sum(file.path.stat().st_size for file in source.files))
+    whole.rows = _one_after_the_other(whole, source.files, section, max_bytes)
+    return whole
 
 
-def _of_file(file: InputFile, section: DatasetSection, max_bytes: int) -> Reader:
+def _one_after_the_other(
+    whole: Opened, files: tuple[InputFile, ...], section: DatasetSection, max_bytes: int
+) -> Iterator[Row]:
+    """Yield the rows of several files; those of a CSV as JSON, so that all have one form."""
+    from selectit_dagster.data.arrow_reader import canonical_json
+
+    for file in files:
+        part = _open_file(file, section, max_bytes)
+        whole.source = part.source
+        for raw, value, line, _ in part.rows:
+            written = (
+                canonical_json(value) if "csv" in part.details and type(value) is dict else raw
+            )
+            yield Row(written, value, line, file.name)
+        whole.source, whole.before = None, whole.before + file.path.stat().st_size
+
+
+def _open_file(file: InputFile, section: DatasetSection, max_bytes: int) -> Opened:
     if file.format == "parquet":
         from selectit_dagster.data.arrow_reader import open_parquet
 
         typed = open_parquet(file.path)
-        return Reader(typed, typed=typed)
+        return Opened(iter(typed), {"schema": _columns_of(typed.schema)})
     source = ByteSource(file.path, file.compression)
     if file.format == "csv":
         from selectit_dagster.data.csv_reader import CsvReader
 
         csv = CsvReader(source, section.columns, max_bytes)
-        return Reader(csv, source, csv=csv)
+        return Opened(iter(csv), {"csv": csv.details}, source)
     if file.format == "jsonl":
-        return Reader(LineReader(source, max_bytes), source)
+        return Opened(read_lines(source, max_bytes), source=source)
     if head_of(file.path)[1].lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{":
-        return Reader(ObjectReader(source, section.split, max_bytes), source)
-    return Reader(ArrayReader(source, max_bytes), source)
+        return Opened(read_objects(source, section.split, max_bytes), source=source)
+    return Opened(read_array(source, max_bytes), source=source)
 
 
-def written_format(source: Source) -> str:
-    """Return the format in which records of the source are written back."""
-    if source.format != FILES:
-        return source.format
-    # a record of an array may stand on several lines, which JSON Lines cannot hold
-    return "json" if any(file.format == "json" for file in source.files) else "jsonl"
-
-
-def describe(source: Source) -> dict[str, Any]:
-    """Return format and compression of the source for its manifest."""
-    return {"format": written_format(source), "compression": source.compression}
+def _columns_of(schema: Any) -> list[dict[str, str]]:  # noqa: ANN401 - Arrow's schema, lazily
+    return [{"name": field.name, "type": str(field.type)} for field in schema]

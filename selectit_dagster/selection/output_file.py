@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import orjson
 
 from selectit_dagster.artefacts.files import atomic_file
 from selectit_dagster.artefacts.manifest import Manifest
+from selectit_dagster.data.fields import Row
 from selectit_dagster.errors import UserError
 from selectit_dagster.selection.dataset_writer import DATASET_FILE, TextWriter
 
@@ -86,19 +87,14 @@ def _convert(source: Path, target: Path, kind: str, compression: str) -> None:
     import pyarrow as pa
 
     from selectit_dagster.data.input_files import find_source
-    from selectit_dagster.data.readers import open_reader
+    from selectit_dagster.data.readers import open_source
     from selectit_dagster.experiment import DatasetSection
 
     section = DatasetSection(path=str(source))
-    reader = open_reader(section, find_source(section))
-    shape: dict[str, object] = {"format": kind, "compression": compression}
-    rows = _records(reader.rows, as_text=reader.csv is not None and kind == "csv", kind=kind)
+    opened = open_source(section, find_source(section))
+    rows = _records(opened.rows, kind, as_text=kind == "csv" and "csv" in opened.details)
     first = list(islice(rows, _AT_ONCE))
-    if reader.csv is not None and reader.csv.shape is not None:
-        shape["csv"] = {
-            "header": reader.csv.shape.header,
-            "line_ending": reader.csv.shape.line_ending,
-        }
+    shape = {"format": kind, "compression": compression, **opened.details}
     with atomic_file(target):
         pass  # the folder is there and may be written to
     temporary = target.with_name(f".{target.name}.part")
@@ -114,10 +110,10 @@ def _convert(source: Path, target: Path, kind: str, compression: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _records(rows: object, *, as_text: bool, kind: str) -> Iterator[bytes]:
+def _records(rows: Iterable[Row], kind: str, *, as_text: bool) -> Iterator[bytes]:
     from selectit_dagster.data.arrow_reader import canonical_json
 
-    for raw, value in rows:  # type: ignore[attr-defined]
+    for raw, value, _, _ in rows:
         is_json = raw[:1] in (b"{", b"[")
         if as_text or (is_json and (kind == "json" or b"\n" not in raw)):
             yield raw

@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from selectit_dagster.data import ingest_pass, readers
-from selectit_dagster.data.byte_sources import ByteSource, head_of
+from selectit_dagster.data import csv_reader, ingest_pass, readers
+from selectit_dagster.data.byte_sources import ByteSource
 from selectit_dagster.data.csv_reader import CsvReader
+from selectit_dagster.data.file_formats import head_of
 from selectit_dagster.data.ingest import IngestRequest, ingest
 from selectit_dagster.data.input_files import find_source
-from selectit_dagster.data.json_array import ArrayReader
-from selectit_dagster.data.json_reader import LineReader
+from selectit_dagster.data.json_array import read_array
+from selectit_dagster.data.json_records import read_lines
 from selectit_dagster.errors import PassingError, UserError
 from selectit_dagster.experiment import DatasetSection
 
@@ -236,21 +237,20 @@ def test_a_record_above_the_limit_is_skipped_in_a_stream(workshop, kind):
     parts = [GOOD, big, GOOD]
     content = b"[" + b",".join(parts) + b"]" if kind == "json" else b"\n".join(parts)
     path = workshop.write("a", content)
-    reader = ArrayReader if kind == "json" else LineReader
-    rows = list(reader(ByteSource(path, "none"), max_bytes=1000))
-    assert [isinstance(value, dict) for _, value in rows] == [True, False, True]
-    assert rows[1][1].reason == "is larger than 1000 bytes"
+    read = read_array if kind == "json" else read_lines
+    rows = list(read(ByteSource(path, "none"), max_bytes=1000))
+    assert [isinstance(row.value, dict) for row in rows] == [True, False, True]
+    assert rows[1].value.reason == "is larger than 1000 bytes"
 
 
 # a block of 241 bytes ends between the two blanks before the first record
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 64, 241, 1 << 20])
 def test_blank_lines_are_counted_wherever_the_blocks_end(workshop, monkeypatch, block):
     monkeypatch.setattr("selectit_dagster.data.byte_sources.BLOCK", block)
-    monkeypatch.setattr("selectit_dagster.data.byte_sources._DISK_BLOCK", block)
     blanks = b"\n" * 90 + b" \r\n\t\n" * 30
     path = workshop.write("a", blanks + b"  " + GOOD + b"\n" + blanks + b"oops\n" + blanks + GOOD)
-    reader = LineReader(ByteSource(path, "none"), max_bytes=1000)
-    rows = [(reader.line, raw, isinstance(value, dict)) for raw, value in reader]
+    found = read_lines(ByteSource(path, "none"), max_bytes=1000)
+    rows = [(row.line, row.raw, isinstance(row.value, dict)) for row in found]
     assert rows == [(151, b"  " + GOOD, True), (302, b"oops", False), (453, GOOD, True)]
 
 
@@ -264,7 +264,7 @@ def test_blank_lines_of_a_csv_are_counted_wherever_the_blocks_end(
     rows = (f"instruction,output{end}", f'i,"{field}"{end}', f"one{end}", "i,o")
     path = workshop.write("a.csv", "".join(blanks + row for row in rows).encode())
     reader = CsvReader(ByteSource(path, "none"), max_bytes=1000)
-    found = [(reader.line, value) for _, value in reader]
+    found = [(row.line, row.value) for row in reader]
     # the second row takes 41 lines
     assert [line for line, _ in found] == [182, 313, 404]
     assert found[0][1] == {"instruction": "i", "output": field}
@@ -275,23 +275,28 @@ def test_blank_lines_of_a_csv_are_counted_wherever_the_blocks_end(
 def test_any_number_of_blank_lines_may_come_before_a_header(workshop):
     path = workshop.write("a.csv", b"\n" * 3000 + b"instruction,output\ni,o\n")
     rows = list(CsvReader(ByteSource(path, "none"), max_bytes=1000))
-    assert [value for _, value in rows] == [{"instruction": "i", "output": "o"}]
+    assert [row.value for row in rows] == [{"instruction": "i", "output": "o"}]
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 5])
 def test_a_bare_return_after_blank_lines_stays_in_its_row(workshop, monkeypatch, block):
     content = b"instruction,output\n" + b"\n" * 11 + b"\ri,o\n"
     path = workshop.write("a.csv", content)
-    whole = [(raw, str(value)) for raw, value in CsvReader(ByteSource(path, "none"))]
+    whole = [(row.raw, str(row.value)) for row in CsvReader(ByteSource(path, "none"))]
     monkeypatch.setattr("selectit_dagster.data.byte_sources.BLOCK", block)
-    assert [(raw, str(value)) for raw, value in CsvReader(ByteSource(path, "none"))] == whole
+    again = [(row.raw, str(row.value)) for row in CsvReader(ByteSource(path, "none"))]
+    assert again == whole
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 def test_blank_blocks_of_a_csv_are_not_read_line_by_line(workshop, monkeypatch, end):
     monkeypatch.setattr("selectit_dagster.data.byte_sources.BLOCK", 101)
-    taken, read = CsvReader._taken, []
-    monkeypatch.setattr(CsvReader, "_taken", lambda self, line: read.append(1) or taken(self, line))
+    lines, read = csv_reader.bounded_lines, []
+    monkeypatch.setattr(
+        csv_reader,
+        "bounded_lines",
+        lambda *given: (read.append(line) or line for line in lines(*given)),
+    )
     blanks = end * 10_000
     content = blanks + b"instruction,output\n" + blanks + b"i,o\n" + blanks
     path = workshop.write("a.csv", content)
@@ -313,9 +318,9 @@ def test_a_line_of_many_blocks_does_not_fill_the_memory(workshop, monkeypatch, k
     path = workshop.write("a", content)
     del content, parts
     section = DatasetSection(path=str(path), format=kind)
-    reader = readers.open_reader(section, find_source(section), max_bytes=1 << 20)
+    opened = readers.open_source(section, find_source(section), max_bytes=1 << 20)
     tracemalloc.start()
-    outcomes = [isinstance(value, dict) for _, value in reader.rows]
+    outcomes = [isinstance(row.value, dict) for row in opened.rows]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert outcomes == [True, False, True]
@@ -340,7 +345,7 @@ def test_a_quote_over_many_lines_does_not_fill_the_memory(workshop, monkeypatch)
     import tracemalloc
 
     monkeypatch.setattr("selectit_dagster.data.byte_sources.BLOCK", 1 << 16)
-    size = 4 << 20
+    size = 1 << 20
     path = workshop.write("a.csv", b'instruction,output\na,"' + b"x\n" * (size // 2) + b'"\nc,d\n')
     tracemalloc.start()
     with pytest.raises(UserError, match="starts on line 2 is never closed, or not within"):
@@ -492,6 +497,6 @@ def test_a_second_reader_of_the_same_folder_is_refused(workshop, make):
 def test_a_last_line_that_is_too_long_is_no_record(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": 1}\n{"a": "xxxxxxxxxxxx"}')
-    rows = list(LineReader(ByteSource(path, "none"), max_bytes=10))
-    assert [raw for raw, _ in rows] == [b'{"a": 1}', b""]
-    assert rows[1][1].reason == "is larger than 10 bytes"
+    rows = list(read_lines(ByteSource(path, "none"), max_bytes=10))
+    assert [row.raw for row in rows] == [b'{"a": 1}', b""]
+    assert rows[1].value.reason == "is larger than 10 bytes"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from selectit_dagster.data.byte_sources import ByteSource
 from selectit_dagster.data.ingest import IngestRequest, ingest
-from selectit_dagster.data.json_array import ArrayReader
+from selectit_dagster.data.json_array import read_array
 from selectit_dagster.data.text import normal_form, normal_record
 from selectit_dagster.display import one_line
 from selectit_dagster.errors import UserError
@@ -118,11 +118,8 @@ def test_the_scanner_agrees_with_the_json_library_whatever_the_blocks(entries, s
         def blocks(self):
             yield from (content[i : i + size] for i in range(0, len(content), size))
 
-    reader = ArrayReader(Blocks(Path("memory"), "none"))
-    found, lines = [], []
-    for raw, _ in reader:
-        found.append(raw)
-        lines.append(reader.line)
+    rows = list(read_array(Blocks(Path("memory"), "none")))
+    found, lines = [row.raw for row in rows], [row.line for row in rows]
     parsed = [json.loads(raw) for raw in found]
     assert json.dumps(parsed) == json.dumps(json.loads(content))
     places, at = [], 0

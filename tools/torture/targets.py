@@ -21,11 +21,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from selectit_dagster.data.byte_sources import ByteSource, detect_format
+from selectit_dagster.data.byte_sources import ByteSource
 from selectit_dagster.data.csv_reader import CsvReader
+from selectit_dagster.data.file_formats import detect_format
 from selectit_dagster.data.flags import flag_batch
-from selectit_dagster.data.json_array import ArrayReader
-from selectit_dagster.data.json_reader import LineReader
+from selectit_dagster.data.json_array import read_array
+from selectit_dagster.data.json_records import read_lines, read_objects
 from selectit_dagster.data.layouts import choose_layout
 from selectit_dagster.data.text import normal_form, normal_record, words
 from selectit_dagster.display import one_line
@@ -71,9 +72,6 @@ class Memory(ByteSource):
             self.consumed = min(start + self.step, len(self.data))
             yield self.data[start : start + self.step]
 
-    def _plain(self) -> Iterator[bytes]:
-        return self._disk()
-
     def blocks(self) -> Iterator[bytes]:
         """Yield the pieces as they come: more seams than real blocks have."""
         return self.pieces() if self.compression == "none" else super().blocks()
@@ -81,7 +79,7 @@ class Memory(ByteSource):
 
 def _drain(rows: Any) -> None:
     section = DatasetSection(path="memory")
-    found = [value for _, value in rows if isinstance(value, dict)][:50]
+    found = [row.value for row in rows if isinstance(row.value, dict)][:50]
     if found:
         layout = choose_layout(section, found, "memory")
         for value in found:
@@ -99,12 +97,17 @@ def _usable(extract: Callable[[dict[str, Any]], Any], value: dict[str, Any]) -> 
 
 def array(data: bytes) -> None:
     """Read a JSON array."""
-    _drain(ArrayReader(Memory(data), _MAX_RECORD))
+    _drain(read_array(Memory(data), _MAX_RECORD))
 
 
 def lines(data: bytes) -> None:
     """Read JSON Lines."""
-    _drain(LineReader(Memory(data), _MAX_RECORD))
+    _drain(read_lines(Memory(data), _MAX_RECORD))
+
+
+def objects(data: bytes) -> None:
+    """Read JSON objects one after the other, or a wrapper of records."""
+    _drain(read_objects(Memory(data), max_bytes=_MAX_RECORD))
 
 
 def table(data: bytes) -> None:
@@ -115,7 +118,7 @@ def table(data: bytes) -> None:
 def packed(data: bytes) -> None:
     """Read gzip and zstd; the first byte says which."""
     kind = "gzip" if data[:1] < b"\x80" else "zstd"
-    _drain(LineReader(Memory(data[1:], kind), _MAX_RECORD))
+    _drain(read_lines(Memory(data[1:], kind), _MAX_RECORD))
 
 
 def recognised(data: bytes) -> None:
@@ -352,6 +355,9 @@ def attacks() -> list[Attack]:
     return [
         Attack("json array", array, (b"[" + record + b", " + talk + b"]", b"[]"), signs),
         Attack("json lines", lines, (record + b"\n" + talk + b"\n", b"{}"), signs),
+        Attack(
+            "json objects", objects, (record + b"\n" + talk, b'{"data": [' + record + b"]}"), signs
+        ),
         Attack("csv", table, (csv, csv.replace(b",", b"\t")), (b'""', b"\r\n", b'"\n')),
         Attack("gzip and zstd", packed, (b"\x00" + zipped, b"\xff" + frame)),
         Attack("format", recognised, (record, b"[" + record + b"]", csv, typed[:64])),
