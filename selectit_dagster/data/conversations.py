@@ -16,25 +16,20 @@ from selectit_dagster.data.text import is_blank
 ROLE_KEYS = ("from", "role", "type", "speaker")
 TEXT_KEYS = ("value", "content", "text", "parts", "message")
 USER, ASSISTANT, SYSTEM, OTHER = "user", "assistant", "system", "other"
-ROLES: dict[str, str] = {
-    **dict.fromkeys(("human", "user", "prompter", "question", "instruction"), USER),
-    **dict.fromkeys(
-        ("gpt", "gpt4", "gpt-4", "chatgpt", "bing", "bard", "claude", "llm"), ASSISTANT
-    ),
-    **dict.fromkeys(("assistant", "ai", "model", "bot", "chatbot", "output"), ASSISTANT),
-    **dict.fromkeys(("function_call", "answer", "response"), ASSISTANT),
-    **dict.fromkeys(("system", "developer"), SYSTEM),
+_NAMES = {
+    USER: "human user prompter question instruction",
+    ASSISTANT: "gpt gpt4 gpt-4 chatgpt bing bard claude llm assistant ai model bot chatbot output "
+    "function_call answer response",
+    SYSTEM: "system developer",
 }
+ROLES = {name: kind for kind, names in _NAMES.items() for name in names.split()}
 # answers that are calls of a tool keep that name before them
 _CALLS = ("tool_calls", "function_call")
 # one turn written as an object of its two sides
-_PAIRS: tuple[tuple[str, str], ...] = (
-    ("human", "assistant"),
-    ("user", "assistant"),
-    ("input", "output"),
-    ("user", "bot"),
+_PAIRS = (
+    *(("human", "assistant"), ("user", "assistant"), ("input", "output"), ("user", "bot")),
+    *(("question", "answer"), ("prompt", "response"), ("human", "gpt")),
 )
-_PAIRS += (("question", "answer"), ("prompt", "response"), ("human", "gpt"))
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,9 @@ small enough for an asset's page. Colours are those of the Okabe-Ito palette.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from selectit_dagster.artefacts.figures import png_bytes
-
-if TYPE_CHECKING:
-    pass
 
 _COLOURS = {"instruction": "#0072B2", "input": "#E69F00", "response": "#009E73"}
 _GREY = "#999999"

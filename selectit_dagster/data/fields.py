@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 Texts = tuple[str, str, str, int]  # instruction, input, response, turns
-Extractor = Callable[[dict[str, Any]], Texts]
 
 WHOLE_RECORD = "(record)"
 MAX_RECORD_BYTES = 16 << 20

@@ -160,11 +160,16 @@ def injection_candidates(whole: list[str]) -> np.ndarray:
     One pass of a linear-time engine over all patterns at once, a hundred times quicker
     than asking for each of every record.
     """
+    union = "|".join(f"(?:{_for_re2(p.pattern)})" for p in (*_INJECTIONS, _ADDRESSED, _VERDICT))
+    return _searched(whole, union)
+
+
+def _searched(texts: list[str], pattern: str) -> np.ndarray:
+    """Return in which texts RE2 finds a pattern: (N,) bool."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    union = "|".join(f"(?:{_for_re2(p.pattern)})" for p in (*_INJECTIONS, _ADDRESSED, _VERDICT))
-    found = pc.match_substring_regex(pa.array(whole, pa.large_string()), union)
+    found = pc.match_substring_regex(pa.array(texts, pa.large_string()), pattern)
     return found.to_numpy(zero_copy_only=False)
 
 
@@ -273,20 +278,9 @@ def flag_batch(normal: list[str], responses: list[str]) -> np.ndarray:
             bits[index] |= 1 << 3
         elif mention(*texts):
             bits[index] |= 1 << 4
-    bits[_writes_control(normal)] |= 1 << 5
+    # read as text wherever they are encoded here; another program may obey them
+    bits[_searched(normal, _CONTROL)] |= 1 << 5
     return bits
-
-
-def _writes_control(normal: list[str]) -> np.ndarray:
-    """Return which texts (normal form) write a model's special tokens: (N,) bool.
-
-    They are read as text wherever they are encoded here; another program may obey them.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    found = pc.match_substring_regex(pa.array(normal, pa.large_string()), _CONTROL)
-    return found.to_numpy(zero_copy_only=False)
 
 
 def names_of(bits: int) -> list[str]:

@@ -1,20 +1,20 @@
 """Record layouts: how instruction, input and response are found in one parsed record.
 
-A layout is a function from a parsed record (a dict) to ``Texts``; it raises ``Unusable``
-with the field and the reason when the record cannot be used. Layouts never repair: what
-is not text is rejected and named. What stands in a column beside the text and belongs to
-the record (system prompt, history, tools, images) is labelled text before the instruction.
+A layout names the column of each part; a record that cannot be used raises ``Unusable`` with the
+field and the reason. Layouts never repair: what is not text is rejected and named. What stands in a
+column beside the text and belongs to the record (system prompt, history, tools, images) is
+labelled text before the instruction.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+from selectit_dagster.artefacts.files import sha256_json
 from selectit_dagster.data.conversations import (
     ASSISTANT,
     OTHER,
@@ -27,7 +27,6 @@ from selectit_dagster.data.conversations import (
 )
 from selectit_dagster.data.fields import (
     Excluded,
-    Extractor,
     Texts,
     Unusable,
     found,
@@ -49,17 +48,11 @@ KNOWN_COLUMNS: tuple[tuple[str, str | None, str], ...] = (
     ("instruction", None, "answer"),
     ("instruction", "input", "generation"),
     ("instruction", "input", "target"),
-    ("prompt", None, "completion"),
-    ("prompt", None, "response"),
-    ("prompt", None, "output"),
-    ("prompt", None, "generation"),
-    ("prompt", None, "answer"),
+    *(("prompt", None, a) for a in ("completion", "response", "output", "generation", "answer")),
     ("question", "context", "answer"),
     ("question", None, "response"),
     ("question", None, "output"),
-    ("query", None, "response"),
-    ("query", None, "answer"),
-    ("query", None, "output"),
+    *(("query", None, answer) for answer in ("response", "answer", "output")),
     ("problem", None, "solution"),
     ("inputs", None, "targets"),
     ("input", None, "target"),
@@ -75,168 +68,163 @@ CONTEXT_COLUMNS: dict[str, tuple[str, ...]] = {
     "tools": ("tools", "functions"),
     "images": ("images", "image"),
 }
+_NOTHING: tuple[object, ...] = (None, "", [], {})
+_LABELS = ("kto_tag",)
+_PROMPTS = ("prompt", "instruction", "question")
+_PARTS = ("instruction", "input", "response")
+Form = Literal["columns", "conversation", "preference", "instances"]
+Columns = dict[str, str | None]  # the column of each part of a record
+# layouts with nested values: the name, the form, the column that shows it and what it holds
+_NESTED: tuple[tuple[str, Form, str, tuple[type, ...]], ...] = (
+    ("ultrachat", "conversation", "data", (list,)),
+    ("preferences", "preference", "chosen", (list, str, dict)),
+    ("prompt-completion messages", "preference", "completion", (list,)),
+    ("self-instruct", "instances", "instances", (list,)),
+)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Layout:
-    """The layout of a dataset: its name, its extractor and the columns it uses.
+    """The layout of a dataset.
 
     Attributes
     ----------
+    name, form:
+        What was recognised, and how such records are read.
+    fields:
+        The column of each part.
+    context:
+        (part, column) of what may stand beside the text.
+    bad:
+        The column that says whether the answer is a good one.
     losses:
         What a user could miss, counted while records are read.
     """
 
     name: str
-    extract: Extractor
-    fields: dict[str, str | None]
+    form: Form
+    fields: Columns
+    section: DatasetSection
+    context: tuple[tuple[str, str], ...]
+    bad: str | None
     losses: Counter[str] = field(default_factory=Counter)
 
+    def extract(self, record: dict[str, Any]) -> Texts:
+        """Return instruction, input, response and turns of a record, or raise ``Unusable``."""
+        if self.form == "columns":
+            return self._from_columns(record)
+        if self.form == "instances":
+            return self._from_columns(self._first_instance(record))
+        if self.form == "conversation":
+            return self._from_messages(record)
+        return self._from_preference(record)
 
-@dataclass(frozen=True)
-class _Parts:
-    """What every extractor knows: the options, the context columns, and what it counts."""
+    def _from_columns(self, record: dict[str, Any]) -> Texts:
+        """Read a record with one column per part."""
+        flat = self.form == "instances"
+        asked = str(self.fields["instruction"])
+        instruction = required_text(record, asked)
+        given = optional_text(record, "input" if flat else self.fields["input"])
+        if is_blank(instruction):
+            if is_blank(given):
+                raise Unusable(asked, "is blank")
+            instruction, given = given, ""  # the question stands in the input alone
+        self._refuse_bad(record)
+        response = required_text(record, "output" if flat else str(self.fields["response"]))
+        fixed, earlier = self._beside(record)
+        if not (fixed or earlier):
+            return instruction, given, response, 1
+        if self.section.turns == "last-turn":
+            earlier = [m for m in earlier if m.kind == SYSTEM]
+        whole = joined([*fixed, *earlier, Message(USER, USER, instruction)])
+        return whole, given, response, 1 + sum(m.kind == ASSISTANT for m in earlier)
 
-    section: DatasetSection
-    context: tuple[tuple[str, str], ...]  # (part, column)
-    losses: Counter[str]
+    def _first_instance(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Return self-instruct's form (an instruction, a list of worked instances) as columns."""
+        instances = record.get("instances")
+        if not isinstance(instances, list) or not instances:
+            what = "is an empty list" if instances == [] else f"is {type_name(instances)}"
+            raise Unusable("instances", what if "instances" in record else "is missing")
+        if not isinstance(instances[0], dict):
+            raise Unusable("instances[0]", f"is {type_name(instances[0])}, expected an object")
+        if len(instances) > 1:
+            self.losses["instances after the first were left out"] += 1
+        return {**record, **{k: instances[0].get(k) for k in ("input", "output")}}
 
-    def beside(self, record: dict[str, Any]) -> tuple[list[Message], list[Message]]:
+    def _from_messages(self, record: dict[str, Any]) -> Texts:
+        """Read a record with a list of messages, and perhaps the preferred answer beside it."""
+        key, chosen = str(self.fields["conversation"]), self.fields.get("response")
+        messages = self._messages(record, key)
+        self._refuse_bad(record)
+        answer = self._answer(record, chosen) if chosen and found(record, chosen) else []
+        return self._texts(record, [*messages, *answer], key)
+
+    def _from_preference(self, record: dict[str, Any]) -> Texts:
+        """Read trl's forms: a prompt (text or messages) and an answer (text or messages)."""
+        prompt, answer = self.fields["instruction"], str(self.fields["response"])
+        replies = self._answer(record, answer)
+        if any(message.kind == USER for message in replies) or prompt is None:
+            self._refuse_bad(record)
+            return self._texts(record, replies, answer)  # the answer column is the conversation
+        value = found(record, prompt)
+        if isinstance(value, str) and value.lstrip()[:1] != "[":
+            if is_blank(value):
+                raise Unusable(prompt, "is blank")
+            messages = [Message(USER, USER, value)]
+        else:
+            messages = self._messages(record, prompt)
+        self._refuse_bad(record)
+        return self._texts(record, [*messages, *replies], prompt)
+
+    def _messages(self, record: dict[str, Any], column: str) -> list[Message]:
+        value = found(record, column)
+        return read_messages(value, column, self.section.roles, present=column in record)
+
+    def _answer(self, record: dict[str, Any], column: str) -> list[Message]:
+        """Return an answer that is text, one message or several."""
+        value = found(record, column)
+        if isinstance(value, str) and value.lstrip()[:1] != "[":
+            return [Message(ASSISTANT, ASSISTANT, value)]
+        return self._messages(record, column)
+
+    def _refuse_bad(self, record: dict[str, Any]) -> None:
+        """Leave out an answer that the data themselves call a bad one (KTO)."""
+        if self.bad is not None and found(record, self.bad) in (False, "false", "False"):
+            raise Excluded(self.bad, "says that the answer is a bad one")
+
+    def _texts(self, record: dict[str, Any], messages: list[Message], where: str) -> Texts:
+        """Return the texts of a conversation with what stands beside it."""
+        fixed, earlier = self._beside(record)
+        options = {"turns": self.section.turns, "other_roles": self.section.other_roles}
+        return as_texts([*earlier, *messages], fixed, where, losses=self.losses, **options)
+
+    def _beside(self, record: dict[str, Any]) -> tuple[list[Message], list[Message]]:
         """Return (system prompt, tools and images; earlier turns) of a record's columns."""
         fixed: list[Message] = []
         earlier: list[Message] = []
         for part, column in self.context:
             value = found(record, column)
-            if value in (None, "", [], {}) or (isinstance(value, str) and is_blank(value)):
+            if value in _NOTHING or (isinstance(value, str) and is_blank(value)):
                 continue
             if part == "history":
                 earlier = read_messages(value, column, self.section.roles)
             elif part == "system":
                 fixed.append(Message(SYSTEM, SYSTEM, required_text(record, column)))
             elif part == "tools" and value != "[]":
-                fixed.append(Message("tools", OTHER, _written(value)))
+                text = json.dumps(value, ensure_ascii=False, default=str)
+                fixed.append(Message("tools", OTHER, value if isinstance(value, str) else text))
             elif part == "images":
                 images = value if isinstance(value, list) else [value]
                 fixed.append(Message("images", OTHER, ", ".join(map(_image_name, images))))
                 self.losses["images are named to the rater, not shown"] += 1
         return fixed, earlier
 
-    def texts(
-        self,
-        record: dict[str, Any],
-        messages: list[Message],
-        where: str,
-        answer: list[Message] | None = None,
-    ) -> Texts:
-        """Return the texts of a conversation with what stands beside it."""
-        fixed, earlier = self.beside(record)
-        if answer is not None:
-            messages = [*messages, *answer]
-        return as_texts(
-            [*earlier, *messages],
-            fixed,
-            where,
-            turns=self.section.turns,
-            other_roles=self.section.other_roles,
-            losses=self.losses,
-        )
-
-
-def _written(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
 
 def _image_name(value: object) -> str:
     """Return how an image is called: its path or address, else a digest of what it is."""
     if isinstance(value, dict):
         value = value.get("path") or value.get("url") or value.get("bytes") or value
-    if isinstance(value, str):
-        return value[:200]
-    from selectit_dagster.artefacts.files import sha256_json
-
-    return f"image {sha256_json(str(value))[:16]}"
-
-
-def _from_columns(
-    record: dict[str, Any], *, parts: _Parts, mapping: ColumnMapping, bad: str | None
-) -> Texts:
-    """Read a record with one column per part."""
-    asked, answered = str(mapping.instruction), str(mapping.response)
-    instruction = required_text(record, asked)
-    given = optional_text(record, mapping.input)
-    if is_blank(instruction):
-        if mapping.input is None or is_blank(given):
-            raise Unusable(asked, "is blank")
-        instruction, given = given, ""  # the question stands in the input alone
-    _refuse_bad(record, bad)
-    response = required_text(record, answered)
-    fixed, earlier = parts.beside(record)
-    if not (fixed or earlier):
-        return instruction, given, response, 1
-    if parts.section.turns == "last-turn":
-        earlier = [m for m in earlier if m.kind == SYSTEM]
-    whole = joined([*fixed, *earlier, Message(USER, USER, instruction)])
-    return whole, given, response, 1 + sum(m.kind == ASSISTANT for m in earlier)
-
-
-def _from_messages(
-    record: dict[str, Any], *, parts: _Parts, key: str, chosen: str | None, bad: str | None
-) -> Texts:
-    """Read a record with a list of messages, and perhaps the preferred answer beside it."""
-    roles = parts.section.roles
-    messages = read_messages(found(record, key), key, roles, present=key in record)
-    _refuse_bad(record, bad)
-    answer = _answer(record, chosen, parts) if chosen and found(record, chosen) else None
-    return parts.texts(record, messages, key, answer)
-
-
-def _from_preference(
-    record: dict[str, Any], *, parts: _Parts, prompt: str | None, answer: str, bad: str | None
-) -> Texts:
-    """Read trl's forms: a prompt (text or messages) and an answer (text or messages)."""
-    roles = parts.section.roles
-    replies = _answer(record, answer, parts)
-    if any(message.kind == USER for message in replies) or prompt is None:
-        _refuse_bad(record, bad)
-        return parts.texts(record, replies, answer)  # the answer column holds the conversation
-    value = found(record, prompt)
-    if isinstance(value, str) and value.lstrip()[:1] != "[":
-        if is_blank(value):
-            raise Unusable(prompt, "is blank")
-        messages = [Message(USER, USER, value)]
-    else:
-        messages = read_messages(value, prompt, roles, present=prompt in record)
-    _refuse_bad(record, bad)
-    return parts.texts(record, messages, prompt, replies)
-
-
-def _answer(record: dict[str, Any], column: str, parts: _Parts) -> list[Message]:
-    """Return an answer that is text, one message or several."""
-    value = found(record, column)
-    if isinstance(value, str) and value.lstrip()[:1] != "[":
-        return [Message(ASSISTANT, ASSISTANT, value)]
-    return read_messages(value, column, parts.section.roles, present=column in record)
-
-
-def _refuse_bad(record: dict[str, Any], bad: str | None) -> None:
-    """Leave out an answer that the data themselves call a bad one (KTO)."""
-    if bad is not None and found(record, bad) in (False, "false", "False"):
-        raise Excluded(bad, "says that the answer is a bad one")
-
-
-def _from_instances(record: dict[str, Any], *, parts: _Parts) -> Texts:
-    """Read self-instruct's form: an instruction and a list of worked instances."""
-    instances = record.get("instances")
-    if not isinstance(instances, list) or not instances:
-        what = "is an empty list" if instances == [] else f"is {type_name(instances)}"
-        raise Unusable("instances", what if "instances" in record else "is missing")
-    if not isinstance(instances[0], dict):
-        raise Unusable("instances[0]", f"is {type_name(instances[0])}, expected an object")
-    if len(instances) > 1:
-        parts.losses["instances after the first were left out"] += 1
-    mapping = ColumnMapping(instruction="instruction", input="input", response="output")
-    flat = {**record, **{k: instances[0].get(k) for k in ("input", "output")}}
-    return _from_columns(flat, parts=parts, mapping=mapping, bad=None)
+    return value[:200] if isinstance(value, str) else f"image {sha256_json(str(value))[:16]}"
 
 
 def choose_layout(section: DatasetSection, samples: list[dict[str, Any]], source: str) -> Layout:
@@ -256,27 +244,28 @@ def choose_layout(section: DatasetSection, samples: list[dict[str, Any]], source
     UserError
         When no layout fits, naming the columns that were found.
     """
-    mapping = section.columns
-    builder = _Builder(section, samples)
+    mapping, builder = section.columns, _Builder(section, samples)
     if mapping is not None and section.layout in {"auto", "columns"}:
         _check_mapping(mapping, samples, source)
         return builder.mapped(mapping)
     if section.layout == "alpaca":
-        return builder.columns("alpaca", KNOWN_COLUMNS[0])
+        return builder.made("alpaca", "columns", builder.named(_PARTS, KNOWN_COLUMNS[0]))
     if section.layout in {"sharegpt", "messages"}:
         order = CONVERSATION_KEYS if section.layout == "sharegpt" else CONVERSATION_KEYS[1::-1]
         key = next((k for k in order if any(k in r for r in samples)), order[0])
         return builder.conversation(section.layout, key)
-    best = builder.detected()
-    if best is None:
-        names = {str(column) for record in samples for column in record}
-        raise UserError(
-            f"{source}: the record layout is not one that is recognised; columns found: "
-            f"{column_list(names)}",
-            hint=f"name the columns: dataset.columns: {{instruction: ..., response: ...}}"
-            f"{_near_miss(names)}",
-        )
-    return best
+    fits, name, form, columns = max(builder.candidates(), key=lambda candidate: candidate[0])
+    if fits and form == "conversation":
+        return builder.conversation(name, str(columns["conversation"]))
+    if fits:
+        return builder.made(name, form, columns)
+    names = {str(column) for record in samples for column in record}
+    raise UserError(
+        f"{source}: the record layout is not one that is recognised; columns found: "
+        f"{column_list(names)}",
+        hint=f"name the columns: dataset.columns: {{instruction: ..., response: ...}}"
+        f"{_near_miss(names)}",
+    )
 
 
 class _Builder:
@@ -288,134 +277,82 @@ class _Builder:
         # column names as they are written, by their lower-case form; the most frequent wins
         counts = Counter(str(column) for record in samples for column in record)
         self.names = {name.lower(): name for name, _ in reversed(counts.most_common())}
-        mapping = section.columns
-        self.context = tuple(
-            (part, column)
-            for part, known in CONTEXT_COLUMNS.items()
-            for column in (
-                [getattr(mapping, part)]
-                if mapping is not None and getattr(mapping, part) is not None
-                else [self.names.get(name, name) for name in known]
-            )
-        )
         # a column `label` says this only beside trl's columns; anywhere else it may be anything
-        labels = (
-            ("kto_tag", "label") if {"prompt", "completion"} <= set(self.names) else ("kto_tag",)
-        )
-        self.bad = next((self.names[n] for n in labels if self._holds(n, bool)), None)
+        labels = ("kto_tag", "label") if {"prompt", "completion"} <= set(self.names) else _LABELS
+        self.bad = next((self.names[name] for name in labels if self._holds(name, (bool,))), None)
 
-    def _holds(self, name: str, kind: type | tuple[type, ...]) -> int:
-        """Return in how many of the first records a column holds a value of that kind."""
+    def _holds(self, name: str, kinds: tuple[type, ...]) -> int:
+        """Return in how many of the first records a column holds a value of these kinds."""
         column = self.names.get(name, name)
-        return sum(isinstance(found(record, column), kind) for record in self.samples)
+        return sum(isinstance(found(record, column), kinds) for record in self.samples)
 
-    def _made(
-        self,
-        name: str,
-        read: Callable[..., Texts],
-        used: dict[str, str | None],
-        free: set[str] | None = None,
-    ) -> Layout:
-        losses: Counter[str] = Counter()
-        taken = {column for column in used.values() if column} | (free or set())
-        context = tuple((p, c) for p, c in self.context if c not in taken)
-        parts = _Parts(self.section, context, losses)
-        shown_context = {p: c for p, c in context if self._holds(c, object) and _any(self, c)}
-        return Layout(name, partial(read, parts=parts), {**used, **shown_context}, losses)
+    def named(self, parts: tuple[str, ...], columns: tuple[str | None, ...]) -> Columns:
+        """Return the column of each part as the records write it."""
+        return {p: n and self.names.get(n, n) for p, n in zip(parts, columns, strict=True)}
 
-    def columns(self, name: str, known: tuple[str, str | None, str]) -> Layout:
-        """Return the layout of one column per part."""
-        asked, given, answered = (n and self.names.get(n, n) for n in known)
-        mapping = ColumnMapping(instruction=str(asked), input=given, response=str(answered))
-        used = {"instruction": asked, "input": given, "response": answered}
-        read = partial(_from_columns, mapping=mapping, bad=self.bad)
-        return self._made(name, read, used)
+    def made(self, name: str, form: Form, columns: Columns) -> Layout:
+        """Return a layout with the context columns that it does not use itself."""
+        context = []
+        for part, known in CONTEXT_COLUMNS.items():
+            own = getattr(self.section.columns, part, None)
+            names = [own] if own is not None else [self.names.get(n, n) for n in known]
+            context += [(part, column) for column in names if column not in columns.values()]
+        shown: Columns = {
+            part: column
+            for part, column in context
+            if any(found(record, column) not in _NOTHING for record in self.samples)
+        }
+        return Layout(name, form, {**columns, **shown}, self.section, tuple(context), self.bad)
 
     def conversation(self, name: str, key: str) -> Layout:
         """Return the layout of a list of messages, with a preferred answer where there is one."""
-        chosen = self.names.get("chosen") if self._holds("chosen", (dict, list, str)) else None
-        read = partial(_from_messages, key=key, chosen=chosen, bad=self.bad)
-        used: dict[str, str | None] = {"conversation": key}
-        if chosen:
-            used |= {"response": chosen, "rejected": self.names.get("rejected")}
-        return self._made(f"{name} with preferences" if chosen else name, read, used)
-
-    def preference(self, name: str, prompt: str | None, answer: str) -> Layout:
-        """Return the layout of a prompt and an answer that may both be messages."""
-        read = partial(_from_preference, prompt=prompt, answer=answer, bad=self.bad)
-        used: dict[str, str | None] = {"instruction": prompt, "response": answer}
-        if answer == self.names.get("chosen"):
-            used["rejected"] = self.names.get("rejected")
-        return self._made(name, read, used)
+        if not self._holds("chosen", (dict, list, str)):
+            return self.made(name, "conversation", {"conversation": key})
+        pair = {"response": self.names["chosen"], "rejected": self.names.get("rejected")}
+        columns = {"conversation": key, **pair}
+        return self.made(f"{name} with preferences", "conversation", columns)
 
     def mapped(self, mapping: ColumnMapping) -> Layout:
         """Return the layout that ``dataset.columns`` describes."""
+        asked, given, answer = mapping.instruction, mapping.input, mapping.response
         if mapping.messages is not None:
-            chosen = mapping.chosen or (mapping.response if mapping.instruction is None else None)
-            read = partial(_from_messages, key=mapping.messages, chosen=chosen, bad=self.bad)
-            used: dict[str, str | None] = {"conversation": mapping.messages, "response": chosen}
-            return self._made("columns", read, {**used, "rejected": mapping.rejected})
+            chosen = mapping.chosen or (answer if asked is None else None)
+            columns = {"conversation": mapping.messages, "response": chosen}
+            return self.made("columns", "conversation", {**columns, "rejected": mapping.rejected})
         if mapping.chosen is not None:
-            layout = self.preference("columns", mapping.instruction, mapping.chosen)
-            layout.fields["rejected"] = mapping.rejected
-            return layout
-        used = {
-            "instruction": mapping.instruction,
-            "input": mapping.input,
-            "response": mapping.response,
-        }
-        read = partial(_from_columns, mapping=mapping, bad=self.bad)
-        return self._made("columns", read, used)
+            columns = {"instruction": asked, "response": mapping.chosen}
+            return self.made("columns", "preference", {**columns, "rejected": mapping.rejected})
+        columns = {"instruction": asked, "input": given, "response": answer}
+        return self.made("columns", "columns", columns)
 
-    def detected(self) -> Layout | None:
-        """Return the layout that most of the first records fit, None when none does."""
-        best: tuple[int, Layout] | None = None
-        for fits, make in self._candidates():
-            if fits and (best is None or fits > best[0]):
-                best = fits, make()
-        return best[1] if best else None
-
-    def _candidates(self) -> Iterable[tuple[int, Any]]:
+    def candidates(self) -> Iterator[tuple[int, str, Form, Columns]]:
+        """Yield how many of the first records fit each known layout, and its columns."""
         for key in CONVERSATION_KEYS:
             column = self.names.get(key, key)
-            fits = self._holds(key, (list, dict)) + self._json_texts(column)
+            texts = (record.get(column) for record in self.samples)
+            as_text = sum(isinstance(t, str) and t.lstrip()[:1] == "[" for t in texts)
             name = "messages" if key == "messages" else "sharegpt"
-            yield fits, partial(self.conversation, name, column)
-        if self._holds("data", list):
-            yield self._holds("data", list), partial(self.conversation, "ultrachat", "data")
-        prompt = next((n for n in ("prompt", "instruction", "question") if n in self.names), None)
-        asked = self.names.get(prompt) if prompt else None
-        if "chosen" in self.names and "rejected" in self.names:
-            fits = self._holds("chosen", (list, str, dict))
-            yield fits, partial(self.preference, "preferences", asked, self.names["chosen"])
-        if self._holds("completion", list):
-            answer = self.names["completion"]
-            yield (
-                self._holds("completion", list),
-                partial(self.preference, "prompt-completion messages", asked, answer),
-            )
-        if self._holds("instances", list):
-            used: dict[str, str | None] = {"instruction": "instruction"}
-            used["response"] = "instances"
-            yield (
-                self._holds("instances", list),
-                partial(self._made, "self-instruct", _from_instances, used, {"input", "output"}),
-            )
+            fits = self._holds(key, (list, dict)) + as_text
+            yield fits, name, "conversation", {"conversation": column}
+        prompt = next((self.names[n] for n in _PROMPTS if n in self.names), None)
+        for name, form, answer, kinds in _NESTED:
+            columns = {"instruction": prompt, "response": self.names.get(answer, answer)}
+            fits = self._holds(answer, kinds)
+            if form == "conversation":
+                columns = {"conversation": self.names.get(answer, answer)}
+            elif form == "instances":
+                columns["instruction"] = "instruction"
+            elif answer == "chosen":
+                columns["rejected"] = self.names.get("rejected")
+                fits = fits if columns["rejected"] else 0
+            yield fits, name, form, columns
         for known in KNOWN_COLUMNS:
-            needed = [self.names.get(n, n) for n in (known[0], known[2])]
-            fits = sum(all(column in record for column in needed) for record in self.samples)
             name = "alpaca" if known is KNOWN_COLUMNS[0] else "columns"
             given = known[1] if name == "alpaca" or known[1] in self.names else None
-            yield fits, partial(self.columns, name, (known[0], given, known[2]))
-
-    def _json_texts(self, column: str) -> int:
-        """Return how many of the first records hold a list as JSON text in a column."""
-        texts = (record.get(column) for record in self.samples)
-        return sum(isinstance(t, str) and t.lstrip()[:1] == "[" for t in texts)
-
-
-def _any(builder: _Builder, column: str) -> bool:
-    return any(found(record, column) not in (None, "", [], {}) for record in builder.samples)
+            columns = self.named(_PARTS, (known[0], given, known[2]))
+            needed = columns["instruction"], columns["response"]
+            fits = sum(all(column in record for column in needed) for record in self.samples)
+            yield fits, name, "columns", columns
 
 
 def _near_miss(names: set[str]) -> str:

@@ -11,13 +11,13 @@ is a random one and yet the same for every order of the file; languages come fro
 from __future__ import annotations
 
 import heapq
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import regex
 
 from selectit_dagster.artefacts.duckdb_tables import Workspace
 from selectit_dagster.data.text import words
@@ -27,23 +27,14 @@ LANGUAGE_SAMPLE = 1000
 _LANGUAGE_CHARACTERS = 400
 FIELDS = ("instruction", "input", "response")
 
-_SCRIPTS = {
-    "Latin": "A-Za-z\u00aa\u00ba\u00c0-\u024f\u1e00-\u1eff",
-    "Cyrillic": "\u0400-\u052f",
-    "Greek": "\u0370-\u03ff\u1f00-\u1fff",
-    "Arabic": "\u0600-\u06ff\u0750-\u077f\u08a0-\u08ff",
-    "Hebrew": "\u0590-\u05ff",
-    "Devanagari": "\u0900-\u097f",
-    "Bengali": "\u0980-\u09ff",
-    "Tamil": "\u0b80-\u0bff",
-    "Telugu": "\u0c00-\u0c7f",
-    "Thai": "\u0e00-\u0e7f",
-    "Georgian": "\u10a0-\u10ff",
-    "Hangul": "\uac00-\ud7af\u1100-\u11ff",
-    "Kana": "\u3040-\u30ff\u31f0-\u31ff",
-    "Han": "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff",
+_KANA = r"[\p{Hiragana}\p{Katakana}]"
+_SCRIPTS = (
+    *("Latin", "Cyrillic", "Greek", "Arabic", "Hebrew", "Devanagari", "Bengali", "Tamil"),
+    *("Telugu", "Thai", "Georgian", "Hangul", "Han"),
+)
+_PATTERNS = {"Kana": regex.compile(_KANA)} | {
+    name: regex.compile(rf"\p{{{name}}}") for name in _SCRIPTS
 }
-_PATTERNS = {name: re.compile(f"[{letters}]") for name, letters in _SCRIPTS.items()}
 
 
 def main_script(text: str) -> str:

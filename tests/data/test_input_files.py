@@ -202,6 +202,19 @@ def _read(source, root):
     return sorted(table.column("record_id").to_pylist()), table.select(columns).to_pylist()
 
 
+def test_a_wrapper_on_one_line_is_its_records_and_a_line_of_json_lines_is_one(workshop, make):
+    wrapper = {"version": 1, "data": make(3)}
+    assert workshop.read(workshop.write("a.json", json.dumps(wrapper))).counts["kept"] == 3
+    one = json.dumps(make(1)[0])
+    for name in ("b.json", "b.jsonl"):
+        workshop.read(workshop.write(name, one))
+        assert [r["raw"].decode() for r in workshop.records] == [one]
+    splits = workshop.write("c.json", json.dumps({"a": make(1), "b": make(2)}))
+    with pytest.raises(UserError, match="several lists of records: a, b"):
+        workshop.read(splits)
+    assert workshop.read(splits, split="b").counts["kept"] == 2
+
+
 def test_a_sensible_message_for_a_pointer_of_git_lfs(workshop):
     path = workshop.write("a.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
     with pytest.raises(UserError, match="Git LFS pointer") as caught:
