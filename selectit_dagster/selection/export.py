@@ -67,12 +67,12 @@ def _records(folder: Path) -> Iterator[Record]:
 def _source_rows(folder: Path) -> Iterator[Any]:
     """Yield the records as they were read, from the file in the source's format."""
     from selectit_dagster.data.input_files import find_source
-    from selectit_dagster.data.readers import open_reader
+    from selectit_dagster.data.readers import open_source
     from selectit_dagster.experiment import DatasetSection
 
     path = next(path for path in sorted(folder.glob("data.*")) if path.is_file())
     section = DatasetSection(path=str(path))
-    yield from (value for _, value in open_reader(section, find_source(section)).rows)
+    yield from (row.value for row in open_source(section, find_source(section)).rows)
 
 
 def _messages(record: Record) -> list[dict[str, str]] | None:
