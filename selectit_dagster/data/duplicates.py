@@ -115,8 +115,9 @@ def gram_hashes(text: str, ngram: int) -> np.ndarray:
     if not tokens:
         return np.zeros(0, np.uint64)
     codes = np.fromiter(map(_word_hash, tokens), np.uint64, len(tokens))
-    grams = np.lib.stride_tricks.sliding_window_view(codes, min(ngram, len(codes)))
-    return np.unique(_mixed(grams))
+    count = max(1, len(codes) - ngram + 1)
+    parts = range(len(codes) - count + 1)
+    return np.unique(_mixed([codes[start : start + count] for start in parts]))
 
 
 @lru_cache(1 << 20)
@@ -126,10 +127,10 @@ def _word_hash(word: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def _mixed(codes: np.ndarray) -> np.ndarray:
-    """Return one hash of each row of (N, n) uint64: (N,) uint64."""
-    mixed = np.zeros(len(codes), np.uint64)
-    for column in codes.T:
+def _mixed(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """Return one hash of each row of n columns, (N,) uint64 each: (N,) uint64."""
+    mixed = np.zeros(len(columns[0]), np.uint64)
+    for column in columns:
         mixed = (mixed ^ column) * np.uint64(0x9E3779B97F4A7C15)
         mixed ^= mixed >> np.uint64(29)
     return mixed
@@ -165,7 +166,7 @@ def banded_keys(sketches: np.ndarray, threshold: float) -> np.ndarray:
     keys = np.zeros((len(sketches), best.b), np.uint64)
     for band in range(best.b):
         part = sketches[:, band * best.r : (band + 1) * best.r].astype(np.uint64)
-        values = _mixed(part) | np.uint64(1)
+        values = _mixed(list(part.T)) | np.uint64(1)
         _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
         keys[:, band] = np.where(counts[inverse] > 1, values, 0)
     return keys
