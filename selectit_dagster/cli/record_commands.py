@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @on_experiment
 @JSON
 def explain_command(pipeline: Pipeline, record_id: str, as_json: bool) -> None:
-    """Show a record's distributions, its scores at each level and its rank.
+    """Show a record's distributions, its scores, its rank, and why each arm took it or not.
 
     \b
     Examples:
@@ -39,7 +39,9 @@ def explain_command(pipeline: Pipeline, record_id: str, as_json: bool) -> None:
         click.echo(json.dumps(answer) if as_json else visible(line))
         return
     scores = tuple((m.name, home.scores(m.name)) for m in pipeline.experiment.scoring_models)
-    found = explain(record_id, home.curated, home.ranking, scores, pipeline.rated_folder)
+    selected = {arm: home.selected(arm) for arm in pipeline.arms}
+    rated = pipeline.rated_folder
+    found = explain(record_id, home.curated, home.ranking, scores, rated, selected)
     click.echo(json.dumps(found.as_dict()) if as_json else found.text())
 
 

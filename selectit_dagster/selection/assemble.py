@@ -59,7 +59,7 @@ def assemble(request: SelectionRequest, count: int, out: Path, progress: Progres
         if marks:
             details["review"] = {mark: named(marks, mark) for mark in MARKS}
         names = [*written.names, CARD_FILE]
-        if choice.cut["last_selected"] is not None:
+        if request.kind != "full":
             _write_candidates(ordering, work)
             names.append(CANDIDATES_FILE)
         facts = CardFacts(request, counts, details, ranking, model_identity_of(request))

@@ -27,6 +27,9 @@ REASONS = {
     "settings": "it was scored or ordered with other settings",
     "score rose": "its own score rose over the cut",
     "score fell": "its own score fell below the cut",
+    "score changed": "its own score changed, of which neither the high nor the low ones are best",
+    "drawn": "the arm is drawn: the place that the seed gives it came to lie on this side",
+    "order moved": "the arm orders without a score, and its order changed",
     "cut moved": "its own score stayed, others or the size changed",
     "quota": "its rank alone would say otherwise: a quota or the diversity decided",
     "candidates unknown": "the earlier selection kept no list of its candidates",
@@ -52,7 +55,7 @@ class Difference:
     Attributes
     ----------
     settings:
-        The settings that differ: name, old value, new value.
+        The settings that differ: ``name``, ``old``, ``new``.
     kept, reordered:
         Number of records in both, and of those among them whose rank changed.
     cut:
@@ -61,6 +64,8 @@ class Difference:
         Numbers by reason (the keys of :data:`REASONS`).
     examples:
         The first records that entered and left, and those that moved farthest.
+    score_means:
+        What the scores are.
     """
 
     settings: list[dict[str, Any]]
@@ -70,6 +75,7 @@ class Difference:
     entered: dict[str, int]
     left: dict[str, int]
     examples: dict[str, list[Moved]] = field(default_factory=dict)
+    score_means: str = ""
 
     def summary(self) -> dict[str, Any]:
         """Return plain data for a file."""
@@ -99,7 +105,8 @@ class Difference:
             parts.append(f"{sum(table.values()):,} {verb}" + (f" ({reasons})" if reasons else ""))
         old, new = self.cut
         if old is not None and new is not None and abs(old - new) > _TOLERANCE:
-            parts.append(f"the cut moved from {old:.4g} to {new:.4g}")
+            of = f" ({self.score_means})" if self.score_means else ""
+            parts.append(f"the cut moved from {old:.4g} to {new:.4g}{of}")
         return f"{lead}{'; '.join(parts)}."
 
 
@@ -152,6 +159,11 @@ class _Side:
     @property
     def has_candidates(self) -> bool:
         return (self.folder / CANDIDATES_FILE).exists()
+
+    @property
+    def knows_candidates(self) -> bool:
+        # every candidate is chosen there
+        return self.has_candidates or self.manifest.details.get("kind") == "full"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -218,7 +230,14 @@ def _compare(old: _Side, new: _Side, work: Workspace, examples: int) -> Differen
     found["moved"] = [Moved(row[0], "rank", *row[1:]) for row in _rows(work, farthest)]
     cut = [judge.old_cut, judge.new_cut]
     return Difference(
-        settings, int(str(kept)), int(str(reordered)), cut, counts["entered"], counts["left"], found
+        settings,
+        int(str(kept)),
+        int(str(reordered)),
+        cut,
+        counts["entered"],
+        counts["left"],
+        found,
+        str(new.manifest.details.get("score_means") or ""),
     )
 
 
@@ -235,8 +254,9 @@ class _Judge:
         said = (side.manifest.details.get("review", {}) for side in (old, new))
         marks = [{(m, name) for m in ("keep", "drop") for name in r.get(m, ())} for r in said]
         self.marked = {name for _, name in marks[0] ^ marks[1]}
-        self.known = {"entered": old.has_candidates, "left": new.has_candidates}
+        self.known = {"entered": old.knows_candidates, "left": new.knows_candidates}
         self.sizes = [side.manifest.counts.get("selected", 0) for side in (old, new)]
+        self.drawn = new.manifest.details.get("seed") is not None
         better = new.manifest.details.get("higher_is_better", True)
         self.sign = 0 if better is None else (1 if better else -1)
         self.old_cut, self.new_cut = (
@@ -267,11 +287,14 @@ class _Judge:
         assert old_rank is not None and new_rank is not None  # noqa: S101 - for the type checker
         if self.settings_differ:
             return "settings"
-        if old_score is not None and new_score is not None:
-            change = new_score - old_score
-            wanted = self.sign if verb == "entered" else -self.sign
-            if wanted and change * wanted > _TOLERANCE:
-                return "score rose" if change > 0 else "score fell"
+        if old_score is None or new_score is None:
+            return "drawn" if self.drawn else "order moved"
+        change = new_score - old_score
+        wanted = self.sign if verb == "entered" else -self.sign
+        if not self.sign and abs(change) > _TOLERANCE:
+            return "score changed"
+        if change * wanted > _TOLERANCE:
+            return "score rose" if change > 0 else "score fell"
         old_size, new_size = self.sizes
         was, becomes = old_rank <= old_size, new_rank <= new_size
         by_rank_alone = (not was and becomes) if verb == "entered" else (was and not becomes)

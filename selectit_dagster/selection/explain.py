@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -11,11 +12,13 @@ from typing import Any, cast
 import numpy as np
 
 from selectit_dagster.artefacts.duckdb_tables import Workspace
-from selectit_dagster.artefacts.manifest import require_manifest
+from selectit_dagster.artefacts.manifest import Manifest, read_manifest, require_manifest
 from selectit_dagster.display import one_line
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.rating import levels
 from selectit_dagster.rating.score_reader import StoredScores
+from selectit_dagster.selection.dataset_writer import DATASET_FILE
+from selectit_dagster.selection.difference import CANDIDATES_FILE
 from selectit_dagster.selection.ranking import RANKING_FILE
 
 
@@ -63,11 +66,28 @@ class RatedText:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A record's place in one arm's order, and whether the arm chose it.
+
+    ``place`` is None for what is no candidate; ``cut`` is the score of the last record chosen.
+    """
+
+    arm: str
+    chosen: bool
+    place: int | None
+    candidates: int
+    selected: int
+    score: float | None
+    cut: float | None
+    why: str
+
+
+@dataclass(frozen=True)
 class Explanation:
     """All that decides about one record's rank.
 
     ``rated`` are the texts that were rated where those are not the record itself, each with
-    its models' answers; ``models`` is empty then.
+    its models' answers; ``models`` is empty then. ``arms`` says what each arm made of it.
     """
 
     record_id: str
@@ -82,6 +102,7 @@ class Explanation:
     status: str
     reason: str
     rated: list[RatedText] = field(default_factory=list)
+    arms: list[Place] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -89,11 +110,8 @@ class Explanation:
 
     def text(self) -> str:
         """Return the explanation as a table for a terminal."""
-        lines = [f"record {one_line(self.record_id)}"]
-        for name in ("instruction", "input", "response"):
-            if value := getattr(self, name):
-                lines.append(f"  {name}: {one_line(value)}")
         stored = self.parameters
+        lines = [f"record {one_line(self.record_id)}", *_texts(self)]
         lines.append(
             f"\nalpha {stored['alpha']:g}, K {stored['num_prompts']}, variant "
             f"{stored['variant']}, ablation {stored['ablation']}"
@@ -102,21 +120,23 @@ class Explanation:
             lines += ["", *_model_table(model, stored["num_ratings"])]
         for text in self.rated:
             score = "" if text.score is None else f", score {text.score:.6f}"
-            lines += ["", f"rated: {one_line(text.name)}{score}"]
-            for name in ("instruction", "input", "response"):
-                if value := getattr(text, name):
-                    lines.append(f"  {name}: {one_line(value)}")
+            lines += ["", f"rated: {one_line(text.name)}{score}", *_texts(text)]
             for model in text.models:
                 lines += _model_table(model, stored["num_ratings"])
-        lines.append("")
         if self.rank is None:
-            lines.append(f"not ranked: {self.status} ({one_line(self.reason)})")
+            lines.append(f"\nnot ranked: {self.status} ({one_line(self.reason)})")
         else:
             lines.append(
-                f"model level: score {self.score:.6f}, rank {self.rank:,} of {self.ranked:,} "
+                f"\nmodel level: score {self.score:.6f}, rank {self.rank:,} of {self.ranked:,} "
                 f"(best {100 * self.rank / self.ranked:.2f} %)"
             )
+        lines += [f"{one_line(place.arm)}: {one_line(place.why, 400)}" for place in self.arms]
         return "\n".join(lines)
+
+
+def _texts(shown: Explanation | RatedText) -> list[str]:
+    found = ((name, getattr(shown, name)) for name in ("instruction", "input", "response"))
+    return [f"  {name}: {one_line(value)}" for name, value in found if value]
 
 
 def _model_table(model: ModelFacts, ratings: int) -> list[str]:
@@ -167,6 +187,7 @@ def explain(
     ranking: Path,
     scores: tuple[tuple[str, Path], ...],
     rated: Path | None = None,
+    selected: Mapping[str, Path] | None = None,
 ) -> Explanation:
     """Explain one record's rank from the stored distributions.
 
@@ -180,6 +201,8 @@ def explain(
         (model name, score folder), as the ranking was made from.
     rated:
         Folder of the rated texts, where those are not the records.
+    selected:
+        Folders of the selected datasets by arm; those that are not there are passed over.
 
     Raises
     ------
@@ -213,6 +236,11 @@ def explain(
             for text, score in zip(texts, parts, strict=False)
         ]
         models = [] if rated is not None else answers(record_id)
+        arms = [
+            _place(work, arm, folder, made, record_id)
+            for arm, folder in (selected or {}).items()
+            if (made := read_manifest(folder)) is not None
+        ]
     return Explanation(
         record_id=record_id,
         instruction=record.get("instruction", ""),
@@ -226,7 +254,40 @@ def explain(
         status=ranked["status"],
         reason=ranked["reason"] or "",
         rated=found_texts,
+        arms=arms,
     )
+
+
+def _place(work: Workspace, arm: str, folder: Path, made: Manifest, record_id: str) -> Place:
+    """Say why an arm did or did not choose a record, from what its selection kept."""
+    row = _one(work, folder / DATASET_FILE, record_id)
+    path = folder / CANDIDATES_FILE
+    candidate = _one(work, path, record_id) if path.exists() else row
+    details, size = made.details, made.counts["selected"]
+    cut, number = details["cut"]["last_selected"], made.counts["candidates"]
+    place = None if candidate is None else int(candidate["rank"])
+    score = None if candidate is None else candidate["score"]
+    verdict = "out" if row is None else f"in, number {row['rank']:,} of {size:,}"
+    parts = [details["describe"]]
+    if place is None:
+        unknown = details["kind"] != "full" and not path.exists()
+        parts.append(
+            "this selection kept no list of its candidates"
+            if unknown
+            else "it is no candidate: not ranked, without a score of this arm, or dropped by a mark"
+        )
+    elif score is not None:
+        parts.append(f"its {details['score_means']} is {score:.6g}, the last one in has {cut:.6g}")
+    elif details["seed"] is not None:
+        parts.append(f"drawn by seed {details['seed']}")
+    if place is not None and path.exists():
+        parts.append(f"place {place:,} of {number:,} in the arm's order")
+        if (place <= size) != (row is not None):
+            parts.append("a quota, a budget, the diversity or a weighted draw decided otherwise")
+    marks = [m for m, ids in details.get("review", {}).items() if record_id in ids]
+    parts += [f"a person marked it {mark}" for mark in marks]
+    why = f"{verdict}: {'; '.join(parts)}"
+    return Place(arm, row is not None, place, number, size, score, cut, why)
 
 
 def _rated_texts(work: Workspace, rated: Path, record_id: str) -> list[tuple[str, str, str, str]]:
@@ -295,11 +356,10 @@ def _model_facts(
 
 def _prompt_facts(row: dict[str, Any], stored: dict[str, Any]) -> PromptFacts:
     p = row["probabilities"]
-    base = token = None
-    if p is not None:
-        base = float(levels.base_rating(p))
-        variant = cast(levels.Variant, stored["variant"])
-        token = float(levels.token_level(p, variant)) if stored["ablation"] == "none" else base
+    base = None if p is None else float(levels.base_rating(p))
+    token = base
+    if p is not None and stored["ablation"] == "none":
+        token = float(levels.token_level(p, cast(levels.Variant, stored["variant"])))
     return PromptFacts(
         prompt_index=int(row["prompt_index"]),
         used=row["prompt_index"] < stored["num_prompts"],

@@ -52,7 +52,8 @@ def write_score_table(ranking: Path, selected: Mapping[str, Path], target: Path)
             chosen = work.table(folder / DATASET_FILE)
             joins.append(f"LEFT JOIN (SELECT record_id FROM {chosen}) d{number} USING (record_id)")
             columns.append(f"d{number}.record_id IS NOT NULL AS {_name(f'{arm}/selected')}")
-            if (folder / CANDIDATES_FILE).exists():
+            scored = require_manifest(folder, made_by=arm).details["cut"]["last_selected"]
+            if scored is not None and (folder / CANDIDATES_FILE).exists():
                 scores = work.table(folder / CANDIDATES_FILE)
                 joins.append(f"LEFT JOIN {scores} c{number} USING (record_id)")
                 columns.append(f"c{number}.score AS {_name(f'{arm}/score')}")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from selectit_dagster.errors import ArtefactError
 from selectit_dagster.selection.difference import compare_selections
+from selectit_dagster.selection.subset import SelectionRequest, select
 
-from .stored import chosen
+from .stored import chosen, write_records
 
 
 def test_every_reason_is_told_apart(tmp_path):
@@ -59,6 +62,43 @@ def test_what_a_person_marked_is_told_from_what_moved_by_it(tmp_path):
     assert [s["name"] for s in change.settings] == ["review"]
     assert change.entered == {"mark": 1} and change.left == {"mark": 1}
     assert compare_selections(new, old).entered == {"mark": 1}
+
+
+def arm_of(folder, names, kind, *, seed=None, texts=None):
+    """Select three records of these by an arm without stored scores."""
+    write_records(folder / "curated", names, responses=texts)
+    request = SelectionRequest(
+        kind, kind, seed, folder / "curated", None, (), "count", 3, None, parameters={}
+    )
+    select(request, folder / "out")
+    return folder / "out"
+
+
+def test_what_a_seed_drew_is_told_from_what_is_new(tmp_path):
+    names = list("abcdefgh")
+    drawn = sorted(names, key=lambda n: hashlib.sha256(f"1:{n}".encode()).hexdigest())
+    old = arm_of(tmp_path / "old", names, "random", seed=1)
+    fewer = [n for n in names if n != drawn[0]]
+    new = arm_of(tmp_path / "new", fewer, "random", seed=1)
+    change = compare_selections(old, new)
+    assert (change.entered, change.left) == ({"drawn": 1}, {"record gone": 1})
+    assert change.examples["entered"][0].record_id == drawn[3]
+    assert change.examples["entered"][0].old_rank == 4
+    back = compare_selections(new, old)
+    assert (back.entered, back.left) == ({"new record": 1}, {"drawn": 1})
+    other = arm_of(tmp_path / "other", names, "random", seed=2)
+    assert [s["name"] for s in compare_selections(old, other).settings] == ["seed"]
+
+
+def test_a_length_is_a_score_with_a_name_and_a_full_set_has_new_records(tmp_path):
+    texts = ["x" * n for n in (9, 8, 7, 6)]
+    old = arm_of(tmp_path / "old", list("abcd"), "longest", texts=texts)
+    new = arm_of(tmp_path / "new", list("abcd"), "longest", texts=[*texts[:2], "x", "x" * 20])
+    change = compare_selections(old, new)
+    assert (change.entered, change.left) == ({"score rose": 1}, {"score fell": 1})
+    assert "the cut moved from 7 to 8 (length of the response in characters)" in change.text()
+    full = [arm_of(tmp_path / f"full-{n}", list("abcde"[:n]), "full") for n in (4, 5)]
+    assert compare_selections(*full).entered == {"new record": 1}
 
 
 def test_an_equal_selection_is_called_the_same(tmp_path):

@@ -11,9 +11,10 @@ import pytest
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.selection.explain import explain
 from selectit_dagster.selection.ranking import rank
+from selectit_dagster.selection.subset import select
 
 from .oracle import sentence_score, token_score
-from .stored import Scores, distributions, ranked_rows, world, write_scores
+from .stored import Scores, distributions, ranked_rows, selection, world, write_scores
 
 
 def made(tmp_path, **options):
@@ -21,6 +22,11 @@ def made(tmp_path, **options):
     request = world(tmp_path, ["it's", "a/../b", "c\n\x1b[31m"], p, **options)
     rank(request, tmp_path / "ranking")
     return request, p
+
+
+def where(request, tmp_path):
+    """Return the folders that an explanation is read from."""
+    return request.records, tmp_path / "ranking", request.scores
 
 
 @pytest.mark.parametrize(("row", "name"), enumerate(["it's", "a/../b", "c\n\x1b[31m"]))
@@ -71,3 +77,45 @@ def test_scores_made_since_are_refused(tmp_path):
     write_scores(folder, Scores(["it's", "a/../b", "c"], other))
     with pytest.raises(ArtefactError, match=f"scores of {name}"):
         explain("it's", request.records, tmp_path / "ranking", request.scores)
+
+
+def test_each_arm_says_why_it_took_a_record_or_not(tmp_path):
+    texts = ["xxxx", "xx", "xxx"]
+    request, _ = made(tmp_path, responses=texts)
+    table = tmp_path / "scores.csv"
+    table.write_text("record_id,quality\nit's,0.5\na/../b,0.9\n")
+    review = tmp_path / "review.jsonl"
+    review.write_text('{"record_id": "it\'s", "mark": "drop"}\n')
+    arms = {
+        "longest": {"kind": "longest"},
+        "random-4": {"kind": "random", "seed": 4},
+        "outside": {
+            "kind": "external",
+            "parameters": {"file": str(table), "column": "quality"},
+        },
+        "marked": {"kind": "selectit", "review": review},
+    }
+    folders = {}
+    for name, changes in arms.items():
+        folders[name] = tmp_path / name
+        asked = selection(request, tmp_path / "ranking", arm=name, size_rule="count", size=1)
+        select(replace(asked, **changes), folders[name])
+    folders["not there"] = tmp_path / "nothing"
+    told = {
+        name: {p.arm: p for p in explain(name, *where(request, tmp_path), selected=folders).arms}
+        for name in ("it's", "a/../b", "c\n\x1b[31m")
+    }
+    assert list(told["it's"]) == list(arms)
+    longest = told["it's"]["longest"]
+    assert longest.chosen and longest.place == 1
+    assert "in, number 1 of 1" in longest.why
+    assert "length of the response in characters is 4, the last one in has 4" in longest.why
+    assert "is 2, the last one in has 4; place 3 of 3" in told["a/../b"]["longest"].why
+    drawn = [told[name]["random-4"] for name in told]
+    assert [p.chosen for p in drawn].count(True) == 1
+    assert all("drawn by seed 4; place" in p.why for p in drawn)
+    assert "quality of scores.csv is 0.5, the last one in has 0.9" in told["it's"]["outside"].why
+    assert "it is no candidate" in told["c\n\x1b[31m"]["outside"].why
+    assert "a person marked it drop" in told["it's"]["marked"].why
+    shown = explain("it's", *where(request, tmp_path), selected=folders).text()
+    assert "longest: in, number 1 of 1: the longest responses" in shown
