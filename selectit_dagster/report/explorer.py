@@ -61,6 +61,8 @@ class ExplorerRequest:
         Folder of the version before, None for the first.
     marks:
         What people said of records, by record id.
+    rated:
+        Folder of the rated texts, where those are not the records.
     only:
         Record ids to show, in this order and without what the rater said; None for all.
     most:
@@ -76,6 +78,7 @@ class ExplorerRequest:
     scores: tuple[tuple[str, Path], ...]
     before: Path | None = None
     marks: dict[str, dict[str, str]] = field(default_factory=dict)
+    rated: Path | None = None
     only: tuple[str, ...] | None = None
     most: int = MOST_RECORDS
 
@@ -129,10 +132,14 @@ def _page(
     columns = _columns(rows, request, dropped)
     blind = request.only is not None
     ids = [row["record_id"] for row in rows]
+    parts = {} if blind else _parts(request, set(ids), work)
+    if parts:
+        columns["parts"] = [[part[0] for part in parts.get(name, [])] for name in ids]
     rated: dict[str, Any] = {"models": [], "prompts": 0, "ratings": 0}
     blobs: dict[str, str] = {}
     if not blind:
-        rated, blobs = _distributions(request, ids, ranking, work)
+        asked = [part[0] for name in ids for part in parts.get(name, [])] if parts else ids
+        rated, blobs = _distributions(request, asked, ranking, work)
     progress.update(2, 3)
     meta = {
         "title": request.title,
@@ -157,7 +164,9 @@ def _page(
     blobs["index"] = _packed(json.dumps({"meta": meta, **columns}, ensure_ascii=False).encode())
     for start in range(0, len(rows), _CHUNK):
         texts = [
-            [r["instruction"], r["input"], r["response"]] for r in rows[start : start + _CHUNK]
+            [r["instruction"], r["input"], r["response"]]
+            + ([parts.get(r["record_id"], [])] if parts else [])
+            for r in rows[start : start + _CHUNK]
         ]
         blobs[f"texts-{start // _CHUNK}"] = _packed(_json(texts))
     scripts = "\n".join(
@@ -350,11 +359,35 @@ def _repeats(path: Path) -> dict[str, list[list[str]]]:
 # --- what each model answered to each rating prompt ---------------------------------------------
 
 
+def _parts(request: ExplorerRequest, ids: set[str], work: Workspace) -> dict[str, list[list[Any]]]:
+    """Return each record's rated texts, where those are not the record itself.
+
+    A text is its name, instruction with input, response, and score where several are combined.
+    """
+    if request.rated is None:
+        return {}
+    ranking = request.ranking / "ranking.parquet"
+    scored = "r.parts[row_number() OVER (PARTITION BY t.parent ORDER BY t.part)]"
+    query = (
+        "SELECT t.parent, t.record_id, concat_ws(chr(10), t.instruction, nullif(t.input, '')), "
+        f"t.response, {scored if 'parts' in _names(ranking) else 'NULL'} "
+        f"FROM {work.table(request.rated / 'records.parquet')} t "
+        f"LEFT JOIN {work.table(ranking)} r ON r.record_id = t.parent ORDER BY t.parent, t.part"
+    )
+    found: dict[str, list[list[Any]]] = {}
+    for row in _read(work, query):
+        parent, *text, score = row.values()
+        if parent in ids:
+            found.setdefault(parent, []).append([*text, _rounded(score)])
+    return found
+
+
 def _distributions(
     request: ExplorerRequest, ids: list[str], ranking: Manifest, work: Workspace
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the models' names, K and R, and the packed distributions and token-level scores.
 
+    ``ids`` are those of the N rated texts.
     ``distributions``: (N, M, K, R) uint16, probability times 65,534, 65,535 where there is none;
     ``tokens``: (N, M, K) float32, NaN likewise.
     """

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from selectit_dagster.artefacts.duckdb_tables import Workspace
 from selectit_dagster.artefacts.home import Home
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import check_experiment
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.progress import Silent
+from selectit_dagster.rating import levels
 from selectit_dagster.rating.rated_texts import without_reasoning
+from selectit_dagster.rating.score_reader import StoredScores
+from selectit_dagster.report.explorer import write_explorer
 from selectit_dagster.selection.explain import explain
+from tests.report.test_explorer import unpacked
 
 
 def pipeline_of(folder, model, rows, *, arms=None, **rating):
@@ -92,6 +98,30 @@ def test_explain_shows_what_was_rated(tmp_path, tiny_model_folder):
         assert text.score == pytest.approx(model.sentence_score)
     shown = found.text()
     assert "rated: three#turn-2, score" in shown and "response: 4 5 6" in shown
+
+
+def test_the_page_shows_every_rated_text_with_its_distributions(tmp_path, tiny_model_folder):
+    pipeline = pipeline_of(tmp_path, tiny_model_folder, TALKS, turns="each")
+    run(pipeline)
+    pipeline.selected("selectit").run(Silent())
+    write_explorer(pipeline.explorer("selectit"), tmp_path / "page")
+    index = json.loads(unpacked(tmp_path / "page", "index"))
+    texts = dict(zip(index["id"], json.loads(unpacked(tmp_path / "page", "texts-0")), strict=True))
+    assert [part[:3] for part in texts["three"][3]] == [
+        ["three#turn-1", "Count", "1 2 3"],
+        ["three#turn-2", "User: Count\nAssistant: 1 2 3\nUser: Go on", "4 5 6"],
+    ]
+    names = [name for parts in index["parts"] for name in parts]
+    assert len(names) == 6 and names[0].startswith(index["id"][0])
+    tokens = np.frombuffer(unpacked(tmp_path / "page", "tokens"), np.float32).reshape(6, 1, 2)
+    stored = StoredScores("tiny", pipeline.home.scores("tiny"), 2, 5)
+    with Workspace(tmp_path) as work:
+        (batch,) = stored.in_any_order(work)
+    for name, p in zip(batch.record_ids.to_pylist(), batch.probabilities, strict=True):
+        found = tokens[names.index(name), 0]
+        np.testing.assert_allclose(found, levels.token_level(p), rtol=1e-5)
+        score = next(t[3] for row in texts.values() for t in row[3] if t[0] == name)
+        assert score == pytest.approx(float(levels.record_score(p, alpha=0.2)), abs=1e-6)
 
 
 def test_the_last_turn_alone(tmp_path, tiny_model_folder):

@@ -196,6 +196,7 @@ class ChoiceStages(StageFactory):
             selected=self.home.selected(arm),
             scores=self._score_folders(),
             before=history.place(before) if before is not None else None,
+            rated=self.rated_folder,
             marks=read_review(review) if review is not None and only is None else {},
             only=only,
         )
