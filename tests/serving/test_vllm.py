@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import requests
 
 from selectit_dagster.artefacts.files import write_parquet
 from selectit_dagster.experiment import RatingSection, ScoringModel, ServerSection
@@ -26,7 +30,7 @@ from selectit_dagster.rating.token_rows import row_maker
 pytestmark = pytest.mark.vllm
 BAR = 0.9
 PROMPTS = 5
-TURNS = 2
+TURNS = 3
 
 
 @pytest.fixture(autouse=True)
@@ -111,23 +115,25 @@ def test_it_is_as_fast_as_vllms_own_offline_interface(
 ) -> None:
     request = request_of(records, model_folder, launch=command(vllm_python))
     rows, ids = _rows(request)
-    task = {"model": str(model_folder), "rows": rows, "ids": ids, "turns": TURNS}
-    (tmp_path / "task.json").write_text(json.dumps(task))
-    offline = _offline(vllm_python, tmp_path / "task.json")
-    served = []
+    task = tmp_path / "task.json"
+    task.write_text(json.dumps({"model": str(model_folder), "rows": rows, "ids": ids}))
+    offline, served = [], []
     section = server.section_of(request.model)
-    with launched(section, str(model_folder), "/health", tmp_path / "server.log") as url:
+    with (
+        launched(section, str(model_folder), "/health", tmp_path / "server.log") as url,
+        _offline(vllm_python, task) as turn_offline,
+    ):
+        # in turn, so that whatever else the machine does meets both
         for turn in range(TURNS):
-            there = request_of(records, model_folder, url=url)
-            if turn:
-                import requests
-
-                requests.post(f"{url}/reset_prefix_cache", timeout=60).raise_for_status()
-            manifest = score(there, tmp_path / f"scores-{turn}")
+            offline.append(len(rows) / turn_offline())
+            requests.post(f"{url}/reset_prefix_cache", timeout=60).raise_for_status()
+            manifest = score(
+                request_of(records, model_folder, url=url), tmp_path / f"scores-{turn}"
+            )
             served.append(manifest.details["prompts_per_second"])
-    best = len(rows) / min(offline)
-    _report(offline=best, served=max(served), all_served=served, ratio=max(served) / best)
-    assert max(served) >= BAR * best
+    ratio = median(served) / median(offline)
+    _report(offline=offline, served=served, ratio=ratio)
+    assert ratio >= BAR
 
 
 def _rows(request: ScoringRequest) -> tuple[list[list[int]], list[int]]:
@@ -145,17 +151,31 @@ def _rows(request: ScoringRequest) -> tuple[list[list[int]], list[int]]:
     return rows, list(ids)
 
 
-def _offline(python: str, task: Path) -> list[float]:
-    answer = subprocess.run(
-        [python, str(Path(__file__).with_name("offline.py")), str(task)],
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    turns = [line.split(" ", 1)[1] for line in answer.stdout.splitlines() if line[:5] == "TURN "]
-    assert len(turns) == TURNS, answer.stdout[-2000:] + answer.stderr[-4000:]
-    return [json.loads(turn)[0] for turn in turns]
+@contextlib.contextmanager
+def _offline(python: str, task: Path) -> Iterator[Callable[[], float]]:
+    """Yield what rates the task's rows by vLLM's offline interface and returns the seconds."""
+    script, log = Path(__file__).with_name("offline.py"), task.with_suffix(".log")
+    with (
+        log.open("w") as sink,
+        subprocess.Popen(
+            [python, str(script), str(task)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=sink,
+            text=True,
+        ) as process,
+    ):
+        said = (line.split() for line in process.stdout)
+
+        def turn() -> float:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            found = next((words[1] for words in said if words[:1] == ["TURN"]), None)
+            assert found is not None, log.read_text()[-4000:]
+            return float(found)
+
+        yield turn
+        process.stdin.close()
 
 
 def _report(**figures: Any) -> None:
