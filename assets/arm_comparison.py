@@ -7,68 +7,63 @@ import dagster as dg
 
 from selectit_dagster.artefacts.manifest import Manifest, require_manifest
 from selectit_dagster.orchestration import asset_keys
-from selectit_dagster.orchestration.asset_keys import Access
-from selectit_dagster.orchestration.asset_metadata import Metadata, details
-from selectit_dagster.orchestration.asset_runner import Page, run_asset, stage_asset
-from selectit_dagster.orchestration.mlflow_logging import no_metrics, save_arms_view
-from selectit_dagster.orchestration.pipeline import Pipeline
+from selectit_dagster.orchestration.asset_checks import Made
+from selectit_dagster.orchestration.asset_metadata import Metadata
+from selectit_dagster.orchestration.stage_asset import Asked, StageAsset
 from selectit_dagster.orchestration.stages.stage import Stage
-from selectit_dagster.orchestration.tracking import TrackedRun, numbers
+from selectit_dagster.orchestration.tracking import ARM_ROWS, TrackedRun, numbers
 
 
-def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
-    """Return the asset that compares the arms."""
-    page = Page(
-        describe=_describe,
-        metrics=no_metrics,
-        track=lambda run, stage, manifest: _track(pipeline, run, stage, manifest),
-    )
+class ArmComparison(StageAsset):
+    """Say with intervals which arm beat which, on the same questions.
 
-    @stage_asset(
-        access,
-        asset_keys.COMPARISON,
-        page,
-        deps=[asset_keys.EVALUATIONS, asset_keys.UNTUNED, asset_keys.CHECKPOINTS],
-        group=asset_keys.VERDICT,
-        kinds={"python"},
-    )
-    def arm_comparison(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        """Say with intervals which arm beat which, on the same questions.
+    Paired over questions and resampled over training seeds. Where there is no
+    significant difference it says so, with the minimum detectable effect.
+    """
 
-        Paired over questions and resampled over training seeds. Where there is no
-        significant difference it says so, with the minimum detectable effect.
-        """
-        return run_asset(context, access, page, lambda now: now.comparison())
+    name = asset_keys.COMPARISON
+    group = asset_keys.VERDICT
+    deps = (asset_keys.EVALUATIONS, asset_keys.UNTUNED, asset_keys.CHECKPOINTS)
 
-    return arm_comparison
+    def stage(self, asked: Asked) -> Stage:
+        """Compare the arms."""
+        return asked.pipeline.comparison()
 
+    def describe(self, made: Made) -> Metadata:
+        """Show the tables of the arms and the facts."""
+        paths = [made.folder / name for name in ("table.md", "paper_table.md")]
+        shown: Metadata = {
+            path.stem: dg.MetadataValue.md(path.read_text(encoding="utf-8"))
+            for path in paths
+            if path.exists()
+        }
+        return {**shown, "comparison": dg.MetadataValue.json(made.details)}
 
-def _describe(stage: Stage, manifest: Manifest) -> Metadata:
-    """Show the tables of the arms and the facts."""
-    shown: Metadata = {}
-    for name in ("table.md", "paper_table.md"):
-        path = stage.folder / name
-        if path.exists():
-            text = path.read_text(encoding="utf-8")
-            shown[name.removesuffix(".md")] = dg.MetadataValue.md(text)
-    shown["comparison"] = details(manifest)
-    return shown
+    def metrics(self, made: Made) -> dict[str, float]:
+        """Return none: each arm has a row of its own."""
+        return {}
 
-
-def _track(pipeline: Pipeline, run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
-    """Log the comparison and give the best adapter its alias."""
-    for path in sorted(stage.folder.iterdir()):
-        if path.suffix in {".md", ".json"} and path.name != "manifest.json":
-            run.artifact(path, "comparison")
-    run.arms({arm: _row(entry) for arm, entry in manifest.details.get("arms", {}).items()})
-    save_arms_view(run, [benchmark.name for benchmark in pipeline.experiment.benchmarks])
-    # the arms on each benchmark, rather than this comparison beside earlier ones
-    if (link := run.tracker.comparison_link(asset_keys.EVALUATIONS)) is not None:
-        run.links["mlflow_comparison"] = link
-    champion = manifest.details.get("champion")
-    if isinstance(champion, dict) and champion.get("arm") not in (None, "base"):
-        card, tags = champion_card(champion, manifest)
-        run.champion(pipeline.experiment.name, champion_model(champion), card, tags)
+    def track(self, run: TrackedRun, made: Made) -> None:
+        """Log the comparison, a row for each arm, and give the best adapter its alias."""
+        for path in sorted(made.folder.iterdir()):
+            if path.suffix in {".md", ".json"} and path.name != "manifest.json":
+                run.artifact(path, "comparison")
+        run.arms({arm: _row(entry) for arm, entry in made.details.get("arms", {}).items()})
+        columns = [
+            f"metrics.{benchmark.name}{end}"
+            for benchmark in self.experiment.benchmarks
+            for end in ("", ".lower", ".upper", ".difference")
+        ]
+        tracker = run.tracker
+        if run.run_id and (view := tracker.save_view("arms", ARM_ROWS, columns)) is not None:
+            run.links["mlflow_arms"] = view
+        # the arms on each benchmark, rather than this comparison beside earlier ones
+        if (link := tracker.comparison_link(asset_keys.EVALUATIONS)) is not None:
+            run.links["mlflow_comparison"] = link
+        champion = made.details.get("champion")
+        if isinstance(champion, dict) and champion.get("arm") not in (None, "base"):
+            card, tags = champion_card(champion, made.manifest)
+            run.champion(self.experiment.name, champion_model(champion), card, tags)
 
 
 def champion_card(champion: dict[str, Any], manifest: Manifest) -> tuple[str, dict[str, str]]:
@@ -97,12 +92,12 @@ def champion_card(champion: dict[str, Any], manifest: Manifest) -> tuple[str, di
 
 def _row(arm: dict[str, Any]) -> dict[str, float]:
     """Return an arm's mean score on each benchmark, its interval and its difference."""
-    row: dict[str, float] = {}
+    row: dict[str, Any] = {}
     for name, result in arm.get("results", {}).items():
         lower, upper = result.get("interval") or (None, None)
-        row |= numbers({name: result.get("mean"), f"{name}.lower": lower, f"{name}.upper": upper})
-        row |= numbers({f"{name}.difference": result.get("difference")})
-    return row
+        row |= {name: result.get("mean"), f"{name}.difference": result.get("difference")}
+        row |= {f"{name}.lower": lower, f"{name}.upper": upper}
+    return numbers(row)
 
 
 def champion_model(champion: dict[str, Any]) -> str:

@@ -1,25 +1,15 @@
 """Benchmark evaluations: every checkpoint, and the untuned base model, on every benchmark."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
-
-from selectit_dagster.artefacts.manifest import Manifest
-from selectit_dagster.assets import lora_checkpoints
 from selectit_dagster.orchestration import asset_keys
-from selectit_dagster.orchestration.asset_checks import (
-    Check,
-    Inspection,
-    inspection,
-    named,
-    query,
-)
+from selectit_dagster.orchestration.asset_checks import Inspection, Made, check, inspection, query
 from selectit_dagster.orchestration.asset_keys import Access
-from selectit_dagster.orchestration.asset_metadata import Metadata, add_table, preview, row_count
-from selectit_dagster.orchestration.asset_runner import Page, run_asset, stage_asset
-from selectit_dagster.orchestration.mlflow_logging import log_input, no_metrics
+from selectit_dagster.orchestration.asset_metadata import Metadata, preview, row_count, tables
 from selectit_dagster.orchestration.pipeline import Pipeline
+from selectit_dagster.orchestration.stage_asset import Asked, StageAsset
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.orchestration.tracking import TrackedRun
 
@@ -28,74 +18,112 @@ _TABLE_ROWS = 2_000
 _TABLE_TEXT = 1_500
 
 
-def build(pipeline: Pipeline, access: Access) -> list[dg.AssetsDefinition]:
-    """Return the evaluation of the checkpoints and that of the untuned base model."""
-    shared: dict[str, Any] = {
-        "group": asset_keys.EVALUATION,
-        "kinds": {"pytorch", "huggingface"},
-        "pool": asset_keys.MODEL_POOL,
-    }
+class UntunedEvaluation(StageAsset):
+    """Evaluate the base model before any tuning, to show what tuning adds at all."""
 
-    @stage_asset(
-        access,
-        asset_keys.EVALUATIONS,
-        PAGE,
-        deps=[asset_keys.CHECKPOINTS, asset_keys.QUESTIONS],
-        partitions_def=lora_checkpoints.partitions(pipeline),
-        **shared,
-    )
-    def benchmark_evaluations(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        """Evaluate one checkpoint on the experiment's benchmarks.
+    name = asset_keys.UNTUNED
+    group = asset_keys.EVALUATION
+    kinds = asset_keys.MODEL_KINDS
+    deps: Sequence[str] = (asset_keys.QUESTIONS,)
+    loads_model = True
 
-        Every question's prompt, output, extracted answer and score is stored, so that any
-        figure can be traced to the answers behind it. Materialise a single partition to
-        evaluate one arm and seed again.
+    def stage(self, asked: Asked) -> Stage:
+        """Evaluate the base model."""
+        return asked.pipeline.evaluation(None)
+
+    @check("every question has one finite score, or is named as too_long or not_judged")
+    def every_question_scored(self, made: Made) -> Inspection:
+        """Look whether every question is there once, and has a score or a reason to have none.
+
+        Questions that did not fit the model's context are ``too_long``; answers that no judge
+        compared, or whose pair did not fit the judge, are ``not_judged``. Both are counted in
+        the results, and nothing else may lack a score.
         """
-        return run_asset(
-            context, access, PAGE, lambda now: now.evaluation(now.units[context.partition_key])
+        facts = made.details.get("benchmarks", {})
+        wrong: list[str] = []
+        rows = scored = 0
+        for name in facts or made.details.get("scores", {}):
+            statuses, ids = _wrong_rows(made.folder / f"{name}.parquet")
+            total, counted = sum(statuses.values()), facts.get(name, {})
+            wrong += [f"{name}/{one}" for one in ids]
+            expected = counted.get("questions", total)
+            if total != expected:
+                wrong.append(f"{name}: {total} questions instead of {expected}")
+            for status in ("too_long", "not_judged"):
+                seen, known = statuses.get(status, 0), len(counted.get(status, ()))
+                if seen != known:
+                    wrong.append(f"{name}: {seen} questions {status} instead of {known}")
+            rows, scored = rows + total, scored + statuses.get("ok", 0)
+        return inspection(
+            not wrong and rows > 0,
+            f"{rows:,} questions, {scored:,} with a score",
+            wrong,
+            "wrong",
+            questions=rows,
+            scored=scored,
+            wrong_questions=len(wrong),
         )
 
-    @stage_asset(access, asset_keys.UNTUNED, PAGE, deps=[asset_keys.QUESTIONS], **shared)
-    def untuned_evaluation(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        """Evaluate the base model before any tuning, to show what tuning adds at all."""
-        return run_asset(context, access, PAGE, lambda now: now.evaluation(None))
-
-    return [benchmark_evaluations, untuned_evaluation]
-
-
-def _every_question(stage: Stage, manifest: Manifest) -> Inspection:
-    """Every question is there once, and has a finite score or a named reason to have none.
-
-    Questions that did not fit the model's context are ``too_long``; answers that no judge
-    compared, or whose pair did not fit the judge, are ``not_judged``. Both are counted in the
-    results, and nothing else may lack a score.
-    """
-    facts = manifest.details.get("benchmarks", {})
-    wrong: list[str] = []
-    rows = scored = 0
-    for name in facts or manifest.details.get("scores", {}):
-        found, names = _wrong_rows(stage.folder / f"{name}.parquet")
-        counted = facts.get(name, {})
-        expected = {
-            "all": counted.get("questions", sum(found.values())),
-            "too_long": len(counted.get("too_long", ())),
-            "not_judged": len(counted.get("not_judged", ())),
-        }
-        seen = {"all": sum(found.values()), **{k: found.get(k, 0) for k in list(expected)[1:]}}
-        wrong += [f"{name}/{one}" for one in names]
-        wrong += [
-            f"{name}: {seen[k]} questions{'' if k == 'all' else f' {k}'} instead of {expected[k]}"
-            for k in expected
-            if seen[k] != expected[k]
+    def describe(self, made: Made) -> Metadata:
+        """Show each benchmark's score with its interval and some answers."""
+        rows = [
+            {
+                "benchmark": name,
+                "score": f"{entry['score']:.4f}",
+                "interval": " to ".join(f"{v:.4f}" for v in entry.get("interval") or []),
+                "questions": entry.get("n", ""),
+                "metric": entry.get("metric", ""),
+            }
+            for name, entry in made.details.get("scores", {}).items()
         ]
-        rows, scored = rows + seen["all"], scored + found.get("ok", 0)
-    return inspection(
-        not wrong and rows > 0,
-        f"{rows:,} questions, {scored:,} with a score" + named("wrong", wrong),
-        questions=rows,
-        scored=scored,
-        wrong=len(wrong),
-    )
+        files = sorted(made.folder.glob("*.parquet"))
+        answers = {f"answers_{path.stem.replace('-', '_')}": preview(path) for path in files}
+        return {
+            **tables(scores=rows, **answers),
+            "dagster/row_count": sum(map(row_count, files)),
+        }
+
+    def metrics(self, made: Made) -> dict[str, float]:
+        """Return each benchmark's score and its interval, as columns of their own."""
+        found: dict[str, float] = {}
+        for name, entry in made.details.get("scores", {}).items():
+            lower, upper = (entry.get("interval") or [entry["score"]] * 2)[:2]
+            found |= {name: entry["score"], f"{name}.lower": lower, f"{name}.upper": upper}
+        return found
+
+    def track(self, run: TrackedRun, made: Made) -> None:
+        """Log the questions and the answers.
+
+        The Parquet files hold everything; MLflow's page shows tables of all questions, in which
+        long prompts are cut to their end.
+        """
+        run.dataset_of(self.home.folder / "questions", asset_keys.QUESTIONS, "evaluation")
+        run.tags({"group": str(made.stage.settings["group"])})
+        shown: dict[str, list[dict[str, Any]]] = {}
+        for path in sorted(made.folder.glob("*.parquet")):
+            run.artifact(path, "answers")
+            shown |= _answer_tables(path)
+        run.tables(shown)
+
+
+class BenchmarkEvaluations(UntunedEvaluation):
+    """Evaluate one checkpoint on the experiment's benchmarks.
+
+    Every question's prompt, output, extracted answer and score is stored, so that any
+    figure can be traced to the answers behind it. Materialise a single partition to
+    evaluate one arm and seed again.
+    """
+
+    name = asset_keys.EVALUATIONS
+    deps = (asset_keys.CHECKPOINTS, asset_keys.QUESTIONS)
+
+    def __init__(self, pipeline: Pipeline, access: Access) -> None:
+        super().__init__(pipeline, access)
+        self.partitions = [*pipeline.units]
+
+    def stage(self, asked: Asked) -> Stage:
+        """Evaluate the partition's checkpoint."""
+        return asked.pipeline.evaluation(asked.pipeline.units[asked.partition])
 
 
 def _wrong_rows(path: Path) -> tuple[dict[str, int], list[str]]:
@@ -106,52 +134,12 @@ def _wrong_rows(path: Path) -> tuple[dict[str, int], list[str]]:
         "not coalesce(case when status = 'ok' then isfinite(score::double) "
         "else status in ('too_long', 'not_judged') and score is null end, false)) "
         "order by 1 limit 3",
-        str(path),
+        path,
     )
-    return dict(query(statuses, str(path))), [name for (name,) in names]
+    return dict(query(statuses, path)), [name for (name,) in names]
 
 
-def _describe(stage: Stage, manifest: Manifest) -> Metadata:
-    """Show each benchmark's score with its interval and some answers."""
-    shown: Metadata = {}
-    rows = [
-        {
-            "benchmark": name,
-            "score": f"{entry['score']:.4f}",
-            "interval": " to ".join(f"{v:.4f}" for v in entry.get("interval") or []),
-            "questions": entry.get("n", ""),
-            "metric": entry.get("metric", ""),
-        }
-        for name, entry in manifest.details.get("scores", {}).items()
-    ]
-    add_table(shown, "scores", rows)
-    files = sorted(stage.folder.glob("*.parquet"))
-    for path in files:
-        add_table(shown, f"answers_{path.stem.replace('-', '_')}", preview(path))
-    shown["dagster/row_count"] = sum(map(row_count, files))
-    return shown
-
-
-def _track(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
-    """Log each benchmark's score as a column of its own, and the answers.
-
-    The Parquet files hold everything; MLflow's page shows tables of all questions, in which
-    long prompts are cut to their end.
-    """
-    log_input(run, stage.folder.parents[2] / "questions", asset_keys.QUESTIONS, "evaluation")
-    scores = manifest.details.get("scores", {})
-    run.tags({"group": str(stage.settings["group"])})
-    for name, entry in scores.items():
-        lower, upper = (entry.get("interval") or [entry["score"]] * 2)[:2]
-        run.metrics({name: entry["score"], f"{name}.lower": lower, f"{name}.upper": upper})
-    tables: dict[str, dict[str, list[Any]]] = {}
-    for path in sorted(stage.folder.glob("*.parquet")):
-        run.artifact(path, "answers")
-        tables.update(_answer_tables(path))
-    run.tables(tables)
-
-
-def _answer_tables(path: Path) -> dict[str, dict[str, list[Any]]]:
+def _answer_tables(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Return a benchmark's answers as tables that a browser can hold, by artefact path."""
     import pyarrow.parquet as pq
 
@@ -159,10 +147,11 @@ def _answer_tables(path: Path) -> dict[str, dict[str, list[Any]]]:
     parts = range(0, len(rows), _TABLE_ROWS)
     tables = {}
     for number, start in enumerate(parts, start=1):
-        some = rows[start : start + _TABLE_ROWS]
-        columns = {name: [_end_of(row[name]) for row in some] for name in some[0]}
         part = f"-{number:03d}" if len(parts) > 1 else ""
-        tables[f"answers/{path.stem}{part}.json"] = columns
+        tables[f"answers/{path.stem}{part}.json"] = [
+            {name: _end_of(value) for name, value in row.items()}
+            for row in rows[start : start + _TABLE_ROWS]
+        ]
     return tables
 
 
@@ -171,17 +160,3 @@ def _end_of(value: Any) -> Any:  # noqa: ANN401 - a cell
     if isinstance(value, str) and len(value) > _TABLE_TEXT:
         return "… " + value[-_TABLE_TEXT:]
     return value
-
-
-PAGE = Page(
-    checks=(
-        Check(
-            "every_question_scored",
-            "every question has one finite score, or is named as too_long or not_judged",
-            _every_question,
-        ),
-    ),
-    describe=_describe,
-    metrics=no_metrics,
-    track=_track,
-)

@@ -1,35 +1,29 @@
 """Benchmark questions: the test questions of every benchmark, for decontamination."""
 
-import dagster as dg
-
 from selectit_dagster.orchestration import asset_keys
-from selectit_dagster.orchestration.asset_keys import Access
-from selectit_dagster.orchestration.asset_runner import Page, run_asset, stage_asset
-from selectit_dagster.orchestration.mlflow_logging import log_dataset
-
-PAGE = Page(
-    data_file="questions.parquet",
-    track=lambda run, stage, manifest: log_dataset(run, stage, "benchmarks"),
-)
+from selectit_dagster.orchestration.asset_checks import Made
+from selectit_dagster.orchestration.stage_asset import Asked, StageAsset, log_dataset
+from selectit_dagster.orchestration.stages.stage import Stage
+from selectit_dagster.orchestration.tracking import TrackedRun
 
 
-def build(access: Access) -> dg.AssetsDefinition:
-    """Return the asset that gathers the benchmarks' questions."""
+class BenchmarkQuestions(StageAsset):
+    """Gather the test questions of the experiment's benchmarks.
 
-    @stage_asset(
-        access,
-        asset_keys.QUESTIONS,
-        PAGE,
-        group=asset_keys.DATA,
-        kinds={"huggingface", "parquet"},
-    )
-    def benchmark_questions(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        """Gather the test questions of the experiment's benchmarks.
+    The curated dataset depends on this, so no training record that shares a long
+    n-gram with a test question is ever selected, and nobody has to remember to check.
+    Materialise it after the list of benchmarks has changed.
+    """
 
-        The curated dataset depends on this, so no training record that shares a long
-        n-gram with a test question is ever selected, and nobody has to remember to check.
-        Materialise it after the list of benchmarks has changed.
-        """
-        return run_asset(context, access, PAGE, lambda pipeline: pipeline.questions())
+    name = asset_keys.QUESTIONS
+    group = asset_keys.DATA
+    kinds = asset_keys.DATASET_KINDS
+    data_file = "questions.parquet"
 
-    return benchmark_questions
+    def stage(self, asked: Asked) -> Stage:
+        """Gather the questions."""
+        return asked.pipeline.questions()
+
+    def track(self, run: TrackedRun, made: Made) -> None:
+        """Log the questions as a dataset."""
+        log_dataset(run, made, "benchmarks")

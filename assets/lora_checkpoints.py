@@ -7,121 +7,114 @@ from typing import Any
 
 import dagster as dg
 
-from selectit_dagster.artefacts.manifest import Manifest
-from selectit_dagster.experiment import ModelReference
 from selectit_dagster.orchestration import asset_keys
-from selectit_dagster.orchestration.asset_checks import Check, Inspection, inspection
+from selectit_dagster.orchestration.asset_checks import Inspection, Made, check, inspection
 from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.asset_metadata import (
     Metadata,
-    add_table,
-    details,
     first_lines,
     spread_lines,
+    tables,
 )
-from selectit_dagster.orchestration.asset_runner import Page, run_asset, stage_asset
-from selectit_dagster.orchestration.mlflow_logging import as_columns, log_input
 from selectit_dagster.orchestration.pipeline import Pipeline
-from selectit_dagster.orchestration.stages.overrides import Overrides
+from selectit_dagster.orchestration.stage_asset import Asked, StageAsset
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.orchestration.tracking import TrackedRun, numbers, split_constants
 
 # of a training log; the whole of it is an artefact of the run
 _STEPS_SHOWN = 500
-_FIRST = ("step", "loss", "learning_rate", "grad_norm")
+# the loss is among the first charts, the rest below it
+_FIRST = ("loss", "learning_rate", "grad_norm")
 
 
-_CONFIG = {
-    "seed": dg.Field(
-        int,
-        is_required=False,
-        description="the partition's training seed; another one is refused, since it would "
-        "stand under this one's name: add it to tuning.seeds",
+class LoraCheckpoints(StageAsset):
+    """Tune the base model on one arm's subset with one training seed.
+
+    The loss counts the response only; five records' trained text is shown below. An
+    interrupted run resumes from its last resume point. Materialise a single partition
+    to repeat one arm and seed.
+    """
+
+    name = asset_keys.CHECKPOINTS
+    group = asset_keys.TUNING
+    kinds = asset_keys.MODEL_KINDS
+    loads_model = True
+
+    def __init__(self, pipeline: Pipeline, access: Access) -> None:
+        super().__init__(pipeline, access)
+        tuned: dict[str, list[str]] = {}
+        for unit in pipeline.units.values():
+            tuned.setdefault(unit.arm, []).append(unit.key)
+        subset, mapping = access.key(pipeline.selected_asset), dg.StaticPartitionMapping(tuned)
+        self.deps = [dg.AssetDep(subset, partition_mapping=mapping)]
+        self.partitions = [*pipeline.units]
+        self.more = {"metadata": {"base_model": pipeline.tuning.base_model.path}}
+
+    def stage(self, asked: Asked) -> Stage:
+        """Tune on the partition's subset."""
+        return asked.pipeline.checkpoint(asked.pipeline.units[asked.partition])
+
+    @check(
+        "the checkpoint loads over its base model, was changed by the training, and gives "
+        "finite logits and an answer"
     )
-}
+    def loads_and_answers(self, made: Made) -> Inspection:
+        """Load the checkpoint, look at its weights, and ask it something."""
+        from selectit_dagster.inference.engine import Engine
+        from selectit_dagster.inference.generation import Decoding
+        from selectit_dagster.tuning import checkpoint
 
-
-def partitions(pipeline: Pipeline) -> dg.StaticPartitionsDefinition:
-    """Return one partition per arm and training seed."""
-    return dg.StaticPartitionsDefinition(list(pipeline.units))
-
-
-def arm_mapping(pipeline: Pipeline) -> dg.StaticPartitionMapping:
-    """Map each subset to the checkpoints that are tuned on it."""
-    table: dict[str, list[str]] = {}
-    for unit in pipeline.units.values():
-        table.setdefault(unit.arm, []).append(unit.key)
-    return dg.StaticPartitionMapping(table)
-
-
-def build(pipeline: Pipeline, access: Access) -> dg.AssetsDefinition:
-    """Return the asset that tunes the base model."""
-    base, selected = pipeline.tuning.base_model, access.key(pipeline.selected_asset)
-    page = Page(
-        checks=(
-            Check(
-                "loads_and_answers",
-                "the checkpoint loads over its base model, was changed by the training, and gives "
-                "finite logits and an answer",
-                lambda stage, manifest: _answers(base, stage),
-            ),
-        ),
-        describe=_describe,
-        metrics=_metrics,
-        track=_track,
-    )
-
-    @stage_asset(
-        access,
-        asset_keys.CHECKPOINTS,
-        page,
-        deps=[dg.AssetDep(selected, partition_mapping=arm_mapping(pipeline))],
-        partitions_def=partitions(pipeline),
-        group=asset_keys.TUNING,
-        kinds={"pytorch", "huggingface"},
-        pool=asset_keys.MODEL_POOL,
-        metadata={"base_model": base.path},
-        config_schema=_CONFIG,
-    )
-    def lora_checkpoints(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        """Tune the base model on one arm's subset with one training seed.
-
-        The loss counts the response only; five records' trained text is shown below. An
-        interrupted run resumes from its last resume point. Materialise a single partition
-        to repeat one arm and seed.
-        """
-        seed = context.op_execution_context.op_config.get("seed")
-        return run_asset(
-            context,
-            access,
-            page,
-            lambda now: now.checkpoint(now.units[context.partition_key], Overrides(seed=seed)),
+        text = "Say something."
+        opened = checkpoint.open_checkpoint(made.folder)
+        weights = opened.adapter or opened.model or made.folder
+        if broken := [name for name, tensor in _tensors(weights) if not _finite(tensor)]:
+            return inspection(False, f"{weights}: not finite", broken, "tensors")
+        if opened.adapter is not None and not _changed(opened.adapter):
+            return inspection(
+                False, f"{weights}: every update of the adapter is zero: nothing learnt"
+            )
+        loaded = checkpoint.load_checkpoint(self.pipeline.tuning.base_model, made.folder)
+        answer = checkpoint.ask(Engine(loaded), opened, text, Decoding(8))
+        finite = _finite_logits(loaded, text)
+        return inspection(
+            finite,
+            f"{'finite' if finite else 'NOT finite'} logits; answered {answer!r} to {text!r}",
+            answer=answer,
         )
 
-    return lora_checkpoints
+    def describe(self, made: Made) -> Metadata:
+        """Show the trained text of some records, and skipped records."""
+        return {
+            **tables(
+                trained_tokens=_trained_tokens(made.folder),
+                skipped=first_lines(made.folder / "skipped.jsonl"),
+            ),
+            "tuning": dg.MetadataValue.json(made.details),
+        }
 
+    def metrics(self, made: Made) -> dict[str, float]:
+        """Return the figures of the training, below the charts of its steps."""
+        measured, constants = split_constants(numbers(made.details))
+        return constants | {f"summary/{name}": value for name, value in measured.items()}
 
-def _answers(base: ModelReference, stage: Stage) -> Inspection:
-    """The checkpoint loads, its weights are finite, and the training shows in its logits."""
-    from selectit_dagster.inference.engine import Engine
-    from selectit_dagster.inference.generation import Decoding
-    from selectit_dagster.tuning import checkpoint
-
-    text = "Say something."
-    opened = checkpoint.open_checkpoint(stage.folder)
-    weights = opened.adapter or opened.model or stage.folder
-    if broken := not_finite(weights):
-        return inspection(False, f"{weights}: not finite: {', '.join(broken[:3])}")
-    if opened.adapter is not None and not changed(opened.adapter):
-        return inspection(False, f"{weights}: every update of the adapter is zero: nothing learnt")
-    loaded = checkpoint.load_checkpoint(base, stage.folder)
-    answer = checkpoint.ask(Engine(loaded), opened, text, Decoding(8))
-    finite = finite_logits(loaded, text)
-    return inspection(
-        finite,
-        f"{'finite' if finite else 'NOT finite'} logits; answered {answer!r} to {text!r}",
-        answer=answer,
-    )
+    def track(self, run: TrackedRun, made: Made) -> None:
+        """Log the training set, the training log as stepped metrics, and the adapter."""
+        arm, seed = str(made.stage.settings["arm"]), made.stage.settings["seed"]
+        run.dataset_of(self.home.selected(arm), f"selected-{arm}", "training")
+        run.series(map(_charted, spread_lines(made.folder / "log.jsonl", _STEPS_SHOWN)))
+        for name in ("skipped.jsonl", "log.jsonl"):
+            if (made.folder / name).exists():
+                run.artifact(made.folder / name)
+        run.tables({"trained_tokens.json": _trained_tokens(made.folder)})
+        adapter, base = made.folder / "adapter", made.details.get("base_model")
+        run.model(
+            adapter if adapter.is_dir() else made.folder / "manifest.json",
+            # MLflow's models have no dots in their names; an arm may, such as alpha-0.5
+            name=f"{arm}-seed-{seed}".replace(".", "_"),
+            tags={"base": json.dumps(made.details.get("base", {}), default=str)[:2000]},
+            # where an adapter of its own is part of the base, no reference is the whole of it
+            base=base if isinstance(base, dict) and not base.get("adapter") else None,
+        )
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
@@ -134,77 +127,33 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
                 yield name, handle.get_tensor(name)
 
 
-def not_finite(folder: Path) -> list[str]:
-    """Return the names of stored tensors that hold NaN or infinity."""
-    return [
-        name
-        for name, tensor in _tensors(folder)
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all())
-    ]
+def _finite(tensor: Any) -> bool:  # noqa: ANN401 - a torch tensor
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
 
 
-def changed(adapter: Path) -> bool:
+def _changed(adapter: Path) -> bool:
     """Tell whether an adapter changes its base: LoRA's second matrix begins as zeros."""
     updates = [bool(t.any()) for name, t in _tensors(adapter) if "lora_B" in name]
     return any(updates) or not updates
 
 
-def finite_logits(loaded: Any, text: str) -> bool:  # noqa: ANN401 - LoadedModel
+def _finite_logits(loaded: Any, text: str) -> bool:  # noqa: ANN401 - LoadedModel
     """Tell whether the loaded model's logits for a text are finite."""
     import torch
 
     ids = torch.tensor([loaded.tokenizer.encode(text)], device=loaded.device)
     with torch.inference_mode():
-        return bool(loaded.model(ids).logits.isfinite().all())
+        return _finite(loaded.model(ids).logits)
 
 
-def _describe(stage: Stage, manifest: Manifest) -> Metadata:
-    """Show the trained text of some records, and skipped records."""
-    shown: Metadata = {}
-    trained = stage.folder / "trained_tokens.json"
-    if trained.exists():
-        rows = json.loads(trained.read_text(encoding="utf-8"))
-        rows = [row if isinstance(row, dict) else {"trained": row} for row in rows]
-        add_table(shown, "trained_tokens", rows)
-    add_table(shown, "skipped", first_lines(stage.folder / "skipped.jsonl"))
-    shown["tuning"] = details(manifest)
-    return shown
+def _trained_tokens(folder: Path) -> list[dict[str, Any]]:
+    """Return the text of some records with the tokens that were trained."""
+    path = folder / "trained_tokens.json"
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return [row if isinstance(row, dict) else {"trained": row} for row in rows]
 
 
-def _charted(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a step of the log; the loss is among the first charts, the rest below it."""
-    return {k if k in _FIRST else f"training/{k}": v for k, v in row.items()}
-
-
-def _metrics(stage: Stage, manifest: Manifest) -> dict[str, float]:
-    measured, constants = split_constants(numbers(manifest.details))
-    return constants | {f"summary/{name}": value for name, value in measured.items()}
-
-
-def _track(run: TrackedRun, stage: Stage, manifest: Manifest) -> None:
-    """Log the training set, the training log as stepped metrics, and the adapter."""
-    arm = str(stage.settings["arm"])
-    log_input(run, stage.folder.parents[2] / "selected" / arm, f"selected-{arm}", "training")
-    run.series(
-        [_charted(r) for r in spread_lines(stage.folder / "log.jsonl", _STEPS_SHOWN)], "step"
-    )
-    for name in ("skipped.jsonl", "log.jsonl"):
-        if (stage.folder / name).exists():
-            run.artifact(stage.folder / name)
-    trained = json.loads((stage.folder / "trained_tokens.json").read_text(encoding="utf-8"))
-    run.tables({"trained_tokens.json": as_columns(trained)})
-    # MLflow's models have no dots in their names; an arm may, such as alpha-0.5
-    name = f"{arm}-seed-{stage.settings['seed']}".replace(".", "_")
-    adapter = stage.folder / "adapter"
-    tags = {"base": json.dumps(manifest.details.get("base", {}), default=str)[:2000]}
-    if adapter.is_dir():
-        run.adapter(adapter, name=name, tags=tags, base=_plain_base(manifest))
-    else:
-        base = _plain_base(manifest)
-        run.full_model(stage.folder / "manifest.json", name=name, tags=tags, base=base)
-
-
-def _plain_base(manifest: Manifest) -> dict[str, Any] | None:
-    """Return the base model's reference; None where an adapter of its own is part of it."""
-    base = manifest.details.get("base_model")
-    return base if isinstance(base, dict) and not base.get("adapter") else None
+def _charted(row: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Return a row of the log as its step and what the charts of that step show."""
+    shown = {k if k in _FIRST else f"training/{k}": v for k, v in row.items() if k != "step"}
+    return int(row["step"]), shown

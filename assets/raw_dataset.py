@@ -3,83 +3,89 @@
 import dagster as dg
 
 from selectit_dagster.artefacts.manifest import Manifest
-from selectit_dagster.experiment import Experiment
 from selectit_dagster.orchestration import asset_keys
 from selectit_dagster.orchestration.asset_checks import (
-    Check,
     Inspection,
+    Made,
+    check,
     inspection,
-    named,
-    query,
+    record_ids,
 )
 from selectit_dagster.orchestration.asset_keys import Access
-from selectit_dagster.orchestration.asset_metadata import Metadata, add_table, details, first_lines
-from selectit_dagster.orchestration.asset_runner import Page, run_asset, stage_asset
-from selectit_dagster.orchestration.mlflow_logging import log_dataset
+from selectit_dagster.orchestration.asset_metadata import Metadata, first_lines, tables
+from selectit_dagster.orchestration.pipeline import Pipeline
+from selectit_dagster.orchestration.stage_asset import Asked, StageAsset, log_dataset
 from selectit_dagster.orchestration.stages.stage import Stage
+from selectit_dagster.orchestration.tracking import TrackedRun
 
 
-def build(experiment: Experiment, access: Access) -> dg.AssetsDefinition:
-    """Return the asset that reads the experiment's dataset."""
+class RawDataset(StageAsset):
+    """Read the instruction dataset as it is.
 
-    @stage_asset(
-        access,
-        asset_keys.RAW,
-        PAGE,
-        group=asset_keys.DATA,
-        kinds={"huggingface", "parquet"},
-        metadata={"source": experiment.dataset.path, "license": experiment.dataset.license},
-    )
-    def raw_dataset(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        """Read the instruction dataset as it is.
+    Materialise this after the source has changed. A record that cannot be used is in
+    `rejected.jsonl` with its position, field and reason; above the experiment's
+    `dataset.max_reject_share` the run stops here, before any model is loaded.
+    """
 
-        Materialise this after the source has changed. A record that cannot be used is in
-        `rejected.jsonl` with its position, field and reason; above the experiment's
-        `dataset.max_reject_share` the run stops here, before any model is loaded.
-        """
-        return run_asset(context, access, PAGE, lambda pipeline: pipeline.raw())
+    name = asset_keys.RAW
+    group = asset_keys.DATA
+    kinds = asset_keys.DATASET_KINDS
+    data_file = "records.parquet"
 
-    return raw_dataset
+    def __init__(self, pipeline: Pipeline, access: Access) -> None:
+        super().__init__(pipeline, access)
+        source = self.experiment.dataset
+        self.more = {"metadata": {"source": source.path, "license": source.license}}
+
+    def stage(self, asked: Asked) -> Stage:
+        """Read the source."""
+        return asked.pipeline.raw()
+
+    @check("read = kept + rejected, and every record id occurs once")
+    def balance(self, made: Made) -> Inspection:
+        """Compare the counts with the rows."""
+        read, kept, rejected = (made.counts[name] for name in ("read", "kept", "rejected"))
+        rows, ids, twice = record_ids(made.folder / "records.parquet")
+        return inspection(
+            read == kept + rejected and rows == ids == kept,
+            f"read {read:,} = kept {kept:,} + rejected {rejected:,}; {rows:,} rows, {ids:,} ids",
+            twice,
+            "more than once",
+            rows=rows,
+            distinct_ids=ids,
+        )
+
+    def describe(self, made: Made) -> Metadata:
+        """Show rejected records and the data profile."""
+        return {
+            **tables(
+                rejected=first_lines(made.folder / "rejected.jsonl"),
+                columns=made.details.get("columns"),
+            ),
+            **profile_tables(made.manifest),
+            "profile": dg.MetadataValue.json(made.details),
+        }
+
+    def pictures(self, made: Made) -> dict[str, bytes]:
+        """Draw the profile."""
+        return profile_pictures(made.manifest)
+
+    def track(self, run: TrackedRun, made: Made) -> None:
+        """Log the dataset."""
+        log_dataset(run, made, "raw")
 
 
-def _balance(stage: Stage, manifest: Manifest) -> Inspection:
-    counts = manifest.counts
-    path = str(stage.folder / "records.parquet")
-    rows, ids = query("select count(*), count(distinct record_id) from read_parquet(?)", path)[0]
-    twice = query(
-        "select record_id from read_parquet(?) group by 1 having count(*) > 1 order by 1 limit 3",
-        path,
-    )
-    return inspection(
-        counts["read"] == counts["kept"] + counts["rejected"] and rows == ids == counts["kept"],
-        f"read {counts['read']:,} = kept {counts['kept']:,} + rejected {counts['rejected']:,}; "
-        f"{rows:,} rows, {ids:,} ids" + named("more than once", [name for (name,) in twice]),
-        rows=rows,
-        distinct_ids=ids,
-    )
-
-
-def _describe(stage: Stage, manifest: Manifest) -> Metadata:
-    """Show rejected records and the data profile."""
-    shown: Metadata = {}
-    add_table(shown, "rejected", first_lines(stage.folder / "rejected.jsonl"))
-    add_table(shown, "columns", manifest.details.get("columns", []))
-    add_profile(shown, manifest)
-    shown["profile"] = details(manifest)
-    return shown
-
-
-def add_profile(shown: Metadata, manifest: Manifest) -> None:
-    """Add the profile of a dataset as tables."""
+def profile_tables(manifest: Manifest) -> Metadata:
+    """Return the profile of a dataset as tables."""
     from selectit_dagster.data.profile import length_table, share_table
 
     profile = manifest.details.get("profile")
-    if profile and manifest.counts["kept"]:
-        add_table(shown, "lengths", length_table(profile))
-        add_table(shown, "languages_inputs_turns", share_table(profile))
+    if not profile or not manifest.counts["kept"]:
+        return {}
+    return tables(lengths=length_table(profile), languages_inputs_turns=share_table(profile))
 
 
-def profile_pictures(stage: Stage, manifest: Manifest) -> dict[str, bytes]:
+def profile_pictures(manifest: Manifest) -> dict[str, bytes]:
     """Draw the profile of a dataset."""
     from selectit_dagster.data import dataset_plots
 
@@ -90,12 +96,3 @@ def profile_pictures(stage: Stage, manifest: Manifest) -> dict[str, bytes]:
         "lengths": dataset_plots.lengths_plot(profile),
         "languages_inputs_turns": dataset_plots.shares_plot(profile),
     }
-
-
-PAGE = Page(
-    data_file="records.parquet",
-    checks=(Check("balance", "read = kept + rejected, and every record id occurs once", _balance),),
-    pictures=profile_pictures,
-    describe=_describe,
-    track=lambda run, stage, manifest: log_dataset(run, stage, "raw"),
-)

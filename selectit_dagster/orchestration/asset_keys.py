@@ -34,6 +34,10 @@ FORMER_SELECTED = "selective_alpaca"
 DATA, RATING, SELECTION = "data", "rating", "selection"
 TUNING, EVALUATION, VERDICT = "tuning", "tuning_evaluation", "verdict"
 
+# icons on the nodes
+DATASET_KINDS = frozenset({"huggingface", "parquet"})
+TABLE_KINDS = frozenset({"parquet", "python"})
+MODEL_KINDS = frozenset({"pytorch", "huggingface"})
 # one model in memory at a time, whichever experiment loads it
 MODEL_POOL = "model_memory"
 # on every run: of one experiment, only one at a time

@@ -35,10 +35,12 @@ _MEANINGS = {
 }
 
 
-def table(rows: list[dict[str, Any]]) -> dg.TableMetadataValue | None:
-    """Return rows as a Dagster table, or None when there are none."""
-    if not rows:
-        return None
+def tables(**named: list[dict[str, Any]] | None) -> Metadata:
+    """Return lists of rows as Dagster's tables by name, without the empty ones."""
+    return {name: _table(rows) for name, rows in named.items() if rows}
+
+
+def _table(rows: list[dict[str, Any]]) -> dg.TableMetadataValue:
     names = list(rows[0])
     schema = dg.TableSchema([dg.TableColumn(name, "string") for name in names])
     records = [dg.TableRecord({n: one_line(row.get(n, ""), _CELL) for n in names}) for row in rows]
@@ -81,17 +83,6 @@ def picture(png: bytes, title: str) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{data})")
 
 
-def add_table(shown: Metadata, name: str, rows: list[dict[str, Any]]) -> None:
-    """Add rows as a table, where there are any."""
-    if (found := table(rows)) is not None:
-        shown[name] = found
-
-
-def details(manifest: Manifest) -> dg.JsonMetadataValue:
-    """Return what the engine noted of its work."""
-    return dg.MetadataValue.json(manifest.details)
-
-
 def row_count(path: Path) -> int:
     """Return how many rows a Parquet file holds."""
     import pyarrow.parquet as pq
@@ -113,9 +104,8 @@ def spread_lines(path: Path, most: int) -> list[dict[str, Any]]:
         return []
     with path.open("rb") as handle:
         count = sum(1 for _ in handle)
-    if count <= most:
-        return first_lines(path, count)
     wanted = {round(index * (count - 1) / (most - 1)) for index in range(most)}
+    wanted = wanted if count > most else set(range(count))
     with path.open(encoding="utf-8", errors="replace") as handle:
         return [json.loads(line) for number, line in enumerate(handle) if number in wanted]
 
@@ -127,15 +117,17 @@ def base_metadata(
 
     ``address`` is where the artefact is published; without one its place is ``folder``.
     """
+    here = dg.MetadataValue.path(str(folder))
     shown: Metadata = {
         "counts": dg.MetadataValue.table(
             [dg.TableRecord({"what": k, "count": v}) for k, v in manifest.counts.items()],
             schema=dg.TableSchema([dg.TableColumn("what"), dg.TableColumn("count", "int")]),
         ),
-        "dagster/uri": (
-            dg.MetadataValue.text(address) if address else dg.MetadataValue.path(str(folder))
+        **(
+            {"dagster/uri": dg.MetadataValue.text(address), "local_copy": here}
+            if address
+            else {"dagster/uri": here}
         ),
-        **({"local_copy": dg.MetadataValue.path(str(folder))} if address else {}),
         "made_in_seconds": manifest.seconds,
         "made_at": manifest.created_at,
     }
@@ -143,7 +135,7 @@ def base_metadata(
         path = folder / data_file
         shown["dagster/row_count"] = row_count(path)
         shown["dagster/column_schema"] = column_schema(path)
-        add_table(shown, "preview", preview(path))
+        shown |= tables(preview=preview(path))
     return shown
 
 

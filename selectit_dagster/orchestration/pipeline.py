@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from selectit_dagster.orchestration.stages.choice import ChoiceStages
-from selectit_dagster.orchestration.stages.dataset import DataStages
+from selectit_dagster.orchestration.stages.data_stages import DataStages
 from selectit_dagster.orchestration.stages.stage import Stage
-from selectit_dagster.orchestration.stages.tuning_stages import TrainingStages
+from selectit_dagster.orchestration.stages.tuning_stages import TuningStages
+from selectit_dagster.orchestration.stages.what_if import WhatIfs
 
 
-class Pipeline(DataStages, ChoiceStages, TrainingStages):
+class Pipeline(DataStages, WhatIfs, TuningStages):
     """All stages of one experiment in one home."""
 
     def phases(self) -> Iterator[list[Stage]]:

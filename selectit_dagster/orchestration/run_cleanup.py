@@ -86,13 +86,13 @@ def close_run(
     known = tracker.knows(run.run_id) or "selectit/launch" in run.tags
     if _is_of_another(run, experiment) or not (known or _makes(instance, run, ours)):
         return 0
-    closed = tracker.close_run(run.run_id, _MLFLOW_STATUS[run.status])
+    closed = tracker.close_run(run.run_id, _MLFLOW_STATUS[run.status]) or 0
     lock_file(tracker.home, run.run_id).unlink(missing_ok=True)
     if run.status is dg.DagsterRunStatus.FAILURE and REMEDY_TAG not in run.tags:
         text = what_to_do(instance, run)
         instance.report_engine_event(f"What to do next. {text}", run)
         instance.add_run_tags(run.run_id, {REMEDY_TAG: text[:1000]})
-        tracker.remember_remedy(run.run_id, f"**What to do next.** {text}")
+        tracker.describe_parent(run.run_id, "remedy", f"**What to do next.** {text}")
         alert(run, text, f"{tracker.dagster_url}/runs/{run.run_id}")
     return closed
 

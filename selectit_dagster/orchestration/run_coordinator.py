@@ -45,9 +45,12 @@ def check_values(run_config: Any) -> None:  # noqa: ANN401 - plain data
     """
     for asset, entry in (run_config.get("ops") or {}).items():
         for name, value in ((entry or {}).get("config") or {}).items():
-            low, high = BOUNDS.get(name, (value, value))
-            if isinstance(value, int | float) and not low <= value <= high:
-                raise UserError(
-                    f"{asset.replace('__', '/')}: {name} {value} is out of its range",
-                    hint=f"give {low:g} to {high:g}",
-                )
+            if name not in BOUNDS:
+                continue
+            bounds = BOUNDS[name]
+            for given in value.values() if isinstance(value, dict) else (value,):
+                if isinstance(given, int | float) and not bounds.low <= given <= bounds.high:
+                    raise UserError(
+                        f"{asset.replace('__', '/')}: {name} {given} is out of its range",
+                        hint=f"give a number {bounds.said}",
+                    )

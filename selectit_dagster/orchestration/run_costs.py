@@ -14,7 +14,7 @@ from selectit_dagster.progress import Progress
 
 if TYPE_CHECKING:
     from selectit_dagster.experiment import Experiment
-    from selectit_dagster.orchestration.stages.stage_factory import StageFactory
+    from selectit_dagster.orchestration.stages.stage import StageFactory
     from selectit_dagster.selection.arms.arm import Arm
 
 _FACTS = (

@@ -15,7 +15,7 @@ from small_home import fill, make_pipeline
 
 from selectit_dagster.artefacts.manifest import MANIFEST, Manifest, write_manifest
 from selectit_dagster.definitions import build_defs
-from selectit_dagster.orchestration import asset_runner
+from selectit_dagster.orchestration import stage_asset
 
 
 def rewrite(path: Path, change) -> None:
@@ -152,13 +152,13 @@ def damaged(whole, tmp_path, monkeypatch):
     (folder / "home" / "dagster" / "workers").mkdir(parents=True)
     started: list[str] = []
 
-    def engine(run_id, pipeline, stage, reporter):
+    def engine(stage, reporter):
         started.append(stage.title)
         # what an engine got wrong stands in its manifest as if it were right
         return vouch(stage.folder)
 
-    monkeypatch.setattr(asset_runner, "_make", engine)
-    monkeypatch.setattr(asset_runner, "_save_comparison", lambda *_: None)
+    monkeypatch.setattr(stage_asset, "_make", engine)
+    monkeypatch.setattr(stage_asset, "save_comparison", lambda *_: None)
     experiment = next(folder.glob("*.yaml"))
     text = experiment.read_text() + "tracking: {enabled: false}\n"
     experiment.write_text(text)

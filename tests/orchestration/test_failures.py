@@ -23,7 +23,8 @@ from small_home import make_pipeline, write_experiment
 
 from selectit_dagster.artefacts.manifest import write_manifest
 from selectit_dagster.errors import PassingError, TransientError, UserError
-from selectit_dagster.orchestration import asset_runner, run_cleanup, run_monitoring
+from selectit_dagster.orchestration import run_cleanup, run_monitoring, stage_asset
+from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.instance import DAGSTER_YAML, open_instance
 from selectit_dagster.orchestration.prune import old_runs
 from selectit_dagster.orchestration.resources import make_tracker
@@ -51,11 +52,15 @@ class World:
 
         stage = Stage("stage", self.folder, dict, run, "records")
 
+        class Told(stage_asset.StageAsset):
+            def stage(self, asked):
+                return stage
+
+        told = Told(self.line, Access.of(self.line.experiment))
+
         @dg.asset(name="stage")
         def asset(context) -> dg.MaterializeResult:
-            return asset_runner.run_stage(
-                context, self.line, lambda _: stage, self.tracker, asset_runner.Page()
-            )
+            return told.run(context, self.line, self.tracker)
 
         job = dg.Definitions(assets=[asset]).resolve_implicit_global_asset_job_def()
         return job.execute_in_process(instance=self.instance, raise_on_error=False)
@@ -81,7 +86,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture
 def world(tmp_path, monkeypatch, store):
-    monkeypatch.setattr(asset_runner, "_RETRY_SECONDS", 0)
+    monkeypatch.setattr(stage_asset, "_RETRY_SECONDS", 0)
     (tmp_path / "stage").mkdir()
     (tmp_path / "home" / "mlflow").mkdir(parents=True)
     shutil.copy(store, tmp_path / "home" / "mlflow")
@@ -325,7 +330,7 @@ def test_a_hub_that_stays_away_while_it_is_read_ends_the_run_with_what_to_do(tmp
     info = SimpleNamespace(sha="c0ffee" * 6)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda self, name, **more: info)
     monkeypatch.setattr("datasets.load_dataset", away)
-    monkeypatch.setattr(asset_runner, "_RETRY_SECONDS", 0)
+    monkeypatch.setattr(stage_asset, "_RETRY_SECONDS", 0)
     with pytest.raises(StageFailedError, match="raw_dataset failed: ") as caught:
         run_experiment(path, tmp_path / "home", upto="raw_dataset")
     assert len(asked) == 4

@@ -35,6 +35,7 @@ def test_weights_size_and_rating_stand_in_for_those_of_the_file():
     assert changed.rating.variant == "released-code"
     assert apply_overrides(experiment(), Overrides()) == experiment()
     assert apply_overrides(changed, Overrides(count=4)).selection.size == ("count", 4)
+    assert apply_overrides(changed, Overrides(tokens=900)).selection.size == ("tokens", 900)
 
 
 @pytest.mark.parametrize(
@@ -75,10 +76,10 @@ def test_what_an_arm_has_no_use_for_is_refused(tmp_path, arm, given, message, hi
     arms = [{"kind": "selectit"}, {"kind": "random", "seeds": [1]}, {"kind": "ifd"}]
     pipeline = Pipeline(experiment(arms=arms), Home(tmp_path, "home"))
     with pytest.raises(UserError, match=message) as caught:
-        pipeline.selected(arm, Overrides(**given))
+        pipeline.selection_request(arm, Overrides(**given))
     assert hint in caught.value.hint
-    pipeline.selected("random-1", Overrides(seed=3))
-    pipeline.selected("ifd", Overrides(model="small"))
+    assert pipeline.selection_request("random-1", Overrides(seed=3)).seed == 3
+    assert pipeline.selection_request("ifd", Overrides(model="small")).model.name == "small"
 
 
 def test_an_output_that_is_a_folder_is_refused_before_anything_is_read(tmp_path):
@@ -97,19 +98,3 @@ def test_rejected_records_are_left_beside_the_output_before_a_model_is_looked_fo
     assert str(rejected) in caught.value.hint
     assert [json.loads(line)["position"] for line in rejected.read_text().splitlines()] == [1]
     assert not output.exists()
-
-
-def test_a_checkpoint_is_never_made_with_another_seed_than_its_partitions(tmp_path):
-    tuning = {"base_model": {"path": "m"}, "seeds": [1, 2]}
-    benchmarks = [{"name": "asked", "task": "exact-match", "path": "q.jsonl"}]
-    value = {**experiment().model_dump(), "tuning": tuning, "benchmarks": benchmarks}
-    value["selection"] = {"arms": [{"kind": "selectit"}, {"kind": "random", "seeds": [1]}]}
-    checked = check_experiment(value, source="a test")
-    pipeline = Pipeline(checked, Home(tmp_path, "home"))
-    unit = next(iter(pipeline.units.values()))
-    with pytest.raises(
-        UserError, match=f"seed 9 is not the training seed of .*{unit.key}"
-    ) as found:
-        pipeline.checkpoint(unit, Overrides(seed=9))
-    assert "add 9 to tuning.seeds" in found.value.hint
-    pipeline.checkpoint(unit, Overrides(seed=unit.seed))

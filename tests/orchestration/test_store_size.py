@@ -13,7 +13,8 @@ from small_home import make_pipeline
 
 from selectit_dagster.artefacts.files import write_text
 from selectit_dagster.artefacts.manifest import write_manifest
-from selectit_dagster.orchestration import asset_runner
+from selectit_dagster.orchestration import stage_asset
+from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.asset_metadata import spread_lines
 from selectit_dagster.orchestration.instance import open_instance
 from selectit_dagster.orchestration.resources import make_tracker
@@ -33,7 +34,7 @@ def databases(home: Path) -> int:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr(asset_runner, "Reporter", partial(Reporter, clock=lambda: now[0]))
+    monkeypatch.setattr(stage_asset, "Reporter", partial(Reporter, clock=lambda: now[0]))
     return now
 
 
@@ -59,12 +60,16 @@ def test_a_run_that_scores_for_three_weeks_leaves_less_than_five_megabytes(
     def asset(name: str) -> dg.AssetsDefinition:
         stage = Stage(name, tmp_path / "stage", dict, score, "prompts")
 
+        class Scored(stage_asset.StageAsset):
+            def stage(self, asked):
+                return stage
+
+        scored = Scored(pipeline, Access.of(pipeline.experiment))
+
         @dg.asset(name=name)
         def made(context) -> dg.MaterializeResult:
             clock[0] = 0.0
-            return asset_runner.run_stage(
-                context, pipeline, lambda _: stage, tracker, asset_runner.Page()
-            )
+            return scored.run(context, pipeline, tracker)
 
         return made
 

@@ -17,8 +17,13 @@ from hypothesis import strategies as st
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.orchestration.services import free_port
-from selectit_dagster.orchestration.tracking import Tracker, flatten, numbers, split_constants
-from selectit_dagster.orchestration.tracking.tracked_run import ARM_ROWS
+from selectit_dagster.orchestration.tracking import (
+    ARM_ROWS,
+    Tracker,
+    flatten,
+    numbers,
+    split_constants,
+)
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +102,8 @@ def test_an_adapter_is_registered_with_the_champion_alias(store, tmp_path):
     (tmp_path / "adapter_model.safetensors").write_bytes(b"x")
     tracker = make(store)
     with tracker.asset_run(None, "tune", {}) as run:
-        run.adapter(tmp_path, name="selectit-seed-1", tags={"base": "tiny"})
-        run.champion("world", "selectit-seed-1")
+        run.model(tmp_path, name="selectit-seed-1", tags={"base": "tiny"})
+        run.champion("world", "selectit-seed-1", "", {})
     assert tracker.failures() == []
     version = tracker.client.get_model_version_by_alias("world", "champion")
     assert version.run_id == run.run_id

@@ -101,22 +101,24 @@ def test_hostile_ids_and_texts_are_shown_escaped_everywhere(line):
 
 def test_dagsters_pages_and_the_command_line_show_them_escaped(line, capsys):
     from selectit_dagster.artefacts.manifest import read_manifest
-    from selectit_dagster.assets import curated_dataset, ranking, raw_dataset, selected_dataset
+    from selectit_dagster.assets.curated_dataset import CuratedDataset
+    from selectit_dagster.assets.ranking import Ranking
+    from selectit_dagster.assets.raw_dataset import RawDataset
+    from selectit_dagster.assets.selected_dataset import SelectedDataset
+    from selectit_dagster.orchestration.asset_checks import Made
     from selectit_dagster.orchestration.asset_keys import Access
-    from selectit_dagster.orchestration.asset_metadata import base_metadata
     from selectit_dagster.selection.explain import explain
 
     access = Access.of(line.experiment)
     described = {
-        "raw_dataset": (line.raw(), raw_dataset.PAGE),
-        "curated_dataset": (line.curated(), curated_dataset.page_of(access)),
-        "ranking": (line.ranking(), ranking.page_of(access)),
-        "selected": (line.selected("full"), selected_dataset.page_of(line, access)),
+        RawDataset: line.raw(),
+        CuratedDataset: line.curated(),
+        Ranking: line.ranking(),
+        SelectedDataset: line.selected("full"),
     }
-    for name, (stage, page) in described.items():
-        manifest = read_manifest(stage.folder)
-        shown = base_metadata(manifest, stage.folder, page.data_file)
-        shown |= page.describe(stage, manifest)
+    for kind, stage in described.items():
+        name = kind.__name__
+        shown = kind(line, access).page(Made(stage, read_manifest(stage.folder)), {})
         values = [v if hasattr(v, "records") else getattr(v, "value", v) for v in shown.values()]
         strings = list(_strings(values))
         assert len(strings) > 10

@@ -74,7 +74,7 @@ def test_an_address_with_a_password_is_shown_without_it(tmp_path, monkeypatch):
     assert "canary" not in tracker.ui_url
     assert tracker.ui_url == "http://127.0.0.1:9/x"
     tracker.wait = lambda seconds: None
-    tracker.attempt("open", _fails, tracker.uri)
+    tracker.attempt("open", lambda: _fails(tracker.uri))
     assert tracker.failures()[0]["error"].endswith("http://***@127.0.0.1:9/x")
     assert files_with(tmp_path / "home", ["canary-password"]) == []
 

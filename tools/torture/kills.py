@@ -165,15 +165,15 @@ class Trap:
             module.Journal._write = trapped  # type: ignore[method-assign]
 
     def _stages(self) -> None:
-        from selectit_dagster.orchestration import asset_runner
+        from selectit_dagster.orchestration import stage_asset
 
-        original = asset_runner._guarded
+        original = stage_asset._make
 
         def noted(stage: Any, reporter: Any) -> Any:
             self.note.write_text(stage.title, encoding="utf-8")
             return original(stage, reporter)
 
-        asset_runner._guarded = noted
+        stage_asset._make = noted
 
 
 def _halve(target: Path | None) -> None:

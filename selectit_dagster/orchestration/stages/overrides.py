@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import Experiment, check_experiment
 
 # the rules of a subset's size; one stands in for whichever the file has
 SIZES = ("share", "count", "tokens", "threshold")
-# what a number may be, from and to; a share and a weight must also be above 0
+
+
+class Bounds(NamedTuple):
+    """What a number may be, from and to, and as a person reads it."""
+
+    low: float
+    high: float
+    said: str
+
+
 BOUNDS = {
-    "alpha": (0.0, 100.0),
-    "share": (1e-9, 1.0),
-    "count": (1.0, 1e12),
-    "tokens": (1.0, 1e15),
-    "seed": (0.0, 2.0**31 - 1),
+    "alpha": Bounds(0.0, 100.0, "0 to 100"),
+    "share": Bounds(1e-9, 1.0, "above 0, at most 1"),
+    "count": Bounds(1.0, 1e12, "1 or more"),
+    "tokens": Bounds(1.0, 1e15, "1 or more"),
+    "seed": Bounds(0.0, 2.0**31 - 1, "0 to 2147483647"),
+    "thetas": Bounds(1e-300, 1e300, "above 0"),
 }
 
 
@@ -72,6 +82,6 @@ def apply_overrides(experiment: Experiment, overrides: Overrides | None) -> Expe
         model["theta"] = thetas.get(model["name"], model["theta"])
     sizes = {name: given.pop(name, None) for name in SIZES}
     if any(size is not None for size in sizes.values()):
-        value["selection"].update({**sizes, "tokens": None})
+        value["selection"].update(sizes)
     value["rating"].update(given)
     return check_experiment(value, source="the changed settings")

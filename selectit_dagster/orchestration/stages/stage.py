@@ -1,14 +1,25 @@
-"""What a stage is: one artefact, what it depends on, and the engine's work that makes it."""
+"""What a stage is: one artefact and the engine's work that makes it; and how one is put together.
+
+Must not be here: a particular stage.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from selectit_dagster.artefacts.home import Home
 from selectit_dagster.artefacts.manifest import Fingerprint, Manifest, is_current, read_manifest
+from selectit_dagster.experiment import Experiment
+from selectit_dagster.orchestration.partitions import Unit, checkpoints, subsets
 from selectit_dagster.progress import Progress
+
+if TYPE_CHECKING:
+    from selectit_dagster.artefacts.remote_copy import ArtefactStore
+    from selectit_dagster.selection.arms.arm import Arm
 
 R = TypeVar("R")
 
@@ -21,16 +32,18 @@ class Stage:
     ----------
     asset:
         The Dagster asset's name; ``uncertainty_scores/<model>`` for a scoring model.
-    partition:
-        The Dagster partition key, or None.
     folder:
         The artefact's folder.
     fingerprint:
         Returns the fingerprint that a current artefact has; needs the upstream manifests.
     run:
         Makes the artefact (or returns the current one) and returns its manifest.
+    unit:
+        What its progress counts.
     settings:
         The part of the experiment that this stage depends on, for MLflow's parameters.
+    partition:
+        The Dagster partition key, or None.
     address:
         Where the artefact is published, None where it stays in the home.
     note:
@@ -39,8 +52,7 @@ class Stage:
     remark:
         Returns what a person should read first about this very run.
     is_published, was_fetched:
-        Whether the artefact in the folder is the one that is valid there, and whether it was
-        made on another machine.
+        Tell whether storage has the artefact, and whether this home has it from there.
     """
 
     asset: str
@@ -68,28 +80,95 @@ class Stage:
         return is_current(self.folder, self.fingerprint()) and self.is_published()
 
 
-@dataclass(frozen=True)
-class StageSpec(Generic[R]):
-    """How an engine makes a stage's artefact.
+class StageFactory:
+    """One experiment in one home, and how a stage of it is put together.
 
-    Attributes
-    ----------
-    make:
-        Makes the artefact of a request in a folder, or returns the current one.
-    asked:
-        Returns the fingerprint of a request.
-    request:
-        Returns the request; called each time, for it may rest on files that come later.
+    ``at_home`` leaves storage alone, whatever the experiment or the environment says.
     """
 
-    make: Callable[[R, Path, Progress], Manifest]
-    asked: Callable[[R], Fingerprint]
-    request: Callable[[], R]
+    def __init__(self, experiment: Experiment, home: Home, *, at_home: bool = False) -> None:
+        self.experiment = experiment
+        self.home = home
+        self.at_home = at_home
 
-    def fingerprint(self) -> Fingerprint:
-        """Return the fingerprint that a current artefact has."""
-        return self.asked(self.request())
+    @cached_property
+    def store(self) -> ArtefactStore | None:
+        """The storage place of the artefacts, None when they stay in the home."""
+        from selectit_dagster.artefacts.address import storage_address
 
-    def run(self, folder: Path, progress: Progress) -> Manifest:
-        """Make the artefact in ``folder``."""
-        return self.make(self.request(), folder, progress)
+        url = None if self.at_home else storage_address(self.experiment.storage.url)
+        if url is None:
+            return None
+        from selectit_dagster.artefacts.remote_copy import ArtefactStore
+        from selectit_dagster.artefacts.remote_files import Remote
+
+        return ArtefactStore(Remote(url), self.home)
+
+    @cached_property
+    def arms(self) -> dict[str, tuple[Arm, int | None]]:
+        """Each subset's name with its arm and, for draws, its seed."""
+        return subsets(self.experiment.selection.arms)
+
+    @property
+    def selected_asset(self) -> str:
+        """The asset of the arms' subsets, as the experiment calls it."""
+        return self.experiment.dagster.selected_asset
+
+    @property
+    def production_arm(self) -> str:
+        """The arm that is re-selected by itself: SelectIT's, or the first."""
+        return "selectit" if "selectit" in self.arms else next(iter(self.arms))
+
+    @cached_property
+    def units(self) -> dict[str, Unit]:
+        """The checkpoints to tune, by partition key."""
+        return checkpoints(self.arms, self.experiment.tuning)
+
+    @property
+    def _scores(self) -> tuple[tuple[str, Path], ...]:
+        """The scoring models' names and the folders of their scores."""
+        return tuple((m.name, self.home.scores(m.name)) for m in self.experiment.scoring_models)
+
+    def _stage(
+        self,
+        asset: str,
+        folder: Path,
+        make: Callable[[R, Path, Progress], Manifest],
+        asked: Callable[[R], Fingerprint],
+        request: Callable[[], R],
+        *,
+        unit: str,
+        settings: dict[str, Any] | None = None,
+        partition: str | None = None,
+        inputs: Iterable[Path] = (),
+        note: Callable[..., None] = lambda **_: None,
+        **policy: Any,  # noqa: ANN401 - the other fields of ``StoragePolicy``
+    ) -> Stage:
+        """Return a stage, with storage around it where there is one.
+
+        Parameters
+        ----------
+        make, asked:
+            Make the artefact of a request in a folder, or return the current one; return the
+            fingerprint of a request.
+        request:
+            Returns the request; called each time, for it may rest on files that come later.
+        inputs:
+            The folders that the stage reads.
+        """
+        stage = Stage(
+            asset=asset,
+            folder=folder,
+            fingerprint=lambda: asked(request()),
+            run=lambda progress: make(request(), folder, progress),
+            unit=unit,
+            settings=settings or {},
+            partition=partition,
+            note=note,
+        )
+        if self.store is None:
+            return stage
+        from selectit_dagster.orchestration.remote_sync import StoragePolicy, stored
+
+        seconds = self.experiment.storage.unfinished_seconds
+        return stored(stage, self.store, StoragePolicy(tuple(inputs), **policy), seconds)

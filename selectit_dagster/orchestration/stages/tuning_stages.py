@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import TuningSection
 from selectit_dagster.orchestration.partitions import Unit
-from selectit_dagster.orchestration.stages.overrides import Overrides
-from selectit_dagster.orchestration.stages.stage import Stage, StageSpec
-from selectit_dagster.orchestration.stages.stage_factory import StageFactory
+from selectit_dagster.orchestration.stages.stage import Stage, StageFactory
 
 
-class TrainingStages(StageFactory):
+class TuningStages(StageFactory):
     """What is made of the subsets, and what is said of them."""
 
     @property
@@ -23,28 +20,17 @@ class TrainingStages(StageFactory):
             raise ValueError("this experiment has no tuning section")
         return self.experiment.tuning
 
-    def checkpoint(self, unit: Unit, overrides: Overrides | None = None) -> Stage:
-        """Build the stage that tunes the base model on one arm with one training seed.
-
-        Raises
-        ------
-        UserError
-            When ``overrides`` name another seed than the unit's: its checkpoint would lie, and
-            be compared, under a seed that it was not made with.
-        """
+    def checkpoint(self, unit: Unit) -> Stage:
+        """Build the stage that tunes the base model on one arm with one training seed."""
         from selectit_dagster.tuning import tune as engine
 
-        if overrides is not None and overrides.seed not in (None, unit.seed):
-            raise UserError(
-                f"seed {overrides.seed} is not the training seed of partition {unit.key}",
-                hint=f"add {overrides.seed} to tuning.seeds: it then has a partition of its own",
-            )
         tuning, subset = self.tuning, self.home.selected(unit.arm)
-        request = engine.TuningRequest(subset, tuning, unit.seed, self.experiment.ray)
         return self._stage(
             "lora_checkpoints",
             self._checkpoint_folder(unit),
-            StageSpec(engine.tune, engine.tuning_fingerprint, lambda: request),
+            engine.tune,
+            engine.tuning_fingerprint,
+            lambda: engine.TuningRequest(subset, tuning, unit.seed, self.experiment.ray),
             unit="steps",
             settings={"tuning": tuning.model_dump(mode="json"), "arm": unit.arm, "seed": unit.seed},
             partition=unit.key,
@@ -58,6 +44,9 @@ class TrainingStages(StageFactory):
 
         tuning, benchmarks = self.tuning, self.experiment.benchmarks
         checkpoint = self._checkpoint_folder(unit) if unit else None
+        whose: dict[str, str | int] = {"arm": "untuned", "group": "untuned"}
+        if unit is not None:
+            whose = {"arm": unit.arm, "seed": unit.seed, "group": unit.group}
         request = engine.EvaluationRequest(
             base=tuning.base_model,
             checkpoint=checkpoint,
@@ -69,16 +58,11 @@ class TrainingStages(StageFactory):
         return self._stage(
             "benchmark_evaluations" if unit else "untuned_evaluation",
             self._evaluation_folder(unit),
-            StageSpec(engine.evaluate, engine.evaluation_fingerprint, lambda: request),
+            engine.evaluate,
+            engine.evaluation_fingerprint,
+            lambda: request,
             unit="questions",
-            settings={
-                "benchmarks": [b.model_dump(mode="json") for b in benchmarks],
-                **(
-                    {"arm": unit.arm, "seed": unit.seed, "group": unit.group}
-                    if unit
-                    else {"arm": "untuned", "group": "untuned"}
-                ),
-            },
+            settings={"benchmarks": [b.model_dump(mode="json") for b in benchmarks], **whose},
             partition=unit.key if unit else None,
             inputs=[checkpoint] if checkpoint else [],
             work=engine.ANSWERS,
@@ -118,12 +102,14 @@ class TrainingStages(StageFactory):
         return self._stage(
             "arm_comparison",
             self.home.comparison,
-            StageSpec(engine.compare, engine.comparison_fingerprint, request),
+            engine.compare,
+            engine.comparison_fingerprint,
+            request,
             unit="comparisons",
             settings={"comparison": section.model_dump(mode="json")},
             inputs=[
                 *(folder for _, _, folder in evaluations),
-                *self._score_places(),
+                *(folder for _, folder in self._scores),
                 self.home.ranking,
                 *(self.home.selected(arm) for arm in self.arms),
                 *(self._checkpoint_folder(unit) for unit in units),
@@ -160,7 +146,9 @@ class TrainingStages(StageFactory):
         return self._stage(
             "report",
             self.home.report,
-            StageSpec(engine.write_report, engine.report_fingerprint, request),
+            engine.write_report,
+            engine.report_fingerprint,
+            request,
             unit="sections",
             inputs=[folder for _, folder in self.folders()],
         )
@@ -192,16 +180,9 @@ class TrainingStages(StageFactory):
         took = actual_seconds(self)  # type: ignore[arg-type]
         for row in made.rows:
             real = took.get(row.stage, 0.0)
-            yield {
-                "stage": row.stage,
-                "planned": duration(row.seconds),
-                "took": duration(real),
-                **(
-                    {
-                        f"planned {made.currency}": f"{made.money(row.seconds):,.2f}",
-                        f"took {made.currency}": f"{made.money(real):,.2f}",
-                    }
-                    if made.per_hour
-                    else {}
-                ),
-            }
+            line: dict[str, str | int | float | None] = {"stage": row.stage}
+            for when, seconds in (("planned", row.seconds), ("took", real)):
+                line[when] = duration(seconds)
+                if made.per_hour:
+                    line[f"{when} {made.currency}"] = f"{made.money(seconds):,.2f}"
+            yield line

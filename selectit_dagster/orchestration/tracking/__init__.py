@@ -8,8 +8,22 @@ The client API is used throughout, never the fluent one: steps may run in thread
 several processes at once, and a global "active run" would mix them up.
 """
 
-from selectit_dagster.orchestration.tracking.tracked_run import TrackedRun, record_manifest
+from selectit_dagster.orchestration.tracking.tracked_run import (
+    ARM_ROWS,
+    TrackedRun,
+    flatten,
+    numbers,
+    record_manifest,
+    split_constants,
+)
 from selectit_dagster.orchestration.tracking.tracker import Tracker
-from selectit_dagster.orchestration.tracking.values import flatten, numbers, split_constants
 
-__all__ = ["TrackedRun", "Tracker", "flatten", "numbers", "record_manifest", "split_constants"]
+__all__ = [
+    "ARM_ROWS",
+    "TrackedRun",
+    "Tracker",
+    "flatten",
+    "numbers",
+    "record_manifest",
+    "split_constants",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import logging
 import os
@@ -13,32 +14,43 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from selectit_dagster.errors import redacted
 
 LOGGER = logging.getLogger("selectit_dagster.tracking")
 T = TypeVar("T")
+P = ParamSpec("P")
 _ATTEMPTS = 3
 # addresses of stores that failed: the next stage has a tracker of its own, and need not wait too
 _DEAD: set[str] = set()
 # MLflow's own patience with a server that is gone is minutes per call; work must not wait so
-# long for its notes
-_PATIENCE = {
+# long for its notes. A machine without git is no reason for a warning
+_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+# one line for each of MLflow's tries; the failure itself is told here
+_QUIET = {"alembic": "WARNING", "mlflow.store": "WARNING", "urllib3.connectionpool": "ERROR"}
+_PORTS = {"postgresql": 5432, "mysql": 3306, "http": 80, "https": 443}
+_LOCATIONS = {
+    "experiments": "artifact_location",
+    "runs": "artifact_uri",
+    "logged_models": "artifact_location",
+    "model_versions": "storage_location",
 }
 
 
 def check_reachable(uri: str) -> None:
-    """Raise at once when a database cannot be opened; MLflow would retry for minutes.
+    """Raise at once when a store cannot be opened; MLflow would retry for minutes.
 
     Raises
     ------
     OSError, sqlite3.Error
-        When the sqlite file cannot be opened, or nothing listens at the database's address.
+        When the sqlite file cannot be opened, or nothing listens at the address.
     """
     parts = urlsplit(uri)
     if parts.scheme == "sqlite":
@@ -46,31 +58,10 @@ def check_reachable(uri: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(sqlite3.connect(path, timeout=20)) as connection:
             connection.execute("select count(*) from sqlite_master")
-    elif parts.scheme.startswith(("postgresql", "mysql")) and parts.hostname:
-        port = parts.port or (5432 if parts.scheme.startswith("postgresql") else 3306)
-        socket.create_connection((parts.hostname, port), timeout=5).close()
-
-
-def check_listens(uri: str) -> None:
-    """Raise at once when nothing listens at the address of a tracking server.
-
-    Raises
-    ------
-    OSError
-        When there is no connection within two seconds.
-    """
-    parts = urlsplit(uri)
-    if parts.scheme in ("http", "https") and parts.hostname:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        socket.create_connection((parts.hostname, port), timeout=2).close()
-
-
-_LOCATIONS = {
-    "experiments": "artifact_location",
-    "runs": "artifact_uri",
-    "logged_models": "artifact_location",
-    "model_versions": "storage_location",
-}
+        return
+    usual = _PORTS.get(parts.scheme.partition("+")[0])
+    if usual is not None and parts.hostname:
+        socket.create_connection((parts.hostname, parts.port or usual), timeout=3).close()
 
 
 def follow_home(uri: str, artifacts: Path) -> None:
@@ -90,13 +81,35 @@ def follow_home(uri: str, artifacts: Path) -> None:
         places = store.execute("select artifact_location from experiments").fetchall()
         former = {p[: p.rindex(depth) + len(depth)] for (p,) in places if p and depth in p}
         for old in former - {now}:
-            for table, column in _LOCATIONS.items():
-                if table in tables:
-                    store.execute(
-                        f"update {table} set {column} = ? || substr({column}, ?) "  # noqa: S608
-                        f"where substr({column}, 1, ?) = ?",
-                        (now, len(old) + 1, len(old) + 1, f"{old}/"),
-                    )
+            for table in tables & set(_LOCATIONS):
+                column = _LOCATIONS[table]
+                store.execute(
+                    f"update {table} set {column} = ? || substr({column}, ?) "  # noqa: S608
+                    f"where substr({column}, 1, ?) = ?",
+                    (now, len(old) + 1, len(old) + 1, f"{old}/"),
+                )
+
+
+class _Patient(Protocol):
+    def attempt(self, what: str, call: Callable[[], T]) -> T | None: ...
+
+
+S = TypeVar("S", bound=_Patient)
+
+
+def attempted(
+    what: str,
+) -> Callable[[Callable[Concatenate[S, P], T]], Callable[Concatenate[S, P], T | None]]:
+    """Make a method one whose failure harms nothing: it is noted as ``what``; None comes back."""
+
+    def wrap(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T | None]:
+        @functools.wraps(method)
+        def tried(self: S, *args: P.args, **kwargs: P.kwargs) -> T | None:
+            return self.attempt(what, lambda: method(self, *args, **kwargs))
+
+        return tried
+
+    return wrap
 
 
 @dataclass
@@ -113,6 +126,8 @@ class TrackingStore:
         Folder for locks, notes of failures and, with sqlite, the artefacts.
     ui_url, dagster_url:
         Addresses under which a browser finds MLflow and Dagster.
+    enabled:
+        Nothing is asked of the store without it.
     required:
         Nothing may be made that is not tracked.
     """
@@ -150,16 +165,13 @@ class TrackingStore:
     def client(self) -> Any:  # noqa: ANN401 - an MlflowClient, imported late
         """The MLflow client; the store exists and the experiment is there."""
         if self._client is None:
-            for name, value in _PATIENCE.items():
+            for name, value in _SETTINGS.items():
                 os.environ.setdefault(name, value)
             check_reachable(self.uri)
-            check_listens(self.uri)  # MLflow itself would try for a minute
             from mlflow import MlflowClient
 
-            logging.getLogger("alembic").setLevel(logging.WARNING)
-            logging.getLogger("mlflow.store").setLevel(logging.WARNING)
-            # one line for each of MLflow's tries; the failure itself is told here
-            logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+            for name, level in _QUIET.items():
+                logging.getLogger(name).setLevel(level)
             with self._lock("initialise"):
                 follow_home(self.uri, self.folder / "artifacts")
                 # the first opening of an empty sqlite file runs its migrations, which two
@@ -196,8 +208,10 @@ class TrackingStore:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
-    def attempt(self, what: str, call: Callable[..., T], *arguments: Any) -> T | None:  # noqa: ANN401
+    def attempt(self, what: str, call: Callable[[], T]) -> T | None:
         """Call, up to three times with growing pauses; note the failure and go on."""
+        if not self.enabled:
+            return None
         # a store that has just failed three times would cost every later call the same
         # waiting; a single try is enough to notice that it is back
         attempts = 1 if self._dead else _ATTEMPTS
@@ -205,8 +219,8 @@ class TrackingStore:
             try:
                 if self._dead:
                     # MLflow would try again for seconds, for each of a hundred notes
-                    check_listens(self.uri)
-                result = call(*arguments)
+                    check_reachable(self.uri)
+                result = call()
             except Exception as error:
                 if number < attempts:
                     self.wait(0.5 * 4 ** (number - 1))

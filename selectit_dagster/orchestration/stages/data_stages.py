@@ -8,8 +8,7 @@ from selectit_dagster.artefacts.address import is_address
 from selectit_dagster.artefacts.manifest import Manifest
 from selectit_dagster.experiment import DatasetSection
 from selectit_dagster.orchestration.run_costs import within_budget
-from selectit_dagster.orchestration.stages.stage import Stage, StageSpec
-from selectit_dagster.orchestration.stages.stage_factory import StageFactory
+from selectit_dagster.orchestration.stages.stage import Stage, StageFactory
 from selectit_dagster.progress import Progress
 
 
@@ -23,11 +22,9 @@ class DataStages(StageFactory):
         return self._stage(
             "raw_dataset",
             self.home.raw,
-            StageSpec(
-                engine.ingest,
-                engine.ingest_fingerprint,
-                lambda: engine.IngestRequest(self._dataset()),
-            ),
+            engine.ingest,
+            engine.ingest_fingerprint,
+            lambda: engine.IngestRequest(self._dataset()),
             unit="records",
             settings={"dataset": self.experiment.dataset.model_dump(mode="json")},
         )
@@ -46,13 +43,15 @@ class DataStages(StageFactory):
         """Build the stage that gathers the benchmarks' questions."""
         from selectit_dagster.evaluation import questions as engine
 
-        request = engine.QuestionsRequest(self.experiment.benchmarks)
+        benchmarks = self.experiment.benchmarks
         return self._stage(
             "benchmark_questions",
             self.home.folder / "questions",
-            StageSpec(engine.collect_questions, engine.questions_fingerprint, lambda: request),
+            engine.collect_questions,
+            engine.questions_fingerprint,
+            lambda: engine.QuestionsRequest(benchmarks),
             unit="questions",
-            settings={"benchmarks": [b.model_dump(mode="json") for b in request.benchmarks]},
+            settings={"benchmarks": [b.model_dump(mode="json") for b in benchmarks]},
         )
 
     def curated(self) -> Stage:
@@ -60,18 +59,15 @@ class DataStages(StageFactory):
         from selectit_dagster.data import curation as engine
 
         questions = self.questions().folder if self.experiment.benchmarks else None
-        request = engine.CurationRequest(
-            self.home.raw,
-            self.experiment.curation,
-            questions,
-            tokenizer=self.experiment.scoring_models[0],
-        )
+        curation, tokenizer = self.experiment.curation, self.experiment.scoring_models[0]
         return self._stage(
             "curated_dataset",
             self.home.curated,
-            StageSpec(engine.curate, engine.curation_fingerprint, lambda: request),
+            engine.curate,
+            engine.curation_fingerprint,
+            lambda: engine.CurationRequest(self.home.raw, curation, questions, tokenizer=tokenizer),
             unit="records",
-            settings={"curation": self.experiment.curation.model_dump(mode="json")},
+            settings={"curation": curation.model_dump(mode="json")},
             inputs=[self.home.raw, *([questions] if questions else [])],
         )
 
@@ -100,7 +96,9 @@ class DataStages(StageFactory):
         return self._stage(
             f"uncertainty_scores/{name}",
             folder,
-            StageSpec(score, engine.scoring_fingerprint, request),
+            score,
+            engine.scoring_fingerprint,
+            request,
             unit="prompts",
             settings={
                 "model": model.model_dump(mode="json"),
