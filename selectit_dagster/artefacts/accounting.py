@@ -39,17 +39,19 @@ def check_counts(kind: str, counts: dict[str, int], where: Path | str) -> None:
     RecordsLostError
         Naming the stage, both sides and every part.
     """
-    if kind not in EQUATIONS:
-        return
-    whole, parts = EQUATIONS[kind]
-    if any(name not in counts for name in (whole, *parts)):
-        return
-    if any(counts[name] < 0 for name in (whole, *parts)):
-        raise RecordsLostError(f"{where}: a count is negative: {counts}")
-    if counts[whole] != sum(counts[name] for name in parts):
-        found = " + ".join(f"{name} {counts[name]:,}" for name in parts)
+    whole, parts = EQUATIONS.get(kind, ("", ()))
+    if all(name in counts for name in (whole, *parts)):
+        _hold(str(where), whole, counts[whole], {name: counts[name] for name in parts})
+
+
+def _hold(where: str, name: str, whole: int, parts: dict[str, int]) -> None:
+    """Raise RecordsLostError unless the whole is the sum of the parts and none is negative."""
+    if min(whole, *parts.values()) < 0:
+        raise RecordsLostError(f"{where}: a count is negative: {name} {whole}, {parts}")
+    if whole != sum(parts.values()):
+        found = " + ".join(f"{part} {count:,}" for part, count in parts.items())
         raise RecordsLostError(
-            f"{where}: records were lost or doubled: {whole} {counts[whole]:,} is not {found}"
+            f"{where}: records were lost or doubled: {name} {whole:,} is not {found}"
         )
 
 
@@ -70,13 +72,12 @@ class Account:
     failed: int | None = None
 
     def __post_init__(self) -> None:
-        parts = (self.kept, self.rejected, self.duplicate, self.contaminated)
-        if self.read != sum(parts):
-            raise RecordsLostError(f"the stages' counts do not add up: {self}")
-        if self.ranked is None:
-            return
-        if self.kept != self.ranked + (self.too_long or 0) + (self.failed or 0):
-            raise RecordsLostError(f"the ranking's counts do not add up: {self}")
+        found = vars(self)
+        left_out = ("kept", "rejected", "duplicate", "contaminated")
+        _hold("all stages", "read", self.read, {name: found[name] for name in left_out})
+        if self.ranked is not None:
+            parts = {name: found[name] or 0 for name in ("ranked", "too_long", "failed")}
+            _hold("the ranking", "kept", self.kept, parts)
 
     @classmethod
     def of(
@@ -106,9 +107,11 @@ class Account:
             rejected=raw["rejected"] + curated["rejected"],
             duplicate=curated["duplicate"] + curated["near_duplicate"],
             contaminated=curated["contaminated"],
-            ranked=ranking["ranked"] if ranking else None,
-            too_long=ranking["too_long"] if ranking else None,
-            failed=ranking["failed"] if ranking else None,
+            **(
+                {name: ranking[name] for name in ("ranked", "too_long", "failed")}
+                if ranking
+                else {}
+            ),
         )
 
     def lines(self) -> list[str]:

@@ -12,32 +12,35 @@ from selectit_dagster.report.sections import results
 
 
 def _records(pipeline: Pipeline) -> list[str]:
-    rows = []
-    raw, curated = read_manifest(pipeline.home.raw), read_manifest(pipeline.home.curated)
+    home = pipeline.home
+    raw, curated, ranking = (
+        read_manifest(folder) for folder in (home.raw, home.curated, home.ranking)
+    )
+    numbers: dict[str, int] = {}
     if raw is not None:
-        rows.append(["read", f"{raw.counts['read']:,}"])
-        rows.append(["rejected by the reader", f"{raw.counts['rejected']:,}"])
-    ranking = read_manifest(pipeline.home.ranking)
+        numbers |= {"read": raw.counts["read"], "rejected by the reader": raw.counts["rejected"]}
     if raw is not None and curated is not None:
         # holds every equation, or says which one does not
         account = Account.of(raw.counts, curated.counts, ranking.counts if ranking else None)
-        rows.append(["duplicate", f"{account.duplicate:,}"])
-        rows.append(["contaminated", f"{account.contaminated:,}"])
-        rows.append(["rejected by curation", f"{account.rejected - raw.counts['rejected']:,}"])
-        rows.append(["kept", f"{account.kept:,}"])
+        numbers |= {
+            "duplicate": account.duplicate,
+            "contaminated": account.contaminated,
+            "rejected by curation": account.rejected - raw.counts["rejected"],
+            "kept": account.kept,
+        }
     if ranking is not None:
-        rows.append(["ranked", f"{ranking.counts['ranked']:,}"])
-        rows.append(["too long", f"{ranking.counts.get('too_long', 0):,}"])
-        rows.append(["failed", f"{ranking.counts.get('failed', 0):,}"])
+        for name in ("ranked", "too_long", "failed"):
+            numbers[name.replace("_", " ")] = ranking.counts.get(name, 0)
     for arm in pipeline.arms:
-        chosen = read_manifest(pipeline.home.selected(arm))
-        if chosen is not None:
-            rows.append([f"selected by {arm}", f"{chosen.counts['selected']:,}"])
-    notes = [f"  note: {note}" for note in (raw.details.get("notes") or [])] if raw else []
-    layout = raw.details.get("layout") if raw is not None else None
-    title = f"Records (layout {layout})" if layout else "Records"
-    cells = [{"records": name, "number": value} for name, value in rows]
-    return [table_text(cells, title, heads=False), *notes] if rows else []
+        if (chosen := read_manifest(home.selected(arm))) is not None:
+            numbers[f"selected by {arm}"] = chosen.counts["selected"]
+    if not numbers:
+        return []
+    details = raw.details if raw is not None else {}
+    title = f"Records (layout {details['layout']})" if details.get("layout") else "Records"
+    cells = [{"records": name, "number": number} for name, number in numbers.items()]
+    notes = [f"  note: {note}" for note in details.get("notes") or []]
+    return [table_text(cells, title, heads=False), *notes]
 
 
 def _arms(pipeline: Pipeline) -> list[str]:
@@ -50,12 +53,13 @@ def _arms(pipeline: Pipeline) -> list[str]:
     return ["", table_text(cells, "Arms"), "", *(f"  {sentence}" for sentence in sentences)]
 
 
-def _warnings(pipeline: Pipeline, outcome: RunOutcome) -> list[str]:
-    lines = []
-    for model in pipeline.experiment.scoring_models:
-        scores = read_manifest(pipeline.home.scores(model.name))
-        for warning in (scores.details.get("warnings") or []) if scores else []:
-            lines.append(f"  {model.name}: {warning}")
+def _warnings(pipeline: Pipeline) -> list[str]:
+    lines = [
+        f"  {model.name}: {warning}"
+        for model in pipeline.experiment.scoring_models
+        if (scores := read_manifest(pipeline.home.scores(model.name))) is not None
+        for warning in scores.details.get("warnings") or []
+    ]
     return ["", "Warnings", *lines] if lines else []
 
 
@@ -80,7 +84,7 @@ def summary(outcome: RunOutcome, ui_command: str) -> str:
     pipeline = outcome.pipeline
     home = pipeline.home
     made = len(outcome.materialised)
-    lines = _records(pipeline) + _arms(pipeline) + _warnings(pipeline, outcome)
+    lines = _records(pipeline) + _arms(pipeline) + _warnings(pipeline)
     report = home.report / "report.html"
     places = [
         ["materialised now", f"{made} of {made + len(outcome.current)}"],

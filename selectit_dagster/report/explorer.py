@@ -161,14 +161,14 @@ def _page(
         "marks": {i: m for i, m in request.marks.items() if i in set(ids)},
         **rated,
     }
-    blobs["index"] = _packed(json.dumps({"meta": meta, **columns}, ensure_ascii=False).encode())
-    for start in range(0, len(rows), _CHUNK):
-        texts = [
-            [r["instruction"], r["input"], r["response"]]
-            + ([parts.get(r["record_id"], [])] if parts else [])
-            for r in rows[start : start + _CHUNK]
-        ]
-        blobs[f"texts-{start // _CHUNK}"] = _packed(_json(texts))
+    blobs["index"] = _packed_json({"meta": meta, **columns})
+    texts = [
+        [row["instruction"], row["input"], row["response"]]
+        + ([parts.get(row["record_id"], [])] if parts else [])
+        for row in rows
+    ]
+    for number, start in enumerate(range(0, len(rows), _CHUNK)):
+        blobs[f"texts-{number}"] = _packed_json(texts[start : start + _CHUNK])
     scripts = "\n".join(
         f'<script type="text/plain" id="{name}">{blob}</script>' for name, blob in blobs.items()
     )
@@ -178,9 +178,9 @@ def _page(
     return page, {"records": len(rows), "total": total}
 
 
-def _json(value: Any) -> bytes:  # noqa: ANN401 - plain data
+def _packed_json(value: Any) -> str:  # noqa: ANN401 - plain data
     # a lone surrogate cannot be written as UTF-8
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+    return _packed(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def _packed(content: bytes) -> str:
