@@ -144,10 +144,9 @@ class Remote:
         except (UserError, TransientError):
             raise
         except FileNotFoundError as error:
-            gone = {"NoSuchBucket", "ContainerNotFound"} & _codes(error)
-            if gone or (write and (source is None or source.exists())):
-                lacking = FileNotFoundError(f"bucket does not exist: {first_line(error)}")
-                raise explained(lacking, self.address(key)) from error
+            bucket = write and (source is None or source.exists())
+            if bucket or {"NoSuchBucket", "ContainerNotFound"} & _codes(error):
+                raise explained(error, self.address(key), "NoSuchBucket") from error
             raise
         except Exception as error:
             raise explained(error, self.address(key)) from error
@@ -269,12 +268,13 @@ def _codes(error: BaseException) -> set[str]:
     return found
 
 
-def explained(error: BaseException, address: str) -> UserError | TransientError:
+def explained(error: BaseException, address: str, *known: str) -> UserError | TransientError:
     """Return a library's error as one message: a :class:`UserError` when a person must mend it.
 
-    ``address`` is what was read or written, without secrets.
+    ``address`` is what was read or written, without secrets; ``known`` are codes of the error
+    that it does not carry itself.
     """
-    codes, detail = _codes(error), without_secrets(first_line(error))
+    codes, detail = {*known, *_codes(error)}, without_secrets(first_line(error))
     for names, what, hint in _TO_MEND:
         if codes & set(names.split()):
             return UserError(f"{address}: {what}: {detail}", hint=hint)

@@ -193,12 +193,12 @@ def _packed(content: bytes) -> str:
 
 def _rows(request: ExplorerRequest, work: Workspace) -> tuple[list[dict[str, Any]], int, str]:
     """Return the rows to show, by rank, how many there are in all, and which were left out."""
-    curated, ranking = (
-        work.table(request.records / "records.parquet"),
-        work.table(request.ranking / "ranking.parquet"),
-    )
+    import pyarrow.parquet as pq
+
+    curated = work.table(request.records / "records.parquet")
+    ranking = work.table(request.ranking / "ranking.parquet")
     chosen = work.table(request.selected / "dataset.parquet")
-    raw = "raw" in _names(request.records / "records.parquet")
+    raw = "raw" in pq.read_schema(request.records / "records.parquet").names
     old = "(SELECT NULL::VARCHAR AS record_id, NULL::INTEGER AS rank, NULL::DOUBLE AS score)"
     if request.before is not None:
         old = work.table(request.before / "dataset.parquet")
@@ -208,8 +208,8 @@ def _rows(request: ExplorerRequest, work: Workspace) -> tuple[list[dict[str, Any
     )
     columns = (
         "c.record_id, c.instruction, c.input, c.response, r.rank, r.score, r.sentence_score, "
-        "r.status, r.reason, s.rank AS chosen, s.score AS own, o.rank AS old, "
-        f"o.score AS old_score, c.flags, {'c.raw' if raw else 'NULL'} AS raw"
+        "coalesce(r.status, 'unrated') AS status, r.reason, s.rank AS chosen, s.score AS own, "
+        f'o.rank AS old, o.score AS "oldScore", c.flags, {"c.raw" if raw else "NULL"} AS raw'
     )
     total, characters = work.row(
         f"SELECT count(*), coalesce(sum(length(instruction) + length(input) + length(response)), 0)"
@@ -232,12 +232,6 @@ def _rows(request: ExplorerRequest, work: Workspace) -> tuple[list[dict[str, Any
     return rows, total, note
 
 
-def _names(path: Path) -> list[str]:
-    import pyarrow.parquet as pq
-
-    return list(pq.read_schema(path).names)
-
-
 def _read(work: Workspace, query: str) -> list[dict[str, Any]]:
     return [row for batch in work.batches(query) for row in batch.to_pylist()]
 
@@ -248,7 +242,7 @@ def _gone(work: Workspace, old: str, curated: str) -> list[dict[str, Any]]:
         work,
         "SELECT record_id, instruction, input, response, NULL AS rank, NULL AS score, "
         "NULL AS sentence_score, 'gone' AS status, 'no longer in the data' AS reason, "
-        "NULL AS chosen, NULL AS own, rank AS old, score AS old_score, NULL AS flags, NULL AS raw "
+        'NULL AS chosen, NULL AS own, rank AS old, score AS "oldScore", NULL AS flags, NULL AS raw '
         f"FROM {old} ANTI JOIN {curated} USING (record_id) ORDER BY rank LIMIT 2000",
     )
 
@@ -298,14 +292,9 @@ def _columns(
     models = [name for name, _ in request.scores]
     flags = sorted({flag for row in rows for flag in row["flags"] or ()})
     groups, group = _groups([row["raw"] for row in rows], [bool(row["input"]) for row in rows])
+    shown = ("rank", "score", "own", "chosen", "old", "oldScore", "status")
     return texts | {
-        "rank": [row["rank"] for row in rows],
-        "score": [_rounded(row["score"]) for row in rows],
-        "own": [_rounded(row["own"]) for row in rows],
-        "chosen": [row["chosen"] for row in rows],
-        "old": [row["old"] for row in rows],
-        "oldScore": [_rounded(row["old_score"]) for row in rows],
-        "status": [row["status"] or "unrated" for row in rows],
+        **{name: [_rounded(row[name]) for row in rows] for name in shown},
         "reason": {i: row["reason"] for i, row in enumerate(rows) if row["reason"]},
         "flagNames": flags,
         "flags": {
@@ -323,8 +312,11 @@ def _columns(
     }
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None or value != value else round(value, 6)
+def _rounded(value: Any) -> Any:  # noqa: ANN401 - a cell
+    """Return a figure with six decimals, None for NaN; anything else as it is."""
+    if not isinstance(value, float):
+        return value
+    return None if value != value else round(value, 6)
 
 
 def _groups(raws: list[bytes | str | None], with_input: list[bool]) -> tuple[list[str], list[int]]:
