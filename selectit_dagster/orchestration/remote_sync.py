@@ -50,8 +50,8 @@ class StoragePolicy:
     make_room:
         Called before another artefact is put into the folder, to keep what must be kept.
     beside:
-        Returns further folders that belong to the artefact: the first is brought with the
-        inputs, all are published with it.
+        Returns further folders that belong to the artefact, the first of which names the
+        others: they are brought with the inputs and published with the artefact.
     """
 
     inputs: tuple[Path, ...] = ()
@@ -70,6 +70,8 @@ def stored(
     @functools.cache
     def bring_inputs() -> None:
         for place in (*habits.inputs, *habits.beside()[:1]):
+            bring(store, place, _transfers(f"fetching {place.name}", None))
+        for place in habits.beside()[1:]:  # the first one names them
             bring(store, place, _transfers(f"fetching {place.name}", None))
 
     def fingerprint() -> Fingerprint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 
 import dagster as dg
@@ -144,6 +145,25 @@ def test_versions_come_from_storage_to_another_home(tmp_path):
     assert bring(there.store, history.place(history.current), Silent()) == "fetched"
     assert bring(there.store, there.home.selected("selectit"), Silent()) == "fetched"
     assert "half is too much" in history.said()
+
+
+def test_another_home_selects_on_from_the_version_in_storage(tmp_path):
+    here = Place(tmp_path)
+    here.path.write_text(here.path.read_text() + f"storage: {{url: file://{tmp_path / 'store'}}}\n")
+    here.resize(0.5)
+    other = Home(tmp_path / "elsewhere", here.home.experiment)
+    shutil.copytree(
+        here.home.folder, other.folder, ignore=shutil.ignore_patterns("selected", "history")
+    )
+    there = Pipeline(load_experiment(here.path), other)
+    there.selected("selectit").run(Silent())
+    assert there.selected("selectit").was_fetched()
+    here.path.write_text(here.path.read_text().replace("share: 0.5", "share: 0.3"))
+    there = Pipeline(load_experiment(here.path), other)
+    there.selected("selectit").run(Silent())
+    found = there.history("selectit").current
+    assert (found.name, found.change["entered"]) == ("v3", 0)
+    assert found.change["left"] > 0
 
 
 @pytest.mark.slow
