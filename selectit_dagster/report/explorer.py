@@ -193,12 +193,10 @@ def _packed(content: bytes) -> str:
 
 def _rows(request: ExplorerRequest, work: Workspace) -> tuple[list[dict[str, Any]], int, str]:
     """Return the rows to show, by rank, how many there are in all, and which were left out."""
-    import pyarrow.parquet as pq
-
     curated = work.table(request.records / "records.parquet")
     ranking = work.table(request.ranking / "ranking.parquet")
     chosen = work.table(request.selected / "dataset.parquet")
-    raw = "raw" in pq.read_schema(request.records / "records.parquet").names
+    raw = "raw" in _names(request.records / "records.parquet")
     old = "(SELECT NULL::VARCHAR AS record_id, NULL::INTEGER AS rank, NULL::DOUBLE AS score)"
     if request.before is not None:
         old = work.table(request.before / "dataset.parquet")
@@ -230,6 +228,12 @@ def _rows(request: ExplorerRequest, work: Workspace) -> tuple[list[dict[str, Any
     elif request.before is not None:
         rows += _gone(work, old, curated)
     return rows, total, note
+
+
+def _names(path: Path) -> list[str]:
+    import pyarrow.parquet as pq
+
+    return list(pq.read_schema(path).names)
 
 
 def _read(work: Workspace, query: str) -> list[dict[str, Any]]:
