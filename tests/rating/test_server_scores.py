@@ -404,12 +404,14 @@ def test_a_server_that_does_not_start_is_told_with_its_last_words(
 def test_a_launched_server_ends_when_its_stage_is_killed(
     tiny_model_folder: Path, tmp_path: Path
 ) -> None:
+    command = [sys.executable, "-m", "http.server", "{port}", "--bind", "127.0.0.1"]
+    command += ["--directory", str(tiny_model_folder)]  # by which it is found; any server will do
     code = (
         "import sys, time\nfrom pathlib import Path\n"
         "from selectit_dagster.experiment import ServerSection\n"
         "from selectit_dagster.inference.backends.server_process import launched\n"
-        f"section = ServerSection(launch={launch(tiny_model_folder)!r})\n"
-        f"with launched(section, 'm', '/health', Path({str(tmp_path / 'log')!r})):\n"
+        f"section = ServerSection(launch={command!r})\n"
+        f"with launched(section, 'm', '/', Path({str(tmp_path / 'log')!r})):\n"
         "    print('up', flush=True)\n    time.sleep(600)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
