@@ -73,6 +73,19 @@ class Registry(Generic[K]):
             self._loaded = True
         return dict(self._kinds)
 
+    def named(self, name: object, field: str) -> K:
+        """Return the class of a name that a field of the experiment file gives.
+
+        Raises
+        ------
+        ValueError
+            When there is none: it lists those that there are.
+        """
+        known = self.kinds()
+        if not isinstance(name, str) or name not in known:
+            raise ValueError(f"found {field} {name!r}, expected: one of {', '.join(sorted(known))}")
+        return known[name]
+
     def _load(self) -> None:
         names = self.modules or [
             module.name
@@ -89,3 +102,18 @@ class Registry(Generic[K]):
                     f"{first_line(error)}",
                     hint=f"mend or take out the package that brings {entry.value}",
                 ) from error
+
+
+# The kinds that an experiment file may name. They stand below every room, so that the file can
+# be checked without an import of the rooms in which they are made.
+ARMS: Registry[Any] = Registry("arm", "selectit_dagster.selection.arms", "selectit_dagster.arms")
+BENCHMARKS: Registry[Any] = Registry(
+    "benchmark", "selectit_dagster.evaluation.tasks", "selectit_dagster.benchmarks"
+)
+SERVERS: Registry[Any] = Registry(
+    "server kind",
+    "selectit_dagster.inference.backends",
+    "selectit_dagster.servers",
+    # the package's other modules are no kinds
+    modules=("server_vllm", "server_sglang"),
+)

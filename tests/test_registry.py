@@ -7,10 +7,7 @@ import importlib.metadata
 import pytest
 
 from selectit_dagster.errors import UserError
-from selectit_dagster.evaluation.tasks.task import BENCHMARKS
-from selectit_dagster.inference.backends.server_kind import SERVERS
-from selectit_dagster.registry import Registry
-from selectit_dagster.selection.arms.arm import ARMS
+from selectit_dagster.registry import ARMS, BENCHMARKS, SERVERS, Registry
 
 
 @pytest.mark.parametrize("registry", [ARMS, BENCHMARKS, SERVERS], ids=lambda each: each.noun)

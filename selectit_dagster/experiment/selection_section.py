@@ -7,22 +7,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, PlainValidator, model_validator
 
 from selectit_dagster.experiment.section import Section
+from selectit_dagster.registry import ARMS
 
 _DEFAULT_ARMS = ("selectit", "random", "longest", "full")
 _SIZES = ("share", "count", "tokens", "threshold")
 
 
-def _arm(value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
-    """Return the arm of an entry; the registry is asked when a file is read, not before."""
-    from selectit_dagster.selection.arms.arm import arm_of
+def arm_of(value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+    """Return the arm that an entry of the experiment file describes.
 
-    return arm_of(value)
+    Raises
+    ------
+    ValueError
+        For an unknown kind; Pydantic's own error, with its path, for a wrong parameter.
+    """
+    if isinstance(value, Section):
+        return value
+    if not isinstance(value, dict) or "kind" not in value:
+        raise ValueError("an arm is a mapping with a kind, such as {kind: selectit}")
+    return ARMS.named(value["kind"], "kind").model_validate(value)
 
 
 if TYPE_CHECKING:
     from selectit_dagster.selection.arms.arm import Arm as ArmEntry
 else:
-    ArmEntry = Annotated[Any, PlainValidator(_arm)]
+    ArmEntry = Annotated[Any, PlainValidator(arm_of)]
 
 
 class SelectionSection(Section):
@@ -44,7 +53,7 @@ class SelectionSection(Section):
         None, description="marks of people, review.jsonl: they count in the production arm's choice"
     )
     arms: tuple[ArmEntry, ...] = Field(
-        default_factory=lambda: tuple(_arm({"kind": kind}) for kind in _DEFAULT_ARMS),
+        default_factory=lambda: tuple(arm_of({"kind": kind}) for kind in _DEFAULT_ARMS),
         min_length=1,
         description="the arms",
     )

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from selectit_dagster.errors import SECRET_NAME
 from selectit_dagster.experiment.section import Line, Section
+from selectit_dagster.registry import SERVERS
 
 _PORT = "{port}"
 
@@ -43,10 +44,7 @@ class ServerSection(Section):
     @field_validator("kind")
     @classmethod
     def _is_known(cls, value: str) -> str:
-        from selectit_dagster.inference.backends.server_kind import server_kinds
-
-        if value not in (known := server_kinds()):
-            raise ValueError(f"found {value!r}, expected: one of {', '.join(sorted(known))}")
+        SERVERS.named(value, "kind")
         return value
 
     @field_validator("url", mode="before")

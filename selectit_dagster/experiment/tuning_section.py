@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from selectit_dagster.experiment.rating_section import ModelReference, ServedModel
 from selectit_dagster.experiment.section import Line, Name, Section
+from selectit_dagster.registry import BENCHMARKS
 
 
 class TuningSection(Section):
@@ -100,13 +101,8 @@ class Benchmark(Section):
 
     @model_validator(mode="after")
     def _known_task_and_form(self) -> Benchmark:
-        from selectit_dagster.evaluation.tasks.task import tasks
-
-        if self.task not in (known := tasks()):
-            raise ValueError(
-                f"found task {self.task!r}, expected: one of {', '.join(sorted(known))}"
-            )
-        if self.form == "chat" and not known[self.task].may_chat:
+        kind = BENCHMARKS.named(self.task, "task")
+        if self.form == "chat" and not kind.may_chat:
             raise ValueError(f"task {self.task} has no chat form")
         if self.enable_thinking is not None and self.form != "chat":
             raise ValueError("enable_thinking needs form: chat")

@@ -21,8 +21,9 @@ from selectit_dagster.artefacts.manifest import (
     require_manifest,
 )
 from selectit_dagster.errors import ArtefactError, UserError
+from selectit_dagster.experiment.selection_section import arm_of
 from selectit_dagster.progress import Progress, Silent
-from selectit_dagster.selection.arms.arm import Arm, arm_of, arms
+from selectit_dagster.selection.arms.arm import Arm, arms
 from selectit_dagster.selection.dataset_card import card_provenance
 from selectit_dagster.selection.ranking import RANKING_FILE
 from selectit_dagster.selection.review import review_digest
@@ -89,7 +90,8 @@ class SelectionRequest:
     @cached_property
     def rule(self) -> Arm:
         """The arm with its parameters."""
-        return arm_of({"kind": self.kind, **self.parameters})
+        found: Arm = arm_of({"kind": self.kind, **self.parameters})
+        return found
 
     @property
     def by_scores(self) -> bool:

@@ -12,8 +12,9 @@ import pytest
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation.evaluate import EvaluationRequest, evaluate
-from selectit_dagster.evaluation.tasks import make_task, task
+from selectit_dagster.evaluation.tasks import make_task
 from selectit_dagster.experiment import Benchmark
+from selectit_dagster.registry import BENCHMARKS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,11 +26,13 @@ def capitals(tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     (tmp_path / "capitals_benchmark.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(task.BENCHMARKS, "_kinds", task.tasks())
-    monkeypatch.setattr(task.BENCHMARKS, "_loaded", False)
-    entry = importlib.metadata.EntryPoint("capitals", "capitals_benchmark", task.ENTRY_POINTS)
+    monkeypatch.setattr(BENCHMARKS, "_kinds", BENCHMARKS.kinds())
+    monkeypatch.setattr(BENCHMARKS, "_loaded", False)
+    entry = importlib.metadata.EntryPoint("capitals", "capitals_benchmark", BENCHMARKS.entry_points)
     monkeypatch.setattr(
-        importlib.metadata, "entry_points", lambda group: [entry] * (group == task.ENTRY_POINTS)
+        importlib.metadata,
+        "entry_points",
+        lambda group: [entry] * (group == BENCHMARKS.entry_points),
     )
     path = tmp_path / "capitals.jsonl"
     rows = [{"country": "France", "capital": "Paris"}, {"country": "Peru", "capital": "Lima"}]
@@ -54,6 +57,6 @@ def test_an_unknown_task_is_refused_with_the_names_there_are():
 
 
 def test_two_benchmarks_of_one_name_are_refused(capitals):
-    task.tasks()
+    BENCHMARKS.kinds()
     with pytest.raises(UserError, match="two benchmarks are called 'capitals'"):
-        task.register("capitals")(type("Other", (task.Task,), {"__module__": "other"}))
+        BENCHMARKS.register("capitals")(type("Other", (), {"__module__": "other"}))

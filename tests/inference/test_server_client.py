@@ -17,7 +17,8 @@ from selectit_dagster.inference.backends.server_client import (
     ServerClient,
     ServerLostError,
 )
-from selectit_dagster.inference.backends.server_kind import WrongServerError, server_kinds
+from selectit_dagster.inference.backends.server_kind import WrongServerError
+from selectit_dagster.registry import SERVERS
 
 Answer = tuple[int, dict[str, str], bytes] | OSError
 
@@ -161,7 +162,7 @@ def sglang(answers: Callable[[str, Any], Any]) -> Any:
             raise found
         return found
 
-    return server_kinds()["sglang"](), ask, asked
+    return SERVERS.kinds()["sglang"](), ask, asked
 
 
 def test_sglang_gets_the_prefix_as_query_and_gives_probabilities() -> None:

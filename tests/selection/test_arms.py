@@ -14,10 +14,11 @@ import torch
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import ModelReference, SelectionSection, check_experiment
+from selectit_dagster.experiment.selection_section import arm_of
 from selectit_dagster.inference.model_loading import load_model
 from selectit_dagster.inference.response_pass import Forward
 from selectit_dagster.orchestration.partitions import subsets
-from selectit_dagster.selection.arms.arm import arm_of, arms
+from selectit_dagster.selection.arms.arm import arms
 from selectit_dagster.selection.ranking import rank
 from selectit_dagster.selection.subset import select, selection_fingerprint
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from selectit_dagster.registry import BENCHMARKS
+
 if TYPE_CHECKING:
     from selectit_dagster.evaluation.tasks.task import Task, Template
     from selectit_dagster.experiment import Benchmark
@@ -11,6 +13,5 @@ if TYPE_CHECKING:
 
 def make_task(benchmark: Benchmark, template: Template | None = None) -> Task:
     """Return the benchmark that a section of the experiment file describes."""
-    from selectit_dagster.evaluation.tasks.task import tasks
-
-    return tasks()[benchmark.task](benchmark, template)
+    task: Task = BENCHMARKS.kinds()[benchmark.task](benchmark, template)
+    return task

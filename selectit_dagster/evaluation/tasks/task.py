@@ -20,7 +20,7 @@ from selectit_dagster.evaluation import question_files
 from selectit_dagster.evaluation.answer_journal import Journal, Keep, kept_nowhere
 from selectit_dagster.evaluation.question_files import Record
 from selectit_dagster.inference.generation import Decoding
-from selectit_dagster.registry import Registry
+from selectit_dagster.registry import BENCHMARKS
 
 if TYPE_CHECKING:
     from selectit_dagster.evaluation.benchmark_runner import Result
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from selectit_dagster.inference.engine import Engine
 
 
-ENTRY_POINTS = "selectit_dagster.benchmarks"
 # room for an answer in prose, and for one that is thought out first
 _CHAT_TOKENS, _THINKING_TOKENS = 1024, 8192
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
@@ -335,8 +334,4 @@ class Task:
         return run_task(self, engine, journal, seed=seed, report=report)
 
 
-BENCHMARKS: Registry[type[Task]] = Registry(
-    "benchmark", "selectit_dagster.evaluation.tasks", ENTRY_POINTS
-)
 register = BENCHMARKS.register
-tasks = BENCHMARKS.kinds

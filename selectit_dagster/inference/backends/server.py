@@ -31,9 +31,9 @@ from selectit_dagster.inference.backends.server_kind import (
     UNKNOWN,
     EngineFacts,
     WrongServerError,
-    server_kinds,
 )
 from selectit_dagster.inference.failures import MODEL_FAILED, RowRetries
+from selectit_dagster.registry import SERVERS
 
 Served = TypeVar("Served", bound=ServedModel)
 
@@ -61,7 +61,7 @@ class ServerBackend:
     ) -> None:
         section = section_of(model)
         self.ids = tuple(ids)
-        self.kind = server_kinds()[section.kind]()
+        self.kind = SERVERS.kinds()[section.kind]()
         self.client = client or ServerClient(section, health=self.kind.health)
         self.engine = checked_facts(model, self.client)
         for url in section.url:
@@ -137,7 +137,7 @@ def checked_facts(model: ServedModel, client: ServerClient | None = None) -> Eng
     """
     section = section_of(model)
     client = client or ServerClient(section)
-    kind = server_kinds()[section.kind]()
+    kind = SERVERS.kinds()[section.kind]()
     said = [
         _named(url, lambda url=url: kind.facts(client.at(url), section.model))
         for url in section.url
@@ -244,7 +244,7 @@ def reachable(model: Served, log: Path) -> Iterator[Served]:
     from selectit_dagster.inference.backends.server_process import launched
     from selectit_dagster.inference.model_identity import local_path
 
-    health = server_kinds()[section.kind].health
+    health = SERVERS.kinds()[section.kind].health
     with launched(section, local_path(model), health, log) as url:
         there = section.model_copy(update={"url": (url,)})
         started = model.model_copy(update={"server": there})

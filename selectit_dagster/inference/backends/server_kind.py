@@ -10,9 +10,8 @@ import numpy as np
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.inference.backends.protocol import LogProbabilities, TokenBatch
-from selectit_dagster.registry import Registry
+from selectit_dagster.registry import SERVERS
 
-ENTRY_POINTS = "selectit_dagster.servers"
 UNKNOWN = "unknown"
 # the shortest prompt that a server can be tried with
 PROBE = TokenBatch(np.array([0], dtype=np.int32), (np.array([1], dtype=np.int32),))
@@ -98,15 +97,7 @@ class ServerKind:
         raise NotImplementedError
 
 
-SERVERS: Registry[type[ServerKind]] = Registry(
-    "server kind",
-    "selectit_dagster.inference.backends",
-    ENTRY_POINTS,
-    # the package's other modules are no kinds
-    modules=("server_vllm", "server_sglang"),
-)
 register_server = SERVERS.register
-server_kinds = SERVERS.kinds
 
 
 def chosen_model(listed: Any, wanted: str | None) -> dict[str, Any]:  # noqa: ANN401 - an answer

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment.section import Line, Name, Section
-from selectit_dagster.registry import Registry
+from selectit_dagster.registry import ARMS
 from selectit_dagster.selection.diversity import Diversity
 from selectit_dagster.selection.quota import Quota
 from selectit_dagster.selection.weighting import Weights
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from selectit_dagster.experiment import ModelReference
     from selectit_dagster.selection.response_passes import ResponsePasses
 
-ENTRY_POINTS = "selectit_dagster.arms"
 SIZES = ("share", "count", "tokens", "threshold")
 # what an arm takes beside the records
 Need = Literal["scores", "model", "embeddings", "query set", "file"]
@@ -264,27 +263,9 @@ class ScoredArm(Arm):
         )
 
 
-ARMS: Registry[type[Arm]] = Registry("arm", "selectit_dagster.selection.arms", ENTRY_POINTS)
 register = ARMS.register
-arms = ARMS.kinds
 
 
-def arm_of(value: Any) -> Arm:  # noqa: ANN401 - whatever the file holds
-    """Return the arm that an entry of the experiment file describes.
-
-    Raises
-    ------
-    ValueError
-        For an unknown kind; Pydantic's own error, with its path, for a wrong parameter.
-    """
-    if isinstance(value, Arm):
-        return value
-    if not isinstance(value, dict) or "kind" not in value:
-        raise ValueError("an arm is a mapping with a kind, such as {kind: selectit}")
-    known = arms()
-    found = known.get(str(value["kind"]))
-    if found is None:
-        raise ValueError(
-            f"found kind {value['kind']!r}, expected: one of {', '.join(sorted(known))}"
-        )
-    return found.model_validate(value)
+def arms() -> dict[str, type[Arm]]:
+    """Return every kind of arm by its name."""
+    return ARMS.kinds()

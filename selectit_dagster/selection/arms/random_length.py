@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from selectit_dagster.selection.arms.arm import Arm, ArmContext, Ordering, arm_of, register
+from selectit_dagster.experiment.selection_section import arm_of
+from selectit_dagster.selection.arms.arm import Arm, ArmContext, Ordering, register
 from selectit_dagster.selection.arms.random import DrawnArm
 
 
@@ -26,7 +27,8 @@ class RandomOfEqualLength(DrawnArm):
     @property
     def compared(self) -> Arm:
         """The compared arm."""
-        return arm_of({"kind": self.like} if isinstance(self.like, str) else self.like)
+        found: Arm = arm_of({"kind": self.like} if isinstance(self.like, str) else self.like)
+        return found
 
     @property
     def needed(self) -> set[str]:
