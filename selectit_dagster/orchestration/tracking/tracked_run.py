@@ -241,7 +241,7 @@ class TrackedRun:
                 str(folder),
                 python_model=str(Path(__file__).with_name("mlflow_model_code.py")),
                 model_config=config,
-                pip_requirements=["mlflow", "selectit-dagster"],
+                pip_requirements=["mlflow", "torch", "transformers", "peft", "safetensors"],
             )
             described = Model.load(str(folder))
             described.model_id = model_id
