@@ -75,7 +75,7 @@ def _tracking(outcome: RunOutcome) -> str:
     notes = outcome.pipeline.home.mlflow / "tracking-failures.jsonl"
     if outcome.untracked:
         count = len(outcome.untracked)
-        return f"NOTHING OF {count} STAGES IS IN MLFLOW, which did not answer; see {notes}"
+        return f"NOTHING OF {count} STAGES IS IN MLFLOW: it gave an error or no answer, see {notes}"
     return f"{outcome.tracking_failures} MLflow calls failed; they are in {notes}"
 
 

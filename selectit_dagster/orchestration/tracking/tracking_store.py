@@ -22,7 +22,8 @@ from selectit_dagster.errors import redacted
 LOGGER = logging.getLogger("selectit_dagster.tracking")
 T = TypeVar("T")
 P = ParamSpec("P")
-_ATTEMPTS = 3
+# seconds between the tries of a call: a server that is started again is back within them
+_PAUSES = (0.5, 2.0, 8.0)
 # addresses of stores that failed: the next stage has a tracker of its own, and need not wait too
 _DEAD: set[str] = set()
 # MLflow's own patience with a server that is gone is minutes per call; work must not wait so
@@ -145,15 +146,15 @@ class TrackingStore:
 
     @property
     def _dead(self) -> bool:
-        """The store has just failed three times, for whichever tracker of this process."""
+        """The store has just failed at every try, for whichever tracker of this process."""
         return self.uri in _DEAD
 
     @property
     def not_tracked(self) -> str:
         """What a person is told where there is no run in MLflow."""
         return (
-            f"nothing is tracked: MLflow at {redacted(self.uri)} did not answer; what it misses "
-            f"is in {self.failures_file}"
+            f"nothing is tracked: MLflow at {redacted(self.uri)} cannot be used; why, and "
+            f"what it misses, is in {self.failures_file}"
         )
 
     @property
@@ -209,21 +210,20 @@ class TrackingStore:
             yield
 
     def attempt(self, what: str, call: Callable[[], T]) -> T | None:
-        """Call, up to three times with growing pauses; note the failure and go on."""
+        """Call, again after growing pauses; note a failure that lasts and go on."""
         if not self.enabled:
             return None
-        # a store that has just failed three times would cost every later call the same
+        # a store that has just failed at every try would cost every later call the same
         # waiting; a single try is enough to notice that it is back
-        attempts = 1 if self._dead else _ATTEMPTS
-        for number in range(1, attempts + 1):
+        for pause in (None,) if self._dead else (*_PAUSES, None):
             try:
                 if self._dead:
                     # MLflow would try again for seconds, for each of a hundred notes
                     check_reachable(self.uri)
                 result = call()
             except Exception as error:
-                if number < attempts:
-                    self.wait(0.5 * 4 ** (number - 1))
+                if pause is not None:
+                    self.wait(pause)
                     continue
                 self.note_failure(what, error)
                 _DEAD.add(self.uri)
