@@ -401,6 +401,23 @@ def test_a_server_that_does_not_start_is_told_with_its_last_words(
         score(request, tmp_path / "s")
 
 
+def test_a_launched_server_hears_that_it_is_to_end_whatever_its_stage_ignores() -> None:
+    server = "import signal; print(signal.getsignal(signal.SIGTERM), signal.pthread_sigmask(0, ()))"
+    stage = (
+        "import signal, subprocess, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}); "
+        "subprocess.Popen([sys.executable, *sys.argv[1:]], stdin=subprocess.PIPE).wait()"
+    )
+    guard = ROOT / "selectit_dagster" / "inference" / "backends" / "server_guard.py"
+    answer = subprocess.run(
+        [sys.executable, "-c", stage, str(guard), sys.executable, "-c", server],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout == f"{signal.SIG_DFL} set()\n"
+
+
 def test_a_launched_server_ends_when_its_stage_is_killed(
     tiny_model_folder: Path, tmp_path: Path
 ) -> None:

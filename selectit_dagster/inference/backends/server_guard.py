@@ -19,6 +19,10 @@ _GRACE_SECONDS = 20.0
 
 def guard(argv: list[str]) -> int:
     """Run ``argv`` until it ends or this program's input closes; then end its whole group."""
+    # a process inherits what its parent ignores or blocks, and a stage's process may do either;
+    # the server would then not hear that it is to end
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         server = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
     except OSError as error:
