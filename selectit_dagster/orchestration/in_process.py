@@ -5,8 +5,12 @@ It is an ordinary run: on Dagster's timeline, under its job, and re-executable f
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import threading
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
@@ -54,7 +58,8 @@ def execute(
     run = _create(instance, job, pipeline, stages, launch)
     success = False
     try:
-        success = execute_run(InMemoryJob(job), run, instance).success
+        with no_interrupt_lost():
+            success = execute_run(InMemoryJob(job), run, instance).success
     finally:
         ended = instance.get_run_by_id(run.run_id)
         if ended is not None and ended.is_finished:
@@ -64,6 +69,36 @@ def execute(
     if not success:
         raise _failure(instance, run)
     return len(tracker.failures()) - before, not tracker.enabled or tracker.knows(run.run_id)
+
+
+@contextlib.contextmanager
+def no_interrupt_lost() -> Iterator[None]:
+    """Raise at the end for a Ctrl-C that nobody saw.
+
+    Dagster's handler raises wherever the program is, and Python drops what is raised inside a
+    finaliser or the callback of a weak reference. The interpreter notes the signal all the same.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        When the block ended as if there had been no interrupt.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    former = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield
+        with contextlib.suppress(BlockingIOError):
+            if signal.SIGINT in os.read(reader, 1024):
+                raise KeyboardInterrupt
+    finally:
+        signal.set_wakeup_fd(former)
+        os.close(reader)
+        os.close(writer)
 
 
 def _create(

@@ -143,6 +143,7 @@ def test_the_champion_is_the_best_run_of_the_best_tuned_arm(world, tmp_path):
     assert champion["average"] == pytest.approx(max(averages))
 
 
+@pytest.mark.slow
 def test_equal_arms_are_hardly_ever_called_different():
     claims = 0
     section = ComparisonSection(resamples=400)

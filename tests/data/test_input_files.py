@@ -163,7 +163,7 @@ record = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(records=st.lists(record, min_size=2, max_size=8), cut=st.integers(1, 7))
 def test_the_same_records_give_the_same_dataset_however_they_lie_there(
     tmp_path_factory, records, cut

@@ -130,6 +130,7 @@ def test_another_project_gets_the_whole_graph_and_can_materialise_it(project, sc
     assert (project / ".selectit/mlflow/mlflow.db").exists()
 
 
+@pytest.mark.slow
 def test_two_components_live_in_one_project_each_with_its_own_home(project, scaffolded):
     """Loaded last: it adds a second component to the project."""
     second = scaffolded.with_name("other")

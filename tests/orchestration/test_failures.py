@@ -284,6 +284,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_step_ends_with_its_killed_run_worker(tmp_path):
     noted = tmp_path / "pid"
     folder = os.path.dirname(__file__)  # noqa: PTH120
@@ -339,6 +340,7 @@ def test_a_hub_that_stays_away_while_it_is_read_ends_the_run_with_what_to_do(tmp
     assert not caught.value.permanent
 
 
+@pytest.mark.slow
 def test_a_database_that_is_locked_for_good_is_named(tmp_path, monkeypatch):
     folder = tmp_path / "home" / "dagster"
     (folder / "history").mkdir(parents=True)

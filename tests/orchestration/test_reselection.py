@@ -254,6 +254,7 @@ def test_a_real_change_re_selects_once_and_says_what_moved(world):
     assert set(change["left_by_reason"]) <= {"record gone", "score fell", "cut moved"}
 
 
+@pytest.mark.slow
 def test_a_change_is_followed_step_by_step_where_only_the_raw_dataset_was_read(world):
     world.reselect()
     world.follow()

@@ -38,6 +38,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
+@pytest.mark.slow
 def test_a_run_that_scores_for_three_weeks_leaves_less_than_five_megabytes(
     tmp_path: Path, clock: list[float]
 ) -> None:

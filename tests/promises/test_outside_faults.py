@@ -206,7 +206,7 @@ def test_a_tracking_server_that_stops_and_comes_back_loses_its_notes_and_no_work
     assert tracker.attempt("log", call) == "done"
     state["up"] = False
     assert [tracker.attempt("log", call) for _ in range(4)] == [None] * 4
-    assert state["calls"] == 1 + 3 + 1 + 1 + 1  # patient once, then one try each
+    assert state["calls"] == 1 + 4 + 1 + 1 + 1  # patient once, then one try each
     state["up"] = True
     assert tracker.attempt("log", call) == "done"
     assert len(tracker.failures()) == 4

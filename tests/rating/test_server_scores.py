@@ -307,7 +307,7 @@ def test_each_of_several_addresses_has_its_own_limit_of_requests_in_flight(
 ) -> None:
     with FakeServer(tiny_model_folder, delay=0.15) as other:
         fake.delay = 0.15
-        rating = {"max_batch_tokens": 8}
+        rating = {"max_batch_tokens": 8, "num_prompts": 1}
         both = through(
             fake, other, records=records, folder=tiny_model_folder, rating=rating, in_flight=3
         )

@@ -335,6 +335,7 @@ def test_what_a_process_of_several_refuses_comes_as_its_message_and_remedy(
     assert "tuning.max_length" in refusal.value.hint
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(selected, settings, tmp_path):
     section = settings(max_steps=3, dropout=0)
     recorder = Recorder()
