@@ -79,7 +79,7 @@ def train_distributed(
         "out": str(out.resolve()),
     }
     write_json(folder / REQUEST, request)
-    with _followed(folder / PROGRESS, progress):
+    with followed(folder / PROGRESS, progress):
         if ray is None:
             _run_here(tuning.processes, folder)
         else:
@@ -96,18 +96,21 @@ def _raise_refusal(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _followed(path: Path, progress: Progress) -> Iterator[None]:
+def followed(path: Path, progress: Progress) -> Iterator[None]:
     """Pass on, while the block runs, the updates that the first process writes."""
     stop, seen = Event(), 0
 
     def read() -> None:
         nonlocal seen
-        lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
-        for line in lines[seen:]:
-            if line.endswith("\n"):
-                seen += 1
-                update = json.loads(line)
-                progress.update(update["done"], update["total"], **update["figures"])
+        if not path.exists():
+            return
+        with path.open("rb") as lines:
+            lines.seek(seen)
+            for line in lines:
+                if line.endswith(b"\n"):  # else it is still being written
+                    seen += len(line)
+                    update = json.loads(line)
+                    progress.update(update["done"], update["total"], **update["figures"])
 
     def follow() -> None:
         while not stop.wait(_LOOK_SECONDS):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from selectit_dagster.rating import scoring
 from selectit_dagster.rating.score_store import OK, read_scores
 from selectit_dagster.rating.scoring import score
 from tests.inference_server import FakeServer, all_log_probabilities
+from tests.installed_example import blocks, install
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = """
@@ -44,28 +44,15 @@ class HouseServer(FakeServer):
         return 404, {}
 
 
-def blocks(language: str) -> list[str]:
-    page = (ROOT / "docs" / "raters.md").read_text(encoding="utf-8")
-    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
-
-
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "house_server.py").write_text(blocks("python")[0], encoding="utf-8")
-    (package / "pyproject.toml").write_text(blocks("toml")[0], encoding="utf-8")
-    target = tmp_path / "site"
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
-    command += ["--no-build-isolation", "--target", str(target), str(package)]
-    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
-    return target
+    return install("raters.md", "house_server", tmp_path)
 
 
 def test_the_documented_kind_rates_once_it_is_installed(
     installed: Path, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert len(blocks("python")[0].splitlines()) <= 38
+    assert len(blocks("raters.md", "python")[0].splitlines()) <= 38
     records = write_records(tmp_path / "records", some_records(6))
     paths = [str(installed), str(ROOT), str(ROOT / "tests" / "rating")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 
 from selectit_dagster.experiment import SelectionSection
 from selectit_dagster.selection.arms.arm import arms
+from tests.installed_example import blocks, install
 
 from .stored import write_records
 
@@ -22,27 +22,13 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ["one two three four five", "one one one one one", "a b", "x y x y x z"]
 
 
-def blocks(language: str) -> list[str]:
-    """Return the code blocks of the page on arms."""
-    page = (ROOT / "docs" / "arms.md").read_text(encoding="utf-8")
-    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
-
-
 @pytest.fixture
 def installed(tmp_path) -> Path:
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "rich_words.py").write_text(blocks("python")[0], encoding="utf-8")
-    (package / "pyproject.toml").write_text(blocks("toml")[0], encoding="utf-8")
-    target = tmp_path / "site"
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
-    command += ["--no-build-isolation", "--target", str(target), str(package)]
-    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
-    return target
+    return install("arms.md", "rich_words", tmp_path)
 
 
 def test_the_documented_example_works_once_it_is_installed(installed, tmp_path):
-    assert len(blocks("python")[0].splitlines()) <= 30
+    assert len(blocks("arms.md", "python")[0].splitlines()) <= 30
     write_records(tmp_path / "curated", ["a", "b", "c", "d"], responses=TEXTS)
     code = """
 import sys; from pathlib import Path
@@ -75,5 +61,7 @@ def test_the_page_names_every_kind_and_its_experiment_is_valid():
     page = (ROOT / "docs" / "arms.md").read_text(encoding="utf-8")
     lacking = [kind for kind in arms() if f"`{kind}`" not in page]
     assert not lacking
-    section = SelectionSection.model_validate(yaml.safe_load(blocks("yaml")[0])["selection"])
+    section = SelectionSection.model_validate(
+        yaml.safe_load(blocks("arms.md", "yaml")[0])["selection"]
+    )
     assert len(section.arms) == 8

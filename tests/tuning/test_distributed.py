@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 
 from selectit_dagster.errors import TransientError, UserError
 from selectit_dagster.experiment import RaySection
+from selectit_dagster.tuning.distributed import followed
 from selectit_dagster.tuning.step_log import read_log
+from selectit_dagster.tuning.training_process import ProgressFile
 from selectit_dagster.tuning.tune import TuningRequest, tune, tuning_fingerprint
 
 
@@ -98,3 +101,26 @@ def test_ray_trains_what_the_local_processes_train(
     losses = [[s["loss"] for s in read_log(tmp_path / n / "log.jsonl")] for n in ("local", "ray")]
     assert losses[0] == losses[1]
     assert not (tmp_path / "ray" / ".resume").exists()
+
+
+def test_each_update_of_the_processes_is_passed_on_once(tmp_path):
+    class Seen:
+        def __init__(self):
+            self.updates = []
+
+        def update(self, done, total, **figures):
+            self.updates.append((done, total, figures))
+
+    path, seen = tmp_path / "progress.jsonl", Seen()
+    writer = ProgressFile(path)
+    with followed(path, seen):
+        writer.update(1, 3, loss=2.0)
+        while not seen.updates:
+            time.sleep(0.01)
+        with path.open("a") as handle:
+            handle.write('{"done": 2, "total": 3,')
+            handle.flush()
+            time.sleep(0.25)  # half a line is there when the file is looked at
+            handle.write(' "figures": {}}\n')
+        writer.update(3, 3)
+    assert seen.updates == [(1, 3, {"loss": 2.0}), (2, 3, {}), (3, 3, {})]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
@@ -37,13 +38,13 @@ class FewShotTask(Task):
     cue: ClassVar[str] = "Answer:"  # stands after it, and the answer after this
     chat_request: ClassVar[str] = ""  # what a chat model's answer is to look like
 
+    @abstractmethod
     def head(self, question: Question, shots: int) -> str:
         """Return the prompt's first paragraph."""
-        raise NotImplementedError
 
+    @abstractmethod
     def find_examples(self) -> dict[str, list[Question]]:
         """Return the worked examples of each group; their ``reference`` is the answer shown."""
-        raise NotImplementedError
 
     @cached_property
     def examples(self) -> dict[str, list[Question]]:

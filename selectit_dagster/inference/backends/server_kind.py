@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -69,7 +70,7 @@ class WrongServerError(UserError):
     """The server answers, but cannot do what is asked of it."""
 
 
-class ServerKind:
+class ServerKind(ABC):
     """One kind of server. A subclass enters itself with :func:`register_server`.
 
     Attributes
@@ -80,6 +81,7 @@ class ServerKind:
 
     health: ClassVar[str] = "/health"
 
+    @abstractmethod
     def facts(self, ask: Asking, model: str | None) -> EngineFacts:
         """Return what the server says of itself, after a probe that it gives what is needed.
 
@@ -88,13 +90,12 @@ class ServerKind:
         UserError
             When it serves no such model, or cannot return the asked log-probabilities.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def score(
         self, ask: Asking, model: str, batch: TokenBatch, ids: tuple[int, ...]
     ) -> LogProbabilities:
         """Return the (rows, R) log-probabilities of the tokens ``ids`` after each row."""
-        raise NotImplementedError
 
 
 register_server = SERVERS.register

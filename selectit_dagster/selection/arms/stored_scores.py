@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -124,9 +125,9 @@ class OneModelArm(StoredScoreArm):
 class TokenScoreArm(StoredScoreArm):
     """Base of the arms with another score per prompt in the place of the token level."""
 
+    @abstractmethod
     def token_scores(self, p: Floats) -> Floats:
         """Return (n, K) scores from the rating distributions ``p`` (n, K, R)."""
-        raise NotImplementedError
 
     def record_scores(self, p: Floats, request: RankingRequest) -> Floats:
         """Return the sentence level over the prompts (equation 4)."""
