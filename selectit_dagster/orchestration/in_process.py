@@ -5,18 +5,16 @@ It is an ordinary run: on Dagster's timeline, under its job, and re-executable f
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import threading
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.events import RunFailureReason
 from dagster._core.execution.api import execute_run
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
+from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG
 
 from selectit_dagster.orchestration.asset_keys import LOCATION, Access
 from selectit_dagster.orchestration.automation import job_of
@@ -29,6 +27,7 @@ from selectit_dagster.orchestration.stages.stage import Stage
 # our own message says what failed; Dagster's log of it is for those who look for the fault
 _LEVEL = "ERROR" if os.environ.get("SELECTIT_DEBUG") else "CRITICAL"
 _CONFIG = {"loggers": {"console": {"config": {"log_level": _LEVEL}}}}
+_INTERRUPTED = RunFailureReason.UNEXPECTED_TERMINATION.value
 _REPOSITORY = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(LOCATION), "__repository__")
 
 
@@ -58,9 +57,10 @@ def execute(
     run = _create(instance, job, pipeline, stages, launch)
     success = False
     try:
-        with no_interrupt_lost():
-            success = execute_run(InMemoryJob(job), run, instance).success
+        success = execute_run(InMemoryJob(job), run, instance).success
     finally:
+        # a run that was interrupted between two steps may still hold the place of a model
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         ended = instance.get_run_by_id(run.run_id)
         if ended is not None and ended.is_finished:
             close_run(instance, ended, tracker)
@@ -69,36 +69,6 @@ def execute(
     if not success:
         raise _failure(instance, run)
     return len(tracker.failures()) - before, not tracker.enabled or tracker.knows(run.run_id)
-
-
-@contextlib.contextmanager
-def no_interrupt_lost() -> Iterator[None]:
-    """Raise at the end for a Ctrl-C that nobody saw.
-
-    Dagster's handler raises wherever the program is, and Python drops what is raised inside a
-    finaliser or the callback of a weak reference. The interpreter notes the signal all the same.
-
-    Raises
-    ------
-    KeyboardInterrupt
-        When the block ended as if there had been no interrupt.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    reader, writer = os.pipe()
-    os.set_blocking(reader, False)
-    os.set_blocking(writer, False)
-    former = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    try:
-        yield
-        with contextlib.suppress(BlockingIOError):
-            if signal.SIGINT in os.read(reader, 1024):
-                raise KeyboardInterrupt
-    finally:
-        signal.set_wakeup_fd(former)
-        os.close(reader)
-        os.close(writer)
 
 
 def _create(
@@ -130,7 +100,7 @@ def _failure(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Exception:
     Raises
     ------
     KeyboardInterrupt
-        When the step did not fail but was interrupted: Dagster reports Ctrl-C as a failure.
+        When nothing failed but the run was interrupted: Dagster reports Ctrl-C as a failure.
     """
     for name, data in failed_steps(instance, run):
         if data.user_failure_data is not None:
@@ -144,4 +114,7 @@ def _failure(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Exception:
             hint="start again to go on where it stopped; SELECTIT_DEBUG=1 shows where it failed",
             permanent=False,
         )
+    ended = instance.get_run_by_id(run.run_id)
+    if ended is not None and ended.tags.get(RUN_FAILURE_REASON_TAG) == _INTERRUPTED:
+        raise KeyboardInterrupt
     return RuntimeError(f"{run.tags['selectit/what']} failed, and none of its steps says why")

@@ -82,3 +82,30 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=follow, daemon=True).start()
+
+
+@contextlib.contextmanager
+def dropped_interrupt_again() -> Iterator[None]:
+    """Send an interrupt again at the end of a block in which one came and nobody saw it.
+
+    Dagster's handler raises wherever the program is, and Python drops what is raised inside a
+    finaliser or the callback of a weak reference, of which there are thousands when a model is let
+    go. The interpreter notes the signal all the same.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals go to the main thread alone
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    former, came = signal.set_wakeup_fd(writer, warn_on_full_buffer=False), b""
+    try:
+        yield
+        with contextlib.suppress(BlockingIOError):
+            came = os.read(reader, 1024)
+    finally:
+        signal.set_wakeup_fd(former)
+        os.close(reader)
+        os.close(writer)
+    if signal.SIGINT in came:
+        signal.raise_signal(signal.SIGINT)

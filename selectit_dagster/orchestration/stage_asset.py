@@ -26,7 +26,7 @@ from selectit_dagster.orchestration.run_links import (
     open_parent,
     save_comparison,
 )
-from selectit_dagster.orchestration.run_monitoring import end_with_parent
+from selectit_dagster.orchestration.run_monitoring import dropped_interrupt_again, end_with_parent
 from selectit_dagster.orchestration.run_plan import planned_seconds
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.orchestration.tracking import (
@@ -160,7 +160,8 @@ class StageAsset:
             **self.more,
         )
         def asset(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-            return self.run(context, *access.open(context))
+            with dropped_interrupt_again():
+                return self.run(context, *access.open(context))
 
         return asset
 

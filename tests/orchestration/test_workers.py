@@ -111,6 +111,29 @@ def test_the_process_of_a_run_is_known_while_it_lasts_and_forgotten_after(tmp_pa
     assert not list(tmp_path.rglob("*.lock"))
 
 
+class _Interrupted:
+    """Interrupts the program while Python takes the object away, where nothing can be raised."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_python_drops_comes_again_when_the_stage_ends():
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    seen = []
+    try:
+        with pytest.raises(KeyboardInterrupt), run_monitoring.dropped_interrupt_again():
+            _Interrupted()
+            seen.append("the stage went on")
+        with run_monitoring.dropped_interrupt_again():
+            seen.append("nothing came")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == ["the stage went on", "nothing came"]
+
+
 def test_the_launcher_tells_monitoring_about_a_dead_run(tmp_path, start):
     with dg.DagsterInstance.ephemeral() as instance:
         launcher = WatchedRunLauncher(home=str(tmp_path))
