@@ -305,8 +305,8 @@ def test_many_requests_are_in_flight_at_once(
 def test_each_of_several_addresses_has_its_own_limit_of_requests_in_flight(
     fake: FakeServer, records: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    with FakeServer(tiny_model_folder, delay=0.15) as other:
-        fake.delay = 0.15
+    with FakeServer(tiny_model_folder, delay=0.05) as other:
+        fake.delay = 0.05
         rating = {"max_batch_tokens": 8, "num_prompts": 1}
         both = through(
             fake, other, records=records, folder=tiny_model_folder, rating=rating, in_flight=3
