@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,8 @@ class TransformersBackend:
         self.device = loaded.device
         self.rating_ids = torch.tensor(list(rating_ids))
         self.threads = torch.get_num_threads()
+        self._running = 0
+        self._running_lock = threading.Lock()
         self.workers = workers or (min(self.threads, _MAX_WORKERS) if self.device == "cpu" else 1)
         if self.runner.regimes.vary:  # the library keeps a regime's frequencies in the model
             self.workers = 1
@@ -130,11 +133,17 @@ class TransformersBackend:
         if self.device != "cpu":
             yield
             return
-        torch.set_num_threads(max(1, self.threads // self.workers))
+        with self._running_lock:
+            self._running += 1
+            torch.set_num_threads(max(1, self.threads // self.workers))
         try:
             yield
         finally:
-            torch.set_num_threads(self.threads)
+            with self._running_lock:
+                self._running -= 1
+                # MKL's number is the process's: who still runs must not get it back too early
+                if not self._running:
+                    torch.set_num_threads(self.threads)
 
 
 def usual_batch_tokens(config: Any, device: str) -> int:  # noqa: ANN401 - one class per model
