@@ -50,8 +50,9 @@ run: setup
 ui: setup
 	@$(BIN)/selectit ui $(EXPERIMENT) $(HOME_FLAG)
 
+# files are shared out among processes, so that fixtures of a file are made once
 test: dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: dev
 	$(BIN)/python -m pytest -m slow
