@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from selectit_dagster.artefacts.accounting import Account, RecordsLostError
+from selectit_dagster.artefacts.accounting import RecordsLostError, account, account_lines
 from selectit_dagster.artefacts.manifest import require_manifest
 from selectit_dagster.errors import ArtefactError
 from selectit_dagster.orchestration import asset_keys
@@ -59,7 +59,7 @@ class Ranking(StageAsset):
             raw, curated = (
                 require_manifest(home / name, made_by=name).counts for name in ("raw", "curated")
             )
-            message = "; ".join(Account.of(raw, curated, made.counts).lines())
+            message = "; ".join(account_lines(account(raw, curated, made.counts)))
         except (ArtefactError, RecordsLostError) as error:
             passed, message = False, str(error)
         wrong = query(

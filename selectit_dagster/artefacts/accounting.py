@@ -11,9 +11,10 @@ A stage that lost or doubled a record fails; it never writes an artefact that sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+Counts = dict[str, int]
+_CHAIN, _RANKED = "all stages", "the ranking"
 # by an artefact's kind: the count of what came in, and the counts that it must be the sum of
 EQUATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "raw_dataset": ("read", ("kept", "rejected")),
@@ -24,6 +25,8 @@ EQUATIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "scores": ("records", ("ok", "too_long", "failed")),
     "ranking": ("kept", ("ranked", "too_long", "failed")),
     "checkpoint": ("records", ("trained", "skipped")),
+    _CHAIN: ("read", ("kept", "rejected", "duplicate", "contaminated")),
+    _RANKED: ("kept", ("ranked", "too_long", "failed")),
 }
 
 
@@ -31,7 +34,7 @@ class RecordsLostError(RuntimeError):
     """The counts of a stage do not add up: a fault of ours, never of the user's input."""
 
 
-def check_counts(kind: str, counts: dict[str, int], where: Path | str) -> None:
+def check_counts(kind: str, counts: Counts, where: Path | str) -> None:
     """Hold a stage's equation; counts that lack one of its parts are not looked at.
 
     Raises
@@ -40,89 +43,53 @@ def check_counts(kind: str, counts: dict[str, int], where: Path | str) -> None:
         Naming the stage, both sides and every part.
     """
     whole, parts = EQUATIONS.get(kind, ("", ()))
-    if all(name in counts for name in (whole, *parts)):
-        _hold(str(where), whole, counts[whole], {name: counts[name] for name in parts})
-
-
-def _hold(where: str, name: str, whole: int, parts: dict[str, int]) -> None:
-    """Raise RecordsLostError unless the whole is the sum of the parts and none is negative."""
-    if min(whole, *parts.values()) < 0:
-        raise RecordsLostError(f"{where}: a count is negative: {name} {whole}, {parts}")
-    if whole != sum(parts.values()):
-        found = " + ".join(f"{part} {count:,}" for part, count in parts.items())
+    if not all(name in counts for name in (whole, *parts)):
+        return
+    found = {name: counts[name] for name in parts}
+    if min(counts[whole], *found.values()) < 0:
+        raise RecordsLostError(f"{where}: a count is negative: {whole} {counts[whole]}, {found}")
+    if counts[whole] != sum(found.values()):
+        shown = " + ".join(f"{name} {count:,}" for name, count in found.items())
         raise RecordsLostError(
-            f"{where}: records were lost or doubled: {name} {whole:,} is not {found}"
+            f"{where}: records were lost or doubled: {whole} {counts[whole]:,} is not {shown}"
         )
 
 
-@dataclass(frozen=True)
-class Account:
-    """What became of every record of one experiment, as far as its stages are made.
+def account(raw: Counts, curated: Counts, ranking: Counts | None = None) -> Counts:
+    """Return what became of every record, from the counts in the stages' manifests.
 
-    ``ranked``, ``too_long`` and ``failed`` are None before the ranking is made.
+    Raises
+    ------
+    RecordsLostError
+        When they do not add up: within a stage, or from one to the next.
     """
-
-    read: int
-    kept: int
-    rejected: int
-    duplicate: int
-    contaminated: int
-    ranked: int | None = None
-    too_long: int | None = None
-    failed: int | None = None
-
-    def __post_init__(self) -> None:
-        found = vars(self)
-        left_out = ("kept", "rejected", "duplicate", "contaminated")
-        _hold("all stages", "read", self.read, {name: found[name] for name in left_out})
-        if self.ranked is not None:
-            parts = {name: found[name] or 0 for name in ("ranked", "too_long", "failed")}
-            _hold("the ranking", "kept", self.kept, parts)
-
-    @classmethod
-    def of(
-        cls,
-        raw: dict[str, int],
-        curated: dict[str, int],
-        ranking: dict[str, int] | None = None,
-    ) -> Account:
-        """Return the account of the counts in the stages' manifests.
-
-        Raises
-        ------
-        RecordsLostError
-            When they do not add up: within a stage, or from one to the next.
-        """
-        if raw["kept"] != curated["raw"]:
-            raise RecordsLostError(
-                f"the raw dataset holds {raw['kept']:,} records, curation saw {curated['raw']:,}"
-            )
-        if ranking is not None and ranking["kept"] != curated["kept"]:
-            raise RecordsLostError(
-                f"curation kept {curated['kept']:,} records, the ranking saw {ranking['kept']:,}"
-            )
-        return cls(
-            read=raw["read"],
-            kept=curated["kept"],
-            rejected=raw["rejected"] + curated["rejected"],
-            duplicate=curated["duplicate"] + curated["near_duplicate"],
-            contaminated=curated["contaminated"],
-            **(
-                {name: ranking[name] for name in ("ranked", "too_long", "failed")}
-                if ranking
-                else {}
-            ),
+    if raw["kept"] != curated["raw"]:
+        raise RecordsLostError(
+            f"the raw dataset holds {raw['kept']:,} records, curation saw {curated['raw']:,}"
         )
+    if ranking is not None and ranking["kept"] != curated["kept"]:
+        raise RecordsLostError(
+            f"curation kept {curated['kept']:,} records, the ranking saw {ranking['kept']:,}"
+        )
+    found = {
+        "read": raw["read"],
+        "kept": curated["kept"],
+        "rejected": raw["rejected"] + curated["rejected"],
+        "duplicate": curated["duplicate"] + curated["near_duplicate"],
+        "contaminated": curated["contaminated"],
+    }
+    if ranking is not None:
+        found |= {name: ranking[name] for name in EQUATIONS[_RANKED][1]}
+    for kind in (_CHAIN, _RANKED):
+        check_counts(kind, found, kind)
+    return found
 
-    def lines(self) -> list[str]:
-        """Return the one or two equations with their figures, for a person."""
-        found = [
-            f"read {self.read:,} = kept {self.kept:,} + rejected {self.rejected:,} + duplicate "
-            f"{self.duplicate:,} + contaminated {self.contaminated:,}"
-        ]
-        if self.ranked is not None:
-            found.append(
-                f"kept {self.kept:,} = ranked {self.ranked:,} + too long {self.too_long:,} + "
-                f"failed {self.failed:,}"
-            )
-        return found
+
+def account_lines(found: Counts) -> list[str]:
+    """Return the one or two equations of an account with their figures, for a person."""
+    return [
+        f"{whole} {found[whole]:,} = "
+        + " + ".join(f"{name.replace('_', ' ')} {found[name]:,}" for name in parts)
+        for whole, parts in (EQUATIONS[_CHAIN], EQUATIONS[_RANKED])
+        if parts[0] in found
+    ]

@@ -1,9 +1,8 @@
 """Tables that are larger than memory: one DuckDB connection with a limit, streams in and out.
 
 Belongs here: opening the columnar engine with its memory limit and spill folder, streaming
-a query's result or a file in batches, writing a stream of batches to Parquet, and the ``with``
-block for which such things are open. Must not be here: anything that knows what a record, a
-score or an arm is.
+a query's result or a file in batches, writing a stream of batches to Parquet. Must not be here:
+anything that knows what a record, a score or an arm is.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -30,30 +28,7 @@ BATCH_ROWS = 1 << 16
 _GLOB_CHARACTERS = frozenset("*?[]{}")
 
 
-class Scoped:
-    """What is open for the length of a ``with`` block."""
-
-    def __enter__(self) -> Self:
-        self._begin()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._end(failed=error is not None)
-
-    def _begin(self) -> None:
-        """Open what is not open from the start."""
-
-    def _end(self, *, failed: bool) -> None:
-        """Close it; ``failed`` says that an error ends the block."""
-        raise NotImplementedError
-
-
-class Workspace(Scoped):
+class Workspace:
     """A scratch folder beside an artefact, with a DuckDB connection that spills into it.
 
     Everything in it is gone when the block ends, however it ends.
@@ -71,7 +46,7 @@ class Workspace(Scoped):
         self.threads = min(MOST_THREADS, os.cpu_count() or 1)
         self.memory_limit = memory_limit or MEMORY_PER_THREAD * max(2, self.threads)
 
-    def _begin(self) -> None:
+    def __enter__(self) -> Self:
         import duckdb
 
         self.beside.mkdir(parents=True, exist_ok=True)
@@ -90,8 +65,9 @@ class Workspace(Scoped):
                 "autoinstall_known_extensions": False,
             }
         )
+        return self
 
-    def _end(self, *, failed: bool) -> None:
+    def __exit__(self, *error: object) -> None:
         self.connection.close()
         shutil.rmtree(self.folder, ignore_errors=True)
         shutil.rmtree(self._links, ignore_errors=True)
@@ -187,7 +163,7 @@ class RowStream:
             self._held = next(self._batches, None)
 
 
-class ParquetStream(Scoped):
+class ParquetStream:
     """Write batches to one Parquet file, whose schema is the first batch's or given.
 
     The file is complete when the block ends; write it in a :class:`Workspace` and move it.
@@ -229,7 +205,10 @@ class ParquetStream(Scoped):
         if self._writer is not None:
             self._writer.close()
 
-    def _end(self, *, failed: bool) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

@@ -283,7 +283,7 @@ class ArtefactStore:
                 f"{path} is not what its manifest says, so it is not published",
                 hint=f"remove {folder} and run again",
             )
-        self.remote.upload(path, key)
+        self.remote.write(key, path)
         size = self.remote.size(key)
         if size != item.size:
             raise ArtefactError(

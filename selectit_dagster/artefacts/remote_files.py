@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from selectit_dagster.artefacts.address import without_secrets
 from selectit_dagster.artefacts.files import atomic_file, atomic_path, read_json, write_json
@@ -129,10 +130,10 @@ class Remote:
         return f"{self._place[1]}/{key}"
 
     @contextlib.contextmanager
-    def _files(self, key: str, source: Path | None = None, *, write: bool = False) -> Iterator[Any]:
+    def _files(self, key: str, written: bytes | Path | None = None) -> Iterator[Any]:
         """Yield the file system and turn its errors into ours; *not found* passes through.
 
-        What is not found while writing is the bucket.
+        What is not found while something is written is the bucket.
 
         Raises
         ------
@@ -144,8 +145,8 @@ class Remote:
         except (UserError, TransientError):
             raise
         except FileNotFoundError as error:
-            bucket = write and (source is None or source.exists())
-            if bucket or {"NoSuchBucket", "ContainerNotFound"} & _codes(error):
+            writing = written.exists() if isinstance(written, Path) else written is not None
+            if writing or {"NoSuchBucket", "ContainerNotFound"} & _codes(error):
                 raise explained(error, self.address(key), "NoSuchBucket") from error
             raise
         except Exception as error:
@@ -157,52 +158,32 @@ class Remote:
             return bytes(files.cat_file(self._path(key)))
         return None
 
-    def write(self, key: str, content: bytes) -> None:
-        """Write a file; readers see the old one or the new one, whole."""
-        with self._files(key, write=True) as files, self._visible_at_once(files, key) as path:
-            if isinstance(path, str):
-                files.pipe_file(path, content)
-            else:
-                path.write(content)
-
-    def upload(self, source: Path, key: str) -> None:
-        """Copy a local file to ``key`` as :meth:`write` does, in bounded memory."""
-        with (
-            self._files(key, source, write=True) as files,
-            self._visible_at_once(files, key) as path,
-        ):
-            if isinstance(path, str):
-                files.put_file(str(source), path)
-            else:
-                with source.open("rb") as reader:
-                    shutil.copyfileobj(reader, path, _COPY_BLOCK)
-
-    @contextlib.contextmanager
-    def _visible_at_once(
-        self,
-        files: Any,  # noqa: ANN401 - fsspec
-        key: str,
-    ) -> Iterator[str | IO[bytes]]:
-        """Yield where to write: an open file on a disk, else a path, a temporary one if need be.
+    def write(self, key: str, content: bytes | Path) -> None:
+        """Write bytes or a local file, in bounded memory; readers see the old or the new, whole.
 
         Where a rename does not replace, the file is away for a moment: absent, never a mixture.
         """
         target = self._path(key)
-        if self.protocol in _ON_DISK:
-            with atomic_file(Path(target)) as handle:
-                yield handle
-            return
-        if self.protocol in _OBJECT_STORES:
-            yield target
-            return
-        files.makedirs(target.rpartition("/")[0], exist_ok=True)
-        temporary = f"{target}.{uuid.uuid4().hex}.tmp"
-        yield temporary
-        try:
-            files.mv(temporary, target)
-        except OSError:
-            files.rm_file(target)
-            files.mv(temporary, target)
+        with self._files(key, content) as files:
+            if self.protocol in _ON_DISK:
+                source = content.open("rb") if isinstance(content, Path) else io.BytesIO(content)
+                with source as reader, atomic_file(Path(target)) as handle:
+                    shutil.copyfileobj(reader, handle, _COPY_BLOCK)
+                return
+            at_once = self.protocol in _OBJECT_STORES
+            path = target if at_once else f"{target}.{uuid.uuid4().hex}.tmp"
+            if not at_once:
+                files.makedirs(target.rpartition("/")[0], exist_ok=True)
+            if isinstance(content, Path):
+                files.put_file(str(content), path)
+            else:
+                files.pipe_file(path, content)
+            if not at_once:
+                try:
+                    files.mv(path, target)
+                except OSError:
+                    files.rm_file(target)
+                    files.mv(path, target)
 
     def download(self, key: str, target: Path) -> None:
         """Copy a file to the local path ``target``; raises FileNotFoundError when it is absent."""
@@ -284,22 +265,17 @@ def explained(error: BaseException, address: str, *known: str) -> UserError | Tr
 # --- a dataset at an address --------------------------------------------------------------------
 
 
-def _split(url: str) -> tuple[Remote, str]:
-    folder, _, name = url.rpartition("/")
-    return Remote(folder), name
-
-
 def exists(url: str) -> bool:
     """Tell whether there is a file at an address; raises UserError or TransientError."""
-    remote, name = _split(url)
-    return remote.size(name) is not None
+    folder, _, name = url.rpartition("/")
+    return Remote(folder).size(name) is not None
 
 
 def token(url: str) -> str:
     """Return a short text that changes when the file does; raises UserError when there is none."""
-    remote, name = _split(url)
+    folder, _, name = url.rpartition("/")
     try:
-        return remote.token(name)
+        return Remote(folder).token(name)
     except FileNotFoundError as error:
         raise _missing(url) from error
 
@@ -314,14 +290,14 @@ def local_copy(url: str, folder: Path) -> Path:
     TransientError
         When it cannot be reached.
     """
-    remote, name = _split(url)
+    place, _, name = url.rpartition("/")
     target, note = folder / name, folder / f"{name}.source.json"
     now = {"url": url, "token": token(url)}
     if target.exists() and note.exists() and read_json(note) == now:
         return target
     try:
         with atomic_path(target) as temporary:
-            remote.download(name, temporary)
+            Remote(place).download(name, temporary)
             if token(url) != now["token"]:
                 raise PassingError(
                     f"{url} was changed while it was read", hint="run again when it is complete"

@@ -156,7 +156,7 @@ class Sender:
                 self.store.remote.write(_key(self.store, self.folder, item), content)
             else:
                 item = Item(name, before[0], sha256_file(path))
-                self.store.remote.upload(path, _key(self.store, self.folder, item))
+                self.store.remote.write(_key(self.store, self.folder, item), path)
                 if _state(path) != before:
                     return None
         except FileNotFoundError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from selectit_dagster.artefacts.accounting import Account
+from selectit_dagster.artefacts.accounting import account
 from selectit_dagster.artefacts.manifest import read_manifest
 from selectit_dagster.cli.tables import table_text
 from selectit_dagster.orchestration.pipeline import Pipeline
@@ -21,12 +21,12 @@ def _records(pipeline: Pipeline) -> list[str]:
         numbers |= {"read": raw.counts["read"], "rejected by the reader": raw.counts["rejected"]}
     if raw is not None and curated is not None:
         # holds every equation, or says which one does not
-        account = Account.of(raw.counts, curated.counts, ranking.counts if ranking else None)
+        found = account(raw.counts, curated.counts, ranking.counts if ranking else None)
         numbers |= {
-            "duplicate": account.duplicate,
-            "contaminated": account.contaminated,
-            "rejected by curation": account.rejected - raw.counts["rejected"],
-            "kept": account.kept,
+            "duplicate": found["duplicate"],
+            "contaminated": found["contaminated"],
+            "rejected by curation": found["rejected"] - raw.counts["rejected"],
+            "kept": found["kept"],
         }
     if ranking is not None:
         for name in ("ranked", "too_long", "failed"):

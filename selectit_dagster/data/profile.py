@@ -1,6 +1,6 @@
 """What a dataset looks like: lengths, languages, inputs and turns, in bounded memory.
 
-Lengths in characters and turns are exact. Scripts and lengths in tokens come from a sample
+Lengths in characters and turns are exact. Lengths in tokens come from a sample
 of at most ``SAMPLE`` records, those with the smallest content hashes, so that the sample
 is a random one and yet the same for every order of the file; languages come from the first
 ``LANGUAGE_SAMPLE`` of them, as py3langid tells them from the characters.
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import regex
 
 from selectit_dagster.artefacts.duckdb_tables import Workspace
 from selectit_dagster.data.text import words
@@ -26,35 +25,6 @@ SAMPLE = 4000
 LANGUAGE_SAMPLE = 1000
 _LANGUAGE_CHARACTERS = 400
 FIELDS = ("instruction", "input", "response")
-
-_KANA = r"[\p{Hiragana}\p{Katakana}]"
-_SCRIPTS = (
-    *("Latin", "Cyrillic", "Greek", "Arabic", "Hebrew", "Devanagari", "Bengali", "Tamil"),
-    *("Telugu", "Thai", "Georgian", "Hangul", "Han"),
-)
-_PATTERNS = {"Kana": regex.compile(_KANA)} | {
-    name: regex.compile(rf"\p{{{name}}}") for name in _SCRIPTS
-}
-
-
-def main_script(text: str) -> str:
-    """Return the script that most letters of ``text`` belong to.
-
-    Text with a good part of Kana is ``Japanese``; text without letters is ``none``.
-    """
-    if text.isascii():
-        return "Latin" if any(character.isalpha() for character in text) else "none"
-    counts = {name: len(pattern.findall(text)) for name, pattern in _PATTERNS.items()}
-    if counts["Kana"] * 5 > counts["Kana"] + counts["Han"] > 0 and counts["Latin"] < (
-        counts["Kana"] + counts["Han"]
-    ):
-        return "Japanese"
-    # a letter of Latin is a fifth of a word, a Han character is a whole one
-    counts["Han"] *= 3
-    name = max(counts, key=lambda script: counts[script])
-    if counts[name]:
-        return name
-    return "other" if any(character.isalpha() for character in text) else "none"
 
 
 def languages(texts: list[str]) -> dict[str, int]:
@@ -147,7 +117,6 @@ def profile_of(
         "token_histograms": {name: lengths[name].histogram() for name in FIELDS},
         "languages": languages(wholes[:LANGUAGE_SAMPLE]),
         "language_sample": min(len(sample), LANGUAGE_SAMPLE),
-        "scripts": _by_frequency(map(main_script, wholes)),
         "turns": {**turns.summary(), "counts": _turn_counts(turns)},
         "histograms": {name: characters[name].histogram() for name in FIELDS},
     }
@@ -204,12 +173,11 @@ def length_table(profile: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def share_table(profile: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return languages, scripts, inputs and turns: what, which, how many of how many."""
+    """Return languages, inputs and turns: what, which, how many of how many."""
     total = profile["records"]
     with_input = profile["with_input"]
     groups = [
         ("language", profile["languages"], profile["language_sample"]),
-        ("script", profile["scripts"], profile["sample"]),
         ("input", {"with": with_input, "without": total - with_input}, total),
         ("turns", profile["turns"]["counts"], total),
     ]

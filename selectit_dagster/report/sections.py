@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from selectit_dagster.artefacts.accounting import Account, RecordsLostError
+from selectit_dagster.artefacts.accounting import RecordsLostError, account, account_lines
 from selectit_dagster.artefacts.duckdb_tables import Workspace
 from selectit_dagster.artefacts.manifest import Manifest
 from selectit_dagster.comparison.costs import saving
@@ -159,8 +159,8 @@ def _balance(raw: Manifest | None, curated: Manifest | None, ranking: Manifest |
     steps.append(["rejected while reading", -raw.counts["rejected"], "rejected.jsonl names each"])
     if curated is not None:
         try:
-            account = Account.of(raw.counts, curated.counts, ranking.counts if ranking else None)
-            lines = [f"{line[0].upper()}{line[1:]}." for line in account.lines()]
+            counts = account(raw.counts, curated.counts, ranking.counts if ranking else None)
+            lines = [f"{line[0].upper()}{line[1:]}." for line in account_lines(counts)]
             found["account"] = (" ".join(lines), "lead")
         except RecordsLostError as error:
             found["account"] = (f"The balance does not hold: {error}", "warning")

@@ -35,15 +35,10 @@ class Watched(Remote):
         if self.broken is not None and self.broken in key:
             raise TransientError(f"{key}: gone")
 
-    def write(self, key: str, content: bytes) -> None:
+    def write(self, key: str, content: bytes | Path) -> None:
         self._fail(key)
         self.written.append(key)
         super().write(key, content)
-
-    def upload(self, source: Path, key: str) -> None:
-        self._fail(key)
-        self.written.append(key)
-        super().upload(source, key)
 
     def download(self, key: str, target: Path) -> None:
         self._fail(key)
@@ -320,9 +315,11 @@ class Forgetful(Remote):
 
     kept = 0.5
 
-    def upload(self, source: Path, key: str) -> None:
-        if self.kept:
-            self.write(key, source.read_bytes()[: int(source.stat().st_size * self.kept)])
+    def write(self, key: str, content: bytes | Path) -> None:
+        if isinstance(content, bytes):
+            super().write(key, content)
+        elif self.kept:
+            super().write(key, content.read_bytes()[: int(content.stat().st_size * self.kept)])
 
 
 @pytest.mark.parametrize(("kept", "found"), [(0.5, "2 bytes"), (0, "no bytes")])
@@ -428,7 +425,7 @@ def test_a_file_system_without_atomic_writes_gets_a_rename(tmp_path):
     place.write("a/x", b"two")
     source = tmp_path / "source"
     source.write_bytes(b"three")
-    place.upload(source, "a/y")
+    place.write("a/y", source)
     assert place.read("a/x") == b"two"
     assert place.read("a/y") == b"three"
     assert sorted(place.sizes("a")) == ["a/x", "a/y"]
@@ -461,10 +458,10 @@ def test_what_is_not_found_on_writing_is_the_bucket(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="there is no such bucket"):
         place.write("x", b"x")
     with pytest.raises(UserError, match="there is no such bucket"):
-        place.upload(source, "x")
+        place.write("x", source)
     source.unlink()
     with pytest.raises(FileNotFoundError):
-        place.upload(source, "x")
+        place.write("x", source)
 
 
 def test_a_place_in_memory_works_like_any_other(new_store):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from artefact import content, make
 
@@ -134,7 +136,7 @@ def test_an_artefact_that_could_not_be_published_is_published_by_the_next_try(ne
     class Down(Remote):
         down = True
 
-        def write(self, key: str, content: bytes) -> None:
+        def write(self, key: str, content: bytes | Path) -> None:
             if self.down:
                 raise TransientError("no answer")
             super().write(key, content)

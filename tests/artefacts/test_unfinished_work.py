@@ -47,7 +47,7 @@ def test_an_empty_machine_goes_on_where_a_lost_one_stopped(new_store):
 
 def test_only_what_is_new_or_has_grown_is_sent_again(new_store, tmp_path):
     class Counting(Remote):
-        def write(self, key: str, content: bytes) -> None:
+        def write(self, key: str, content: bytes | Path) -> None:
             written.append(key.rpartition("/")[2])
             super().write(key, content)
 
@@ -102,7 +102,7 @@ class Racing(Remote):
 
     folder: Path
 
-    def write(self, key: str, content: bytes) -> None:
+    def write(self, key: str, content: bytes | Path) -> None:
         super().write(key, content)
         if "/unfinished/" in key and not key.endswith("files.json"):
             with (self.folder / key.rpartition("/")[2]).open("ab") as handle:
@@ -133,7 +133,7 @@ def test_a_journal_that_grows_all_the_time_is_listed_as_it_was(racing, new_store
 
 def test_work_goes_on_without_the_storage_and_one_warning_says_so(new_store, tmp_path, caplog):
     class Down(Remote):
-        def write(self, key: str, content: bytes) -> None:
+        def write(self, key: str, content: bytes | Path) -> None:
             if down:
                 raise TransientError("no answer")
             super().write(key, content)

@@ -14,29 +14,9 @@ from selectit_dagster.data.profile import (
     Lengths,
     languages,
     length_table,
-    main_script,
     profile_of,
     share_table,
 )
-
-
-@pytest.mark.parametrize(
-    ("text", "script"),
-    [
-        ("Hello there", "Latin"),
-        ("Été à la plage", "Latin"),
-        ("细胞理论 is a theory", "Han"),
-        ("これは日本語の文です", "Japanese"),
-        ("안녕하세요", "Hangul"),
-        ("Привет", "Cyrillic"),
-        ("مرحبا", "Arabic"),
-        ("१२३ नमस्ते", "Devanagari"),
-        ("123 + 4", "none"),
-        ("ᚠᚢᚦ", "other"),
-    ],
-)
-def test_the_main_script(text, script):
-    assert main_script(text) == script
 
 
 def test_lengths_agree_with_numpy():

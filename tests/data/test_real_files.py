@@ -14,19 +14,19 @@ from selectit_dagster.experiment import CurationSection, NearDuplicates
 
 
 @pytest.mark.parametrize(
-    ("name", "layout", "read", "script", "own_ids"),
+    ("name", "layout", "read", "language", "own_ids"),
     [
-        ("alpaca_gpt4_999.json", "alpaca", 999, "Latin", 0),
-        ("alpaca_zh_demo.json", "alpaca", 1000, "Han", 0),
-        ("sharegpt_dummy_500.json", "sharegpt", 500, "Latin", 500),
+        ("alpaca_gpt4_999.json", "alpaca", 999, "en", 0),
+        ("alpaca_zh_demo.json", "alpaca", 1000, "zh", 0),
+        ("sharegpt_dummy_500.json", "sharegpt", 500, "en", 500),
     ],
 )
-def test_each_file_is_read_whole(workshop, shared_data, name, layout, read, script, own_ids):
+def test_each_file_is_read_whole(workshop, shared_data, name, layout, read, language, own_ids):
     path = shared_data / "instruct" / name
     manifest = workshop.read(path, max_reject_share=0.0)
     assert manifest.counts == {"read": read, "kept": read, "rejected": 0}
     assert manifest.details["layout"] == layout
-    assert next(iter(manifest.details["profile"]["scripts"])) == script
+    assert next(iter(manifest.details["profile"]["languages"])) == language
     assert manifest.details["ids"]["own"] == own_ids
     originals = json.loads(path.read_bytes())
     assert [json.loads(r["raw"]) for r in workshop.records] == originals

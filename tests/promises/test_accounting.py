@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selectit_dagster.artefacts.accounting import EQUATIONS, Account, RecordsLostError, check_counts
+from selectit_dagster.artefacts.accounting import EQUATIONS, RecordsLostError, account, check_counts
 from selectit_dagster.artefacts.manifest import write_manifest
 from selectit_dagster.data.curation import CurationRequest, curate
 from selectit_dagster.data.ingest import IngestRequest, ingest
@@ -58,7 +58,7 @@ def test_a_stage_whose_counts_do_not_add_up_writes_no_manifest(kind, data):
 
 @given(st.lists(numbers, min_size=7, max_size=7), st.integers(0, 6), st.integers(1, 9))
 def test_the_account_of_a_chain_holds_or_is_refused(values, place, off):
-    def account(values):
+    def counts_of(values):
         kept, first, second, double, near, foreign, long = values
         raw = {"read": 0, "kept": 0, "rejected": first}
         raw["kept"] = kept + long + second + double + near + foreign
@@ -70,16 +70,17 @@ def test_the_account_of_a_chain_holds_or_is_refused(values, place, off):
         ranking = {"kept": kept + long, "ranked": kept, "too_long": long, "failed": 0}
         return raw, curated, ranking
 
-    raw, curated, ranking = account(values)
-    found = Account.of(raw, curated, ranking)
-    assert found.read == found.kept + found.rejected + found.duplicate + found.contaminated
-    assert found.kept == found.ranked + found.too_long + found.failed
+    raw, curated, ranking = counts_of(values)
+    found = account(raw, curated, ranking)
+    left_out = found["rejected"] + found["duplicate"] + found["contaminated"]
+    assert found["read"] == found["kept"] + left_out
+    assert found["kept"] == found["ranked"] + found["too_long"] + found["failed"]
     counts = [(raw, "read"), (raw, "kept"), (curated, "raw"), (curated, "kept")]
     counts += [(curated, "duplicate"), (ranking, "kept"), (ranking, "ranked")]
     where, name = counts[place]
     where[name] += off
     with pytest.raises(RecordsLostError):
-        Account.of(raw, curated, ranking)
+        account(raw, curated, ranking)
 
 
 @settings(max_examples=25, deadline=None)
@@ -108,11 +109,11 @@ def test_from_any_records_through_the_engines_nothing_is_lost(records, curation,
             ablation="none",
         )
         ranking = rank(request, folder / "ranking")
-        account = Account.of(raw.counts, curated.counts, ranking.counts)
-        assert account.read == len(records)
+        found = account(raw.counts, curated.counts, ranking.counts)
+        assert found["read"] == len(records)
         dropped = (folder / "curated" / "dropped.jsonl").read_text().splitlines()
         rejected = (folder / "raw" / "rejected.jsonl").read_text().splitlines()
-        assert len(rejected) + len(dropped) == account.read - account.kept
+        assert len(rejected) + len(dropped) == found["read"] - found["kept"]
 
 
 def _score(records: Path, out: Path, chance) -> None:
