@@ -66,7 +66,7 @@ def comparison_fingerprint(request: ComparisonRequest) -> Fingerprint:
         "share": request.share,
         "base_model": request.base_model,
         **({"titles": request.titles} if request.titles else {}),
-        "versions": library_versions("numpy", "scipy", "statsmodels"),
+        "versions": library_versions("numpy", "scipy"),
     }
 
 
@@ -101,7 +101,7 @@ def compare(request: ComparisonRequest, out: Path, progress: Progress = _SILENT)
                 "questions": sum(benchmark.count for benchmark in benchmarks),
             },
             details=details,
-            versions=library_versions("numpy", "scipy", "statsmodels"),
+            versions=library_versions("numpy", "scipy"),
         )
 
     return make_or_current(out, kind=KIND, fingerprint=fingerprint, make=make)

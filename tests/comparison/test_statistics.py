@@ -6,6 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from statsmodels.stats.multitest import multipletests
 
 from selectit_dagster.comparison.statistics import (
     RunSpread,
@@ -168,6 +171,11 @@ def test_mcnemar_is_the_binomial_test_on_the_questions_that_differ():
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []
+
+
+@given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=12))
+def test_holm_agrees_with_statsmodels_ties_and_all(values):
+    assert holm(values) == pytest.approx(multipletests(values, method="holm")[1].tolist())
 
 
 DESIGNS = {
