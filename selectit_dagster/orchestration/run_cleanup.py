@@ -55,6 +55,7 @@ def closing_sensors(
         run = context.dagster_run
         closed = close_run(context.instance, run, tracker, ours, access.experiment)
         context.log.info("%d MLflow runs ended", closed)
+        close_left_over(context.instance, tracker, access.experiment)
 
     return [
         dg.run_status_sensor(
@@ -182,11 +183,16 @@ def fail_abandoned(
             failed = instance.get_run_by_id(run.run_id)
             close_run(instance, failed or run, tracker, experiment=experiment)
             found.append(run.run_id)
-    # a process may also be killed after its Dagster run ended and before its MLflow runs did
+    close_left_over(instance, tracker, experiment)
+    for run_id in tracker.unclosed():
+        if instance.get_run_by_id(run_id) is None:
+            tracker.close_run(run_id, "KILLED")
+    return found
+
+
+def close_left_over(instance: dg.DagsterInstance, tracker: Tracker, experiment: str | None) -> None:
+    """End the MLflow runs of ended Dagster runs at whose end their process, or MLflow, was away."""
     for run_id in tracker.unclosed():
         ended = instance.get_run_by_id(run_id)
-        if ended is None:
-            tracker.close_run(run_id, "KILLED")
-        elif ended.is_finished:
+        if ended is not None and ended.is_finished:
             close_run(instance, ended, tracker, experiment=experiment)
-    return found

@@ -241,6 +241,25 @@ def test_a_run_whose_process_is_gone_is_closed_by_the_next_start(world):
     assert not run_monitoring.lock_file(world.tracker.home, dead.run_id).exists()
 
 
+def test_a_run_at_whose_end_mlflow_was_away_is_closed_after_the_next_one(world):
+    missed, last = (world.materialise().run_id for _ in range(2))
+    going_on = _abandon(world)
+    access = SimpleNamespace(name=str, experiment=None)
+    place = SimpleNamespace(pipeline=lambda: world.line)
+    tracking = SimpleNamespace(tracker=lambda line: world.tracker)
+    sensor = run_cleanup.closing_sensors(access, place, tracking, frozenset())[0]
+    run = world.instance.get_run_by_id(last)
+    (event,) = world.instance.all_logs(last, of_type=dg.DagsterEventType.RUN_SUCCESS)
+    sensor(
+        dg.build_run_status_sensor_context(
+            sensor.name, event.get_dagster_event(), world.instance, run
+        )
+    )
+    for run_id in (missed, last):
+        assert world.mlflow(run_id) == {"parent": "FINISHED", "asset1": "FINISHED"}
+    assert world.mlflow(going_on.run_id) == {"parent": "RUNNING"}
+
+
 def test_a_dead_run_of_another_experiment_is_left_to_that_one(world):
     dead = _abandon(world)
     world.instance.add_run_tags(dead.run_id, {"selectit/experiment": "another"})

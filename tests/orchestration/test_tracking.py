@@ -130,12 +130,16 @@ def test_a_store_that_fails_costs_no_work_and_is_reported(tmp_path):
     assert {"at", "what", "error"} <= set(failures[0])
 
 
-def test_a_server_that_is_back_after_ten_seconds_loses_nothing(tmp_path):
+@pytest.mark.parametrize(("retries", "seconds"), [(None, 10), ("6", 40)])
+def test_a_server_that_is_back_in_time_loses_nothing(tmp_path, monkeypatch, retries, seconds):
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    if retries:  # what the deployment sets
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", retries)
     waited = []
     tracker = Tracker("x", "x", folder=tmp_path, ui_url="", wait=waited.append)
 
     def restarted():
-        if sum(waited) < 10:
+        if sum(waited) < seconds:
             raise ConnectionError
         return "ok"
 

@@ -22,8 +22,6 @@ from selectit_dagster.errors import redacted
 LOGGER = logging.getLogger("selectit_dagster.tracking")
 T = TypeVar("T")
 P = ParamSpec("P")
-# seconds between the tries of a call: a server that is started again is back within them
-_PAUSES = (0.5, 2.0, 8.0)
 # addresses of stores that failed: the next stage has a tracker of its own, and need not wait too
 _DEAD: set[str] = set()
 # MLflow's own patience with a server that is gone is minutes per call; work must not wait so
@@ -36,6 +34,8 @@ _SETTINGS = {
 }
 # one line for each of MLflow's tries; the failure itself is told here
 _QUIET = {"alembic": "WARNING", "mlflow.store": "WARNING", "urllib3.connectionpool": "ERROR"}
+# seconds before a call is tried again: half of one, then four times as many, at most these
+_LONGEST_PAUSE = 8.0
 _PORTS = {"postgresql": 5432, "mysql": 3306, "http": 80, "https": 443}
 _LOCATIONS = {
     "experiments": "artifact_location",
@@ -89,6 +89,16 @@ def follow_home(uri: str, artifacts: Path) -> None:
                     f"where substr({column}, 1, ?) = ?",
                     (now, len(old) + 1, len(old) + 1, f"{old}/"),
                 )
+
+
+def _pauses() -> list[float]:
+    """Return the pauses between the tries of a call: 10 s; 42 s with the deployment's 6 retries.
+
+    A deployment starts its server again, which takes it half a minute.
+    """
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    tries = int(os.environ.get(name, _SETTINGS[name])) + 1
+    return [min(0.5 * 4**n, _LONGEST_PAUSE) for n in range(tries)]
 
 
 class _Patient(Protocol):
@@ -215,7 +225,7 @@ class TrackingStore:
             return None
         # a store that has just failed at every try would cost every later call the same
         # waiting; a single try is enough to notice that it is back
-        for pause in (None,) if self._dead else (*_PAUSES, None):
+        for pause in (None,) if self._dead else (*_pauses(), None):
             try:
                 if self._dead:
                     # MLflow would try again for seconds, for each of a hundred notes
