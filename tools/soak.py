@@ -329,7 +329,7 @@ def main() -> int:
     compose = read_compose(ROOT / "docker" / "compose.yaml", variables)
     topology = Topology(compose, read_dockerfile(ROOT / "docker" / "Dockerfile"), folder)
     try:
-        topology.start(1200)
+        topology.start(timeout=1200)
         report = _soaked(topology, dataset, experiment, options)
     finally:
         topology.stop()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import re
 
 import jsonschema
 import pytest
 import yaml
 from deployed import ROOT
+
+from tools.topology.cluster import instance_settings
 
 FOLDER = ROOT / "docker" / "kubernetes"
 SCHEMAS = ROOT / "tests" / "deployment" / "schemas"
@@ -187,11 +190,9 @@ def test_the_cluster_sets_what_the_compose_file_sets(compose, stages):
 def test_the_instance_in_the_cluster_agrees_with_the_one_in_compose():
     deployed = yaml.safe_load((ROOT / "docker" / "dagster.yaml").read_text(encoding="utf-8"))
     daemon, more = VALUES["dagsterDaemon"], VALUES["additionalInstanceConfig"]
-    assert more["concurrency"]["pools"] == deployed["concurrency"]["pools"]
-    queue = daemon["runCoordinator"]["config"]["queuedRunCoordinator"]
-    runs = deployed["concurrency"]["runs"]
-    assert queue["maxConcurrentRuns"] == runs["max_concurrent_runs"]
-    assert queue["tagConcurrencyLimits"] == runs["tag_concurrency_limits"]
+    assert more["concurrency"] == deployed["concurrency"]
+    queue = daemon["runCoordinator"]["config"]["customRunCoordinator"]
+    assert queue == deployed["run_coordinator"]
     assert daemon["runRetries"]["maxRetries"] == deployed["run_retries"]["max_retries"]
     assert daemon["runRetries"]["retryOnAssetOrOpFailure"] is False
     ticks = VALUES["scheduler"]["config"]["daemonScheduler"]["maxTickRetries"]
@@ -200,6 +201,16 @@ def test_the_instance_in_the_cluster_agrees_with_the_one_in_compose():
     assert VALUES["pythonLogs"]["managedPythonLoggers"] == logs
     scheme = deployed["storage"]["postgres"]["postgres_db"]["scheme"]
     assert VALUES["postgresql"]["postgresqlScheme"] == scheme
+
+
+def test_dagster_accepts_the_instance_that_the_chart_makes(tmp_path):
+    from dagster._core.instance.config import dagster_instance_config
+
+    text = yaml.safe_dump(instance_settings(VALUES))
+    (tmp_path / "dagster.yaml").write_text(text, encoding="utf-8")
+    settings, _ = dagster_instance_config(str(tmp_path))
+    queue = settings["run_coordinator"]
+    assert hasattr(importlib.import_module(queue["module"]), queue["class"])
 
 
 def test_the_charts_version_is_that_of_the_locked_dagster():

@@ -128,6 +128,23 @@ def read_compose(path: Path, variables: Mapping[str, str]) -> ComposeFile:
     return ComposeFile(path, raw, services)
 
 
+class _Merging(yaml.SafeLoader):
+    """What a further compose file says of the one below it: ``!reset`` takes away."""
+
+
+_Merging.add_constructor("!reset", lambda loader, node: None)
+_Merging.add_constructor("!override", lambda loader, node: loader.construct_mapping(node, True))
+
+
+def extended(compose: ComposeFile, text: str) -> dict[str, dict[str, Any]]:
+    """Return the services of a further file, each an extension of one of ``compose``."""
+    found = {}
+    for name, entry in yaml.load(text, _Merging)["services"].items():  # noqa: S506 - a safe one
+        base = compose.services[entry.pop("extends")["service"]].raw
+        found[name] = {k: v for k, v in {**base, **entry}.items() if v is not None}
+    return found
+
+
 def variables_in(text: str) -> Iterator[tuple[str, str]]:
     """Yield each ``${NAME…}`` of a text as name and kind (``:-``, ``:?`` or empty)."""
     for found in _VARIABLE.finditer(text):

@@ -53,7 +53,8 @@ query Assets {
 }
 """
 
-_SELECTOR = {"repositoryName": "__repository__", "repositoryLocationName": "selectit"}
+_REPOSITORY = "__repository__"
+_SELECTOR = {"repositoryName": _REPOSITORY, "repositoryLocationName": "selectit"}
 _START_SCHEDULE = """
 mutation Start($selector: ScheduleSelector!) {
   startSchedule(scheduleSelector: $selector) {
@@ -119,13 +120,15 @@ class GraphQL:
         assets: list[list[str]] | None = None,
         job: str = "__ASSET_JOB",
         partition: str | None = None,
+        location: str = "selectit",
     ) -> str:
-        """Start a job, or some of the assets, and return the run's id.
+        """Start a job, or some of the assets, of a code location and return the run's id.
 
         A launch that was refused because the code server was away is tried again: nothing
         was started then.
         """
-        selector: dict[str, Any] = {"jobName": job, **_SELECTOR}
+        place = {"repositoryName": _REPOSITORY, "repositoryLocationName": location}
+        selector: dict[str, Any] = {"jobName": job, **place}
         if assets is not None:
             selector["assetSelection"] = [{"path": path} for path in assets]
         tags = [{"key": "dagster/partition", "value": partition}] if partition else []

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -126,8 +127,10 @@ class Topology:
 
     # --- start, watch, end
 
-    def start(self, timeout: float = 600.0) -> None:
-        """Start everything in the order that ``depends_on`` asks for; return when all is healthy.
+    def start(self, *names: str, timeout: float = 600.0) -> None:
+        """Start services in the order that ``depends_on`` asks for; return when all are healthy.
+
+        All that do not run yet when no ``names`` are given.
 
         Raises
         ------
@@ -135,8 +138,10 @@ class Topology:
             When a service ends or does not become healthy in time.
         """
         deadline = time.monotonic() + timeout
-        self._supervisor.start()
-        waiting = dict(self.services)
+        if not self._supervisor.is_alive():
+            self._supervisor.start()
+        started = {n: self.services[n] for n in names or self.services if n not in self.running}
+        waiting = dict(started)
         while waiting:
             ready = [name for name, spec in waiting.items() if self._may_start(spec)]
             for name in ready:
@@ -144,7 +149,7 @@ class Topology:
                 self._launch(waiting.pop(name))
             if not ready:
                 self._wait_a_little(deadline, f"waiting for {', '.join(waiting)}")
-        for name, spec in self.services.items():
+        for name, spec in started.items():
             while spec.health and not self.is_healthy(name):
                 self._wait_a_little(deadline, f"waiting for {name} to be healthy")
             while not spec.restarts and not self._completed(name):
@@ -197,7 +202,8 @@ class Topology:
     def members(self, name: str) -> list[psutil.Process]:
         """Return the living processes of a service, its first one included."""
         mark = self._mark(self.services[name])
-        leader = self.running[name].process.pid
+        first = self.running[name].process
+        leader = first.pid if first.poll() is None else None  # another's may have its number
         found: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
             try:
@@ -213,8 +219,8 @@ class Topology:
         self._halted.add(name)
         entry = self.running[name]
         if entry.process.poll() is None:
-            number = entry.spec.raw.get("stop_signal", "SIGTERM")
-            _quietly(lambda: entry.process.send_signal(_signal(number)))
+            number = signal.Signals[entry.spec.raw.get("stop_signal", "SIGTERM")]
+            _quietly(lambda: entry.process.send_signal(number))
             try:
                 entry.process.wait(timeout=20)
             except subprocess.TimeoutExpired:
@@ -223,6 +229,8 @@ class Topology:
 
     def stop(self) -> None:
         """End everything, the last one started first."""
+        if self._stopping.is_set():
+            return
         self._stopping.set()
         for name in reversed(list(self.running)):
             self.halt(name)
@@ -372,12 +380,6 @@ def _other_free_port(taken: set[int]) -> int:
     while (port := free_port(0)) in taken:
         continue
     return port
-
-
-def _signal(name: str) -> int:
-    import signal
-
-    return int(signal.Signals[name])
 
 
 def _alive(process: psutil.Process) -> bool:
