@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import duckdb
@@ -114,7 +114,7 @@ class Workspace:
         session.execute(f"SET preserve_insertion_order = {str(as_stored).lower()}")
         return session
 
-    def row(self, query: str) -> tuple[object, ...]:
+    def row(self, query: str) -> tuple[Any, ...]:
         """Run a query that has one row, and return it."""
         return tuple(self._session(False).sql(query).fetchall()[0])
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.artefacts.duckdb_tables import ParquetStream, Workspace, move_into
 from selectit_dagster.artefacts.files import sha256_json, write_text
@@ -20,14 +18,17 @@ from selectit_dagster.artefacts.manifest import (
 from selectit_dagster.errors import ArtefactError
 from selectit_dagster.progress import Progress
 from selectit_dagster.selection.arms.arm import ArmContext, Ordering
-from selectit_dagster.selection.choose import CHOSEN_FILE, Choice, Size, choose
-from selectit_dagster.selection.dataset_card import CardFacts, dataset_card
+from selectit_dagster.selection.choose import Choice, choose
+from selectit_dagster.selection.dataset_card import dataset_card
 from selectit_dagster.selection.dataset_writer import Written, write_selected
 from selectit_dagster.selection.difference import CANDIDATES_FILE
 from selectit_dagster.selection.ranking import RANKING_FILE
 from selectit_dagster.selection.response_passes import ResponsePasses
 from selectit_dagster.selection.review import MARKS, named, read_review, review_digest, reviewed
 from selectit_dagster.selection.subset import SelectionRequest, model_identity_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 CARD_FILE = "README.md"
 _RESUME = ".resume-"
@@ -43,12 +44,18 @@ def assemble(request: SelectionRequest, count: int, out: Path, progress: Progres
         ordering = request.rule.arrange(context)
         marks = read_review(request.review) if request.review is not None else {}
         if marks:
-            ordering, left = reviewed(ordering, marks, context)
-            count = min(count, left)
-        choice = choose(request.rule, ordering, _size(request, count), context)
-        path = work.folder / CHOSEN_FILE
+            ordering = reviewed(ordering, marks, context)
+        # each candidate's place and score: for what changes next, and for the scores of all
+        with ParquetStream(work.folder / CANDIDATES_FILE, schema=_order_schema()) as stream:
+            for batch in ordering.places(context):
+                stream.write(batch)
+        if marks:
+            count = min(count, stream.rows)
+        order = work.table(stream.path)
+        better = ordering.higher_is_better
+        choice = choose(request, order, count, context, higher_is_better=better)
         source = source_of(curated, request.records)
-        written = write_selected(context.records, path, choice.count, source, work, progress)
+        written = write_selected(context.records, choice, source, work, progress)
         counts = {
             "curated": curated.counts["kept"],
             "candidates": context.rows(context.candidates),
@@ -60,10 +67,9 @@ def assemble(request: SelectionRequest, count: int, out: Path, progress: Progres
             details["review"] = {mark: named(marks, mark) for mark in MARKS}
         names = [*written.names, CARD_FILE]
         if request.kind != "full":
-            _write_candidates(ordering, work)
             names.append(CANDIDATES_FILE)
-        facts = CardFacts(request, counts, details, ranking, model_identity_of(request))
-        write_text(work.folder / CARD_FILE, dataset_card(facts))
+        card = dataset_card(request, counts, details, ranking, model_identity_of(request))
+        write_text(work.folder / CARD_FILE, card)
         move_into(work.folder, out, names, list(old.files) if old else [])
     for cache in out.glob(f"{_RESUME}*"):
         shutil.rmtree(cache, ignore_errors=True)
@@ -126,24 +132,10 @@ def _context(
     )
 
 
-def _size(request: SelectionRequest, count: int) -> Size:
-    """Return how much is chosen."""
-    if request.size_rule == "tokens":
-        return Size(tokens=int(request.size), tokenizer=request.tokenizer)
-    if request.own_size:
-        return Size(threshold=request.size)
-    return Size(count=count)
-
-
-def _write_candidates(ordering: Ordering, work: Workspace) -> None:
-    """Keep each candidate's place and score: for what changes next, and for the scores of all."""
+def _order_schema() -> pa.Schema:
     import pyarrow as pa
 
-    with ParquetStream(work.folder / CANDIDATES_FILE) as stream:
-        for batch in work.batches(ordering.query, as_stored=ordering.as_stored):
-            ranks = np.arange(stream.rows + 1, stream.rows + batch.num_rows + 1, dtype=np.int32)
-            columns = [batch.column("record_id"), pa.array(ranks), batch.column("score")]
-            stream.write(pa.record_batch(columns, names=["record_id", "rank", "score"]))
+    return pa.schema([("record_id", pa.string()), ("rank", pa.int32()), ("score", pa.float64())])
 
 
 def _details(
@@ -169,7 +161,7 @@ def _details(
         "cut": choice.cut,
         "response_characters": {
             "selected": written.characters / max(1, written.rows),
-            "curated": float(str(context.work.row(average)[0])),
+            "curated": context.work.row(average)[0],
         },
         "content_sha256": written.content,
         "data_file": written.names[0],

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from selectit_dagster.artefacts.duckdb_tables import ParquetStream
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.selection.diversity import spread
 from selectit_dagster.selection.quota import apportion, groups_of, rows_of, shares_of
@@ -17,22 +16,11 @@ from selectit_dagster.selection.weighting import drawn_order, weights_of
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from selectit_dagster.experiment import ModelReference
-    from selectit_dagster.selection.arms.arm import Arm, ArmContext, Ordering
+    from selectit_dagster.selection.arms.arm import ArmContext
+    from selectit_dagster.selection.subset import SelectionRequest
 
-CHOSEN_FILE = "chosen.parquet"
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much is chosen: ``count`` records, or by ``tokens`` or ``threshold`` (own score)."""
-
-    count: int | None = None
-    tokens: int | None = None
-    threshold: float | None = None
-    tokenizer: ModelReference | None = None
 
 
 @dataclass
@@ -41,86 +29,88 @@ class Choice:
 
     Attributes
     ----------
+    table:
+        SQL expression of the chosen records: ``record_id``, ``rank``, ``score`` and, where they
+        are ``weighted``, ``weight``.
     count:
-        Number of records, in ``chosen.parquet`` of the workspace.
+        Number of records.
     cut:
         ``last_selected`` and ``first_rejected`` score.
     quota:
         Per group ``candidates``, ``selected`` and what one order over all would have taken.
     """
 
+    table: str
     count: int
     cut: dict[str, float | None]
     notes: list[str] = field(default_factory=list)
     quota: list[dict[str, Any]] = field(default_factory=list)
     tokens: int | None = None
+    weighted: bool = False
 
 
-def choose(arm: Arm, ordering: Ordering, size: Size, context: ArmContext) -> Choice:
-    """Write the chosen records with rank, score and, where asked for, weight."""
-    plain = arm.quota is None and arm.diversity is None and arm.weights is None
-    if plain and size.count is not None:
-        return _first(ordering, size.count, context)
-    return _picked(arm, ordering, size, context)
+def choose(
+    request: SelectionRequest,
+    order: str,
+    count: int,
+    context: ArmContext,
+    *,
+    higher_is_better: bool | None,
+) -> Choice:
+    """Choose from an arm's order, the table of ``record_id``, ``rank`` and ``score``.
 
-
-def _first(ordering: Ordering, count: int, context: ArmContext) -> Choice:
-    """Write the first ``count`` records of an order, holding one batch at a time."""
-    import pyarrow as pa
-
-    last = beyond = None
-    first = 0
-    with ParquetStream(context.work.folder / CHOSEN_FILE, compression="lz4") as stream:
-        query = f"{ordering.query} LIMIT {count + 1}"
-        for batch in context.work.batches(query, as_stored=ordering.as_stored):
-            taken = min(batch.num_rows, count - first)
-            scores = batch.column("score")
-            if taken < batch.num_rows:
-                beyond = scores[taken].as_py()
-            ranks = pa.array(np.arange(first + 1, first + taken + 1, dtype=np.int32))
-            first += taken
-            if taken:
-                last = scores[taken - 1].as_py()
-                ids = batch.column("record_id").slice(0, taken)
-                columns = {"record_id": ids, "rank": ranks, "score": scores.slice(0, taken)}
-                stream.write(pa.record_batch(columns))
-    if first != count:
+    Raises
+    ------
+    UserError
+        When nothing can be chosen.
+    ArtefactError
+        When the order has fewer records than ``count``, which the ranking promises.
+    """
+    rule = request.rule
+    if request.own_size or rule.quota or rule.diversity or rule.weights:
+        return _picked(request, order, count, context, higher_is_better)
+    found, last, beyond = context.work.row(
+        f"SELECT count(*), max(score) FILTER (rank = {count}), "
+        f"max(score) FILTER (rank = {count + 1}) FROM {order}"
+    )
+    if found < count:
         raise ArtefactError(
-            f"{count:,} records were to be chosen, the arm has {first:,}",
+            f"{count:,} records were to be chosen, the arm has {found:,}",
             hint="materialise the ranking again",
         )
-    return Choice(first, {"last_selected": last, "first_rejected": beyond})
+    table = f"(SELECT record_id, rank, score FROM {order} WHERE rank <= {count})"
+    return Choice(table, count, {"last_selected": last, "first_rejected": beyond})
 
 
-def _picked(arm: Arm, ordering: Ordering, size: Size, context: ArmContext) -> Choice:
+def _picked(
+    request: SelectionRequest, order: str, count: int, context: ArmContext, better: bool | None
+) -> Choice:
     """Choose with the whole order in memory."""
-    ids, scores = _ordered(ordering, context)
-    better = ordering.higher_is_better
+    arm, by_tokens = request.rule, request.size_rule == "tokens"
+    ids, scores = _ordered(order, context)
     if arm.weights is not None and arm.weights.sample:
         chance = weights_of(arm.weights, scores, higher_is_better=better)
         drawn = drawn_order(arm.weights, ids, chance)
         ids, scores = [ids[i] for i in drawn], scores[drawn]
-    costs = np.ones(len(ids)) if size.tokens is None else _tokens(context, ids, size)
-    budget = _budget(size, scores, better)
+    costs = _tokens(request, context, ids) if by_tokens else np.ones(len(ids))
+    budget = _budget(request, count, scores, better)
     names, codes = ["all"], np.zeros(len(ids), np.int64)
     if arm.quota is not None:
         names, codes = groups_of(arm.quota, context, ids)
     available = np.bincount(codes, costs, minlength=len(names)).astype(np.float64)
     shares = available if arm.quota is None else shares_of(arm.quota, names, available)
-    limits = apportion(min(budget, available.sum()), available, shares, whole=size.tokens is None)
-    choice = Choice(0, {})
+    limits = apportion(min(budget, available.sum()), available, shares, whole=not by_tokens)
+    notes: list[str] = []
     embeddings = None if arm.diversity is None else rows_of(context, ids)
     quality = _quality(scores, better)
     taken: list[Indices] = []
     for group, limit in enumerate(limits.tolist()):
         rows = np.flatnonzero(codes == group)
         if arm.diversity is not None and embeddings is not None and limit:
-            most = len(rows) if size.tokens is not None else round(limit)
-            found, notes = spread(arm.diversity, embeddings[rows], quality[rows], most)
+            most = len(rows) if by_tokens else round(limit)
+            found, said = spread(arm.diversity, embeddings[rows], quality[rows], most)
             rows = rows[found]
-            choice.notes += [
-                f"{names[group]}: {note}" if len(names) > 1 else note for note in notes
-            ]
+            notes += [f"{names[group]}: {note}" if len(names) > 1 else note for note in said]
         taken.append(rows[np.cumsum(costs[rows]) <= limit + 1e-9])
     chosen = np.sort(np.concatenate(taken))
     if not len(chosen):
@@ -128,58 +118,58 @@ def _picked(arm: Arm, ordering: Ordering, size: Size, context: ArmContext) -> Ch
             "nothing can be chosen: the size, the quota or the threshold leave no record",
             hint="see the arm's size and quota",
         )
-    if arm.quota is not None:
-        alone = np.flatnonzero(np.cumsum(costs) <= limits.sum() + 1e-9)
-        choice.quota = _table(names, codes, chosen, alone)
-    if size.tokens is not None:
-        choice.tokens = int(costs[chosen].sum())
     weights = None
     if arm.weights is not None and not arm.weights.sample:
         weights = weights_of(arm.weights, scores[chosen], higher_is_better=better)
-    _write(context, [ids[i] for i in chosen], scores[chosen], weights)
+    table = context.stored("chosen", [_batch([ids[i] for i in chosen], scores[chosen], weights)])
     rest = np.setdiff1d(np.arange(len(ids)), chosen, assume_unique=True)
-    choice.count = len(chosen)
-    choice.cut = {
-        "last_selected": _number(scores[chosen[-1]]),
-        "first_rejected": _number(scores[rest[0]]) if len(rest) else None,
+    ends = {"last_selected": chosen[-1:], "first_rejected": rest[:1]}
+    cut = {
+        name: None if np.isnan(scores[at]).any() or not len(at) else float(scores[at][0])
+        for name, at in ends.items()
     }
+    choice = Choice(table, len(chosen), cut, notes, weighted=weights is not None)
+    if arm.quota is not None:
+        alone = np.flatnonzero(np.cumsum(costs) <= limits.sum() + 1e-9)
+        choice.quota = _table(names, codes, chosen, alone)
+    if by_tokens:
+        choice.tokens = int(costs[chosen].sum())
     return choice
 
 
-def _ordered(ordering: Ordering, context: ArmContext) -> tuple[list[str], Floats]:
+def _ordered(order: str, context: ArmContext) -> tuple[list[str], Floats]:
     ids: list[str] = []
     scores = [np.empty(0)]
-    for batch in context.work.batches(ordering.query, as_stored=ordering.as_stored):
+    for batch in context.work.batches(f"SELECT record_id, score FROM {order} ORDER BY rank"):
         ids += batch.column("record_id").to_pylist()
-        column = batch.column("score").to_numpy(zero_copy_only=False)
-        scores.append(column.astype(np.float64))
+        scores.append(batch.column("score").to_numpy(zero_copy_only=False))
     return ids, np.concatenate(scores)
 
 
-def _budget(size: Size, scores: Floats, better: bool | None) -> float:
+def _budget(request: SelectionRequest, count: int, scores: Floats, better: bool | None) -> float:
     """Return how many records, or tokens, may be chosen."""
-    if size.tokens is not None:
-        return float(size.tokens)
-    if size.threshold is None:
-        return float(size.count or 0)
+    if not request.own_size:
+        return float(count)
+    if request.size_rule == "tokens":
+        return float(request.size)
     if better is None:
         raise UserError(
             "a threshold needs an arm whose order is by its score", hint="give a share or a count"
         )
-    reached = scores >= size.threshold if better else scores <= size.threshold
+    reached = scores >= request.size if better else scores <= request.size
     return float(reached.sum())
 
 
-def _tokens(context: ArmContext, ids: list[str], size: Size) -> Floats:
+def _tokens(request: SelectionRequest, context: ArmContext, ids: list[str]) -> Floats:
     """Return (n,) the tokens of each record as it is trained in the Alpaca template."""
     from selectit_dagster.inference.model_loading import load_tokenizer
     from selectit_dagster.inference.prompt_templates import render_prompt
 
-    if size.tokenizer is None:
+    if request.tokenizer is None:
         raise UserError(
             "a token budget needs a tokenizer", hint="give a tuning section or a scoring model"
         )
-    tokenizer = load_tokenizer(size.tokenizer)
+    tokenizer = load_tokenizer(request.tokenizer)
     found: dict[str, int] = {}
     query = f"SELECT record_id, instruction, input, response FROM {context.texts()}"
     for batch in context.work.batches(query, 4096):
@@ -208,32 +198,28 @@ def _quality(scores: Floats, better: bool | None) -> Floats:
 def _table(
     names: list[str], codes: Indices, chosen: Indices, alone: Indices
 ) -> list[dict[str, Any]]:
-    counts = [np.bincount(codes[rows], minlength=len(names)) for rows in (chosen, alone)]
-    candidates = np.bincount(codes, minlength=len(names))
+    counts = {
+        name: np.bincount(rows, minlength=len(names)).tolist()
+        for name, rows in (
+            ("candidates", codes),
+            ("selected", codes[chosen]),
+            ("without_quota", codes[alone]),
+        )
+    }
     return [
-        {
-            "group": name,
-            "candidates": int(candidates[group]),
-            "selected": int(counts[0][group]),
-            "without_quota": int(counts[1][group]),
-        }
+        {"group": name, **{what: found[group] for what, found in counts.items()}}
         for group, name in enumerate(names)
     ]
 
 
-def _write(context: ArmContext, ids: list[str], scores: Floats, weights: Floats | None) -> None:
+def _batch(ids: list[str], scores: Floats, weights: Floats | None) -> pa.RecordBatch:
     import pyarrow as pa
 
-    columns: dict[str, pa.Array] = {
-        "record_id": pa.array(ids, pa.string()),
-        "rank": pa.array(np.arange(1, len(ids) + 1, dtype=np.int32)),
-        "score": pa.array(scores, pa.float64(), from_pandas=True),
-    }
-    if weights is not None:
-        columns["weight"] = pa.array(weights, pa.float64())
-    with ParquetStream(context.work.folder / CHOSEN_FILE, compression="lz4") as stream:
-        stream.write(pa.record_batch(columns))
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+    return pa.record_batch(
+        {
+            "record_id": pa.array(ids, pa.string()),
+            "rank": pa.array(np.arange(1, len(ids) + 1, dtype=np.int32)),
+            "score": pa.array(scores, pa.float64(), from_pandas=True),
+            **({} if weights is None else {"weight": pa.array(weights, pa.float64())}),
+        }
+    )

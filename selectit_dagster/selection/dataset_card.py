@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,22 +17,6 @@ _LICENSE_ID = re.compile(
     r"gpl[a-z0-9.-]*|lgpl[a-z0-9.-]*|agpl-3\.0|llama[0-9.]+|gemma|unlicense|unknown|other)"
 )
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"))
-
-
-@dataclass(frozen=True)
-class CardFacts:
-    """What the card is written from."""
-
-    request: SelectionRequest
-    counts: dict[str, int]
-    details: dict[str, Any]
-    ranking: Manifest | None
-    model_identity: dict[str, str]
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """What the experiment says of the source and of the rating."""
-        return card_provenance(self.request)
 
 
 def card_provenance(request: SelectionRequest) -> dict[str, Any]:
@@ -72,8 +55,17 @@ def public_name(path: str) -> str:
     return path.rstrip("/").split("/")[-1] if local else path
 
 
-def dataset_card(facts: CardFacts) -> str:
-    """Return the card: front matter for the hub, then what a reader wants to know."""
+def dataset_card(
+    request: SelectionRequest,
+    counts: dict[str, int],
+    details: dict[str, Any],
+    ranking: Manifest | None,
+    model_identity: dict[str, str],
+) -> str:
+    """Return the card: front matter for the hub, then what a reader wants to know.
+
+    ``counts`` and ``details`` are the selection's, ``ranking`` is what it was chosen from.
+    """
     import jinja2
     import yaml
 
@@ -84,45 +76,44 @@ def dataset_card(facts: CardFacts) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["line"] = line
-    provenance = facts.provenance
-    stated = facts.ranking if "models" in provenance else None
+    provenance = card_provenance(request)
+    stated = ranking if "models" in provenance else None
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-        front=yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True),
-        request=facts.request,
+        front=yaml.safe_dump(
+            _front_matter(request, counts["selected"]), sort_keys=False, allow_unicode=True
+        ),
+        request=request,
         provenance=provenance,
-        counts=facts.counts,
-        details=facts.details,
-        model=_arm_model(facts),
+        counts=counts,
+        details=details,
+        model=_arm_model(request, model_identity),
         method=None if stated is None else stated.details,
         models=[] if stated is None else _models(provenance["models"], stated),
         prompts=provenance.get("prompts") or {"file": None, "texts": []},
-        numbers=_numbers(facts),
+        numbers=_numbers(request.kind, counts, details, ranking),
     )
 
 
-def _front_matter(facts: CardFacts) -> dict[str, Any]:
-    given = str(facts.request.provenance.get("license", "unknown")).strip()
+def _front_matter(request: SelectionRequest, count: int) -> dict[str, Any]:
+    given = str(request.provenance.get("license", "unknown")).strip()
     known = bool(_LICENSE_ID.fullmatch(given.lower()))
-    count = facts.counts["selected"]
     files = [{"split": "train", "path": "dataset.parquet"}]
     return {
         **({"license": given.lower()} if known else {"license": "other", "license_name": given}),
         "task_categories": ["text-generation"],
         "size_categories": [next((name for limit, name in _SIZES if count < limit), "n>1M")],
-        "tags": ["instruction-tuning", "data-selection", facts.request.kind],
+        "tags": ["instruction-tuning", "data-selection", request.kind],
         "configs": [{"config_name": "default", "data_files": files}],
     }
 
 
-def _arm_model(facts: CardFacts) -> str | None:
+def _arm_model(request: SelectionRequest, identity: dict[str, str]) -> str | None:
     """Return the arm's own model with what it is known by: a commit, or the hash of weights."""
-    model = facts.request.model
-    if model is None or not facts.request.rule.takes_model:
+    if request.model is None or not request.rule.takes_model:
         return None
-    weights = facts.model_identity.get("weights")
-    commit = facts.model_identity.get("commit")
-    revision = commit or (f"sha256:{weights[:12]}" if weights else None)
-    return _model_name(public_name(model.path), revision)
+    weights = identity.get("weights")
+    revision = identity.get("commit") or (f"sha256:{weights[:12]}" if weights else None)
+    return _model_name(public_name(request.model.path), revision)
 
 
 def _models(stated: list[dict[str, Any]], ranking: Manifest) -> list[tuple[str, ...]]:
@@ -141,18 +132,19 @@ def _models(stated: list[dict[str, Any]], ranking: Manifest) -> list[tuple[str, 
     return rows
 
 
-def _numbers(facts: CardFacts) -> list[tuple[str, str]]:
-    counts, details = facts.counts, facts.details
+def _numbers(
+    kind: str, counts: dict[str, int], details: dict[str, Any], ranking: Manifest | None
+) -> list[tuple[str, str]]:
     rule, size = next(iter(details["size"].items()))
-    full = facts.request.kind == "full"
+    full = kind == "full"
     rows = [
         ("curated records", f"{counts['curated']:,}"),
         ("candidates", f"{counts['candidates']:,}"),
         ("selected", f"{counts['selected']:,}"),
         ("size rule", "all" if full else f"{rule} {size:g}"),
     ]
-    if facts.ranking is not None and not full:
-        rows += [(name, f"{facts.ranking.counts[name]:,}") for name in ("too_long", "failed")]
+    if ranking is not None and not full:
+        rows += [(name, f"{ranking.counts[name]:,}") for name in ("too_long", "failed")]
     if details["cut"]["last_selected"] is not None:
         rows.append(("score of the last record", f"{details['cut']['last_selected']:.6g}"))
     characters = details["response_characters"]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from selectit_dagster.data.arrow_reader import TypedReader
+    from selectit_dagster.selection.choose import Choice
 
 DATASET_FILE = "dataset.parquet"
 _TYPED = ("parquet", "datasets", "hub")
@@ -211,8 +212,7 @@ def dataset_schema(*, weighted: bool = False) -> pa.Schema:
 
 def write_selected(
     records: Path,
-    chosen: Path,
-    count: int,
+    choice: Choice,
     source: dict[str, Any],
     work: Workspace,
     progress: Progress,
@@ -223,24 +223,20 @@ def write_selected(
     ----------
     records:
         ``records.parquet`` of the curated dataset.
-    chosen:
-        Parquet with ``record_id``, ``rank``, ``score`` and perhaps ``weight`` of the chosen
-        records.
-    count:
-        How many are chosen, for the progress and as a check.
+    choice:
+        What was chosen; its ``count`` is checked.
     source:
         What the manifest of the curated dataset says about the source's format.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    weighted = "weight" in pq.read_schema(chosen).names
+    count = choice.count
     columns = ["record_id", "position", "instruction", "input", "response", "raw"]
     by_rank = ByRank(work.folder, count, row_bytes(records))
-    for batch in chosen_rows(records, chosen, columns, work, weighted=weighted):
+    for batch in chosen_rows(records, choice.table, columns, work):
         by_rank.add(batch)
-    schema, name = dataset_schema(weighted=weighted), data_name(source)
+    schema, name = dataset_schema(weighted=choice.weighted), data_name(source)
     path = work.folder / name
     typed = source["format"] in _TYPED
     data = TypedWriter(path, source, count, work.folder) if typed else TextWriter(path, source)

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from selectit_dagster.artefacts.duckdb_tables import ParquetStream
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment.section import Section
 
@@ -233,12 +232,11 @@ def written_order(context: ArmContext, ids: Sequence[str], scores: Floats | None
     """Write ids and scores down in this order and return the query that gives them so."""
     import pyarrow as pa
 
-    target = context.work.folder / "order.parquet"
-    with ParquetStream(target, compression="lz4") as stream:
-        columns = {
+    order = pa.record_batch(
+        {
             "record_id": pa.array(list(ids), pa.string()),
             "score": pa.nulls(len(ids), pa.float64()) if scores is None else pa.array(scores),
             "place": pa.array(range(len(ids)), pa.int64()),
         }
-        stream.write(pa.record_batch(columns))
-    return f"SELECT record_id, score FROM {context.work.table(target)} ORDER BY place"
+    )
+    return f"SELECT record_id, score FROM {context.stored('order', [order])} ORDER BY place"

@@ -103,20 +103,19 @@ def _last(table: pa.Table) -> npt.NDArray[np.int64]:
 
 
 def chosen_rows(
-    records: Path, chosen: Path, columns: list[str], work: Workspace, *, weighted: bool = False
+    records: Path, chosen: str, columns: list[str], work: Workspace
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the chosen records in the order of the file: ``columns``, then score and rank.
+    """Yield the chosen records in the order of the file: ``columns``, then those of ``chosen``.
 
-    ``records`` and ``chosen`` are Parquet files with ``record_id``, the latter with ``rank``,
-    ``score`` and, where it is ``weighted``, ``weight``, which goes before them.
+    ``records`` is a Parquet file with ``record_id``, ``chosen`` a table with ``record_id`` and
+    ``rank``, which goes last.
     """
     import pyarrow as pa
 
-    more = [*(["weight"] if weighted else []), "score", RANK]
     places = work.batches(
-        f"SELECT file_row_number AS row, {', '.join(more)} FROM (SELECT record_id, file_row_number "
-        f"FROM {work.table(records, row_numbers=True)}) JOIN {work.table(chosen)} "
-        "USING (record_id) ORDER BY row"
+        "SELECT file_row_number AS row, c.* EXCLUDE (record_id, rank), c.rank FROM "
+        f"(SELECT record_id, file_row_number FROM {work.table(records, row_numbers=True)}) "
+        f"JOIN {chosen} c USING (record_id) ORDER BY row"
     )
     stream = RowStream(places)
     start = 0
@@ -124,9 +123,8 @@ def chosen_rows(
         stop = start + batch.num_rows
         for place in stream.until(stop):
             taken = batch.take(pa.array(place.column("row").to_numpy() - start))
-            names = [*batch.schema.names, *more]
-            found = [*taken.columns, *(place.column(name) for name in more)]
-            yield pa.record_batch(found, names=names)
+            names = [*batch.schema.names, *place.schema.names[1:]]
+            yield pa.record_batch([*taken.columns, *place.columns[1:]], names=names)
         start = stop
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from selectit_dagster.artefacts.duckdb_tables import ParquetStream, Workspace
+from selectit_dagster.artefacts.duckdb_tables import Workspace
 from selectit_dagster.artefacts.files import sha256_json
 from selectit_dagster.display import one_line
 from selectit_dagster.errors import UserError
@@ -20,7 +20,6 @@ from selectit_dagster.selection.arms.arm import ArmContext, Ordering
 
 MARKS = ("keep", "drop", "unsure")
 Marks = dict[str, dict[str, str]]
-_REVIEWED = "reviewed.parquet"
 _RESAMPLES = 2000
 Floats = npt.NDArray[np.float64]
 
@@ -70,29 +69,21 @@ def named(marks: Marks, mark: str) -> list[str]:
     return sorted(name for name, entry in marks.items() if entry["mark"] == mark)
 
 
-def reviewed(ordering: Ordering, marks: Marks, context: ArmContext) -> tuple[Ordering, int]:
-    """Return the order with the marks in it, and how many records it has.
+def reviewed(ordering: Ordering, marks: Marks, context: ArmContext) -> Ordering:
+    """Return the order with the marks in it.
 
     What people would keep comes first, in its own order; what they would drop is not there.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    keep, drop = (pa.array(named(marks, mark), pa.string()) for mark in ("keep", "drop"))
-    rows = 0
-    with ParquetStream(context.work.folder / _REVIEWED) as stream:
-        for first in (True, False):
-            for batch in context.work.batches(ordering.query, as_stored=ordering.as_stored):
-                ids = batch.column("record_id").cast(pa.string())
-                kept = pc.is_in(ids, value_set=keep)
-                wanted = kept if first else pc.invert(pc.or_(kept, pc.is_in(ids, value_set=drop)))
-                found = batch.filter(wanted)
-                if found.num_rows or not first:
-                    stream.write(found)
-                rows += found.num_rows
-    table = context.work.table(context.work.folder / _REVIEWED)
-    query = f"SELECT record_id, score FROM {table}"
-    return replace(ordering, query=query, as_stored=True), rows
+    rows = [{"record_id": name, "mark": entry["mark"]} for name, entry in marks.items()]
+    said = context.stored("marks", pa.Table.from_pylist(rows).to_batches())
+    order = context.stored("unmarked", ordering.places(context))
+    query = (
+        f"SELECT record_id, score FROM {order} LEFT JOIN {said} USING (record_id) "
+        "WHERE mark IS DISTINCT FROM 'drop' ORDER BY mark IS DISTINCT FROM 'keep', rank"
+    )
+    return replace(ordering, query=query)
 
 
 def draw_sample(ranking: Path, count: int, seed: int) -> list[str]:

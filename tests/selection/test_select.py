@@ -468,7 +468,7 @@ def test_selecting_again_does_nothing(ranked, tmp_path):
 def test_a_broken_write_leaves_the_old_selection_whole(ranked, tmp_path, monkeypatch):
     request, order = ranked
     select(request, tmp_path / "out")
-    monkeypatch.setattr("selectit_dagster.selection.assemble.dataset_card", lambda facts: 1 / 0)
+    monkeypatch.setattr("selectit_dagster.selection.assemble.dataset_card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         select(replace(request, size=0.7), tmp_path / "out")
     verify(tmp_path / "out")

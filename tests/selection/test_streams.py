@@ -47,10 +47,10 @@ def test_chosen_rows_are_those_of_a_join(tmp_path, monkeypatch):
     }
     pq.write_table(pa.table(table), tmp_path / "chosen.parquet")
     with Workspace(tmp_path) as work:
-        paths = tmp_path / "records.parquet", tmp_path / "chosen.parquet"
+        records, picked_file = tmp_path / "records.parquet", tmp_path / "chosen.parquet"
         rows = [
             row
-            for batch in external_sort.chosen_rows(*paths, ["n"], work)
+            for batch in external_sort.chosen_rows(records, work.table(picked_file), ["n"], work)
             for row in batch.to_pylist()
         ]
     assert rows == [

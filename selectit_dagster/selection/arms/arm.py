@@ -9,12 +9,15 @@ Another package adds an arm through the entry point ``selectit_dagster.arms``.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
+from selectit_dagster.artefacts.duckdb_tables import ParquetStream, Workspace
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment.section import Line, Name, Section
 from selectit_dagster.registry import ARMS
@@ -23,7 +26,8 @@ from selectit_dagster.selection.quota import Quota
 from selectit_dagster.selection.weighting import Weights
 
 if TYPE_CHECKING:
-    from selectit_dagster.artefacts.duckdb_tables import Workspace
+    import pyarrow as pa
+
     from selectit_dagster.experiment import ModelReference
     from selectit_dagster.selection.response_passes import ResponsePasses
 
@@ -75,13 +79,17 @@ class ArmContext:
         """Return an SQL expression with the columns of all records."""
         return self.work.table(self.records)
 
-    def number(self, query: str) -> int:
-        """Return the one number that a query gives."""
-        return int(str(self.work.row(query)[0]))
-
     def rows(self, table: str) -> int:
         """Return the number of rows of a table."""
-        return self.number(f"SELECT count(*) FROM {table}")
+        return int(self.work.row(f"SELECT count(*) FROM {table}")[0])
+
+    def stored(self, name: str, batches: Iterable[pa.RecordBatch]) -> str:
+        """Write batches to a scratch file of that name; return the SQL expression that reads it."""
+        path = self.work.folder / f"{name}.parquet"
+        with ParquetStream(path, compression="lz4") as stream:
+            for batch in batches:
+                stream.write(batch)
+        return self.work.table(path)
 
 
 @dataclass(frozen=True)
@@ -98,8 +106,6 @@ class Ordering:
         What a user should know of this very run.
     lacking:
         Ids of some candidates that cannot be chosen; never published.
-    as_stored:
-        Whether the query has no ORDER BY because the file it reads is in order.
     higher_is_better:
         Direction of the score; None where the order is not by the score.
     """
@@ -108,8 +114,23 @@ class Ordering:
     score_means: str
     notes: list[str] = field(default_factory=list)
     lacking: list[str] = field(default_factory=list)
-    as_stored: bool = False
     higher_is_better: bool | None = True
+
+    def places(self, context: ArmContext) -> Iterator[pa.RecordBatch]:
+        """Yield ``record_id``, ``rank`` (the place in the order, 1 is first) and ``score``."""
+        import pyarrow as pa
+
+        done = 0
+        for batch in context.work.batches(self.query):
+            places = np.arange(done + 1, done + batch.num_rows + 1, dtype=np.int32)
+            done += batch.num_rows
+            yield pa.record_batch(
+                {
+                    "record_id": batch.column("record_id").cast(pa.string()),
+                    "rank": pa.array(places),
+                    "score": batch.column("score").cast(pa.float64()),
+                }
+            )
 
 
 class Arm(Section):
@@ -240,6 +261,14 @@ class ScoredArm(Arm):
             hint="choose fewer records, or a model with a longer context for this arm",
         )
 
+    def lacking(self, context: ArmContext, scored: str) -> list[str]:
+        """Return the first ids of candidates without a score."""
+        query = (
+            f"SELECT record_id FROM {context.candidates} ANTI JOIN {scored} USING (record_id) "
+            "ORDER BY record_id LIMIT 5"
+        )
+        return [name for b in context.work.batches(query) for name in b.column(0).to_pylist()]
+
     def notes(self, context: ArmContext, scored: str, lacking: int) -> list[str]:
         """Return what a user should know; so many candidates are ``lacking`` a score."""
         return [f"{lacking:,} records were not scored and cannot be chosen"] * bool(lacking)
@@ -259,6 +288,7 @@ class ScoredArm(Arm):
             f"SELECT record_id, score FROM {scored} ORDER BY {order}, record_id",
             means,
             self.notes(context, scored, total - found),
+            self.lacking(context, scored) if found < total else [],
             higher_is_better=higher_is_better,
         )
 

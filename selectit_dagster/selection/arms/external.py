@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from selectit_dagster.artefacts.duckdb_tables import ParquetStream
 from selectit_dagster.artefacts.files import sha256_file
 from selectit_dagster.errors import UserError, first_line
 from selectit_dagster.experiment.section import Line
-from selectit_dagster.selection.arms.arm import ArmContext, Need, Ordering, ScoredArm, register
+from selectit_dagster.selection.arms.arm import ArmContext, Need, ScoredArm, register
 
 _READERS = {".parquet": "read_parquet", ".csv": "read_csv", ".json": "read_json",
             ".jsonl": "read_json", ".ndjson": "read_json"}  # fmt: skip
@@ -57,13 +55,12 @@ class External(ScoredArm):
         literal = str(path).replace("'", "''")
         id_, column = ('"' + name.replace('"', '""') + '"' for name in (self.id, self.column))
         query = f"SELECT {id_}::VARCHAR AS record_id, {column}::DOUBLE AS score FROM "
-        target = context.work.folder / "external.parquet"
         try:
-            with ParquetStream(target, compression="lz4") as stream:
-                for batch in context.work.batches(f"{query}{_READERS[path.suffix]}('{literal}')"):
-                    stream.write(batch)
-            table = context.work.table(target)
-            doubled = context.number(f"SELECT count(*) - count(DISTINCT record_id) FROM {table}")
+            rows = context.work.batches(f"{query}{_READERS[path.suffix]}('{literal}')")
+            table = context.stored("external", rows)
+            doubled = context.rows(table) - context.rows(
+                f"(SELECT DISTINCT record_id FROM {table})"
+            )
         except Exception as error:
             raise UserError(
                 f"arm {self.name}: {path} cannot be read as scores: {first_line(error)}",
@@ -85,21 +82,6 @@ class External(ScoredArm):
         """Name some of the records that the file lacks."""
         return UserError(
             f"arm {self.name}: {self.file} has scores for {found:,} of {total:,} records; "
-            f"lacking: {', '.join(_lacking(context, scored))}, ...",
+            f"lacking: {', '.join(self.lacking(context, scored))}, ...",
             hint="give a score for each record, or correct the arm's id and column",
         )
-
-    def arrange(self, context: ArmContext) -> Ordering:
-        """Order by the file's score; name some of the records without one."""
-        ordering = super().arrange(context)
-        scored = f"(SELECT record_id FROM ({ordering.query}))"
-        return replace(ordering, lacking=_lacking(context, scored))
-
-
-def _lacking(context: ArmContext, scored: str) -> list[str]:
-    """Return the first ids without a score."""
-    query = (
-        f"SELECT record_id FROM {context.candidates} ANTI JOIN {scored} USING (record_id) "
-        "ORDER BY record_id LIMIT 5"
-    )
-    return [name for b in context.work.batches(query) for name in b.column(0).to_pylist()]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from selectit_dagster.artefacts.duckdb_tables import ParquetStream, stored_batches
+from selectit_dagster.artefacts.duckdb_tables import stored_batches
 from selectit_dagster.experiment.rating_section import ModelReference
 from selectit_dagster.experiment.section import Name
 from selectit_dagster.selection.arms.arm import ArmContext, ScoredArm, register
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @register("longest")
@@ -37,7 +41,7 @@ class Longest(ScoredArm):
         """Return the response's length."""
         means = f"length of the response in {self.unit}"
         if self.unit == "tokens":
-            return f"SELECT * FROM {_in_tokens(context)}", means
+            return f"SELECT * FROM {context.stored('lengths', _in_tokens(context))}", means
         query = f"SELECT record_id, length(response)::DOUBLE AS score FROM {context.texts()}"
         return query, means
 
@@ -52,7 +56,7 @@ class Shortest(Longest):
     higher_is_better: ClassVar[bool | None] = False
 
 
-def _in_tokens(context: ArmContext) -> str:
+def _in_tokens(context: ArmContext) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
 
     from selectit_dagster.inference.model_loading import load_tokenizer
@@ -60,11 +64,8 @@ def _in_tokens(context: ArmContext) -> str:
     if context.model is None:
         raise ValueError("counting tokens needs a model")
     tokenizer = load_tokenizer(context.model)
-    target = context.work.folder / "lengths.parquet"
-    with ParquetStream(target, compression="lz4") as stream:
-        for batch in stored_batches(context.records, ["record_id", "response"], 4096):
-            texts = batch.column(1).to_pylist()
-            found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-            counts = pa.array([len(ids) for ids in found], pa.float64())
-            stream.write(pa.record_batch({"record_id": batch.column(0), "score": counts}))
-    return context.work.table(target)
+    for batch in stored_batches(context.records, ["record_id", "response"], 4096):
+        texts = batch.column(1).to_pylist()
+        found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        counts = pa.array([len(ids) for ids in found], pa.float64())
+        yield pa.record_batch({"record_id": batch.column(0), "score": counts})

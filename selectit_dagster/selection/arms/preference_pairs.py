@@ -37,7 +37,7 @@ class PreferencePairs(Arm):
             wanted += f" AND parts[1] >= {self.floor}"
         source = f"{context.work.table(context.ranking / RANKING_FILE)} WHERE rank IS NOT NULL"
         query = f"SELECT record_id, score FROM {source} AND {wanted}"
-        found = context.number(f"SELECT count(*) FROM ({query})")
+        found = context.rows(f"({query})")
         if context.count is not None and found < context.count:
             raise UserError(
                 f"{context.count:,} pairs are to be chosen, {found:,} have the margin and the "

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from selectit_dagster.artefacts.duckdb_tables import ParquetStream, stored_batches
+from selectit_dagster.artefacts.duckdb_tables import stored_batches
 from selectit_dagster.experiment.rating_section import ModelReference
 from selectit_dagster.experiment.section import Name
 from selectit_dagster.selection.arms.arm import ArmContext, Need, ScoredArm
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Floats = npt.NDArray[np.float64]
 
@@ -34,18 +37,18 @@ class ResponseArm(ScoredArm):
         ``passes`` are (file, column), all in the order of the records; ``score`` takes a
         (T,) array per pass and returns a number, NaN where there is none.
         """
-        import pyarrow as pa
+        return context.stored(self.kind, _scored(passes, score))
 
-        target = context.work.folder / f"{self.kind}.parquet"
-        with ParquetStream(target, compression="lz4") as stream:
-            for ids, rows in token_rows(passes):
-                found = [
-                    np.nan if any(part is None for part in row) else float(score(*row))
-                    for row in rows
-                ]
-                scores = pa.array(found, pa.float64(), from_pandas=True)
-                stream.write(pa.record_batch({"record_id": ids, "score": scores}))
-        return context.work.table(target)
+
+def _scored(passes: list[tuple[Path, str]], score: Callable[..., Any]) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
+    for ids, rows in token_rows(passes):
+        found = [
+            np.nan if any(part is None for part in row) else float(score(*row)) for row in rows
+        ]
+        scores = pa.array(found, pa.float64(), from_pandas=True)
+        yield pa.record_batch({"record_id": ids, "score": scores})
 
 
 def token_rows(passes: list[tuple[Path, str]]) -> Iterator[tuple[Any, list[tuple[Any, ...]]]]:

@@ -36,5 +36,5 @@ class SelectIT(StoredScoreArm):
         fields = ("models", "thetas", "num_prompts", "alpha", "variant", "ablation")
         if any(getattr(self, name) is not None for name in fields):
             return super().arrange(context)
-        query = f"SELECT record_id, score FROM {context.candidates}"
-        return Ordering(query, self.score_means, as_stored=True)
+        query = f"SELECT record_id, score FROM {context.candidates} ORDER BY rank"
+        return Ordering(query, self.score_means)
