@@ -83,9 +83,9 @@ class Workspace:
             link = self._links / f"{len(list(self._links.iterdir()))}.parquet"
             link.symlink_to(path.resolve())
             path = link
-        escaped = str(path).replace("'", "''")
         # a subquery, because two bare calls in one query would have the same name
-        return f"(FROM read_parquet('{escaped}', file_row_number = {str(row_numbers).lower()}))"
+        numbers = str(row_numbers).lower()
+        return f"(FROM read_parquet({literal(str(path))}, file_row_number = {numbers}))"
 
     def allow(self, memory_limit: int) -> None:
         """Let DuckDB hold so many bytes from now on, for work that cannot do with less."""
@@ -117,6 +117,11 @@ class Workspace:
     def row(self, query: str) -> tuple[Any, ...]:
         """Run a query that has one row, and return it."""
         return tuple(self._session(False).sql(query).fetchall()[0])
+
+
+def literal(text: str) -> str:
+    """Return a text as SQL."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def stored_batches(

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from selectit_dagster.artefacts.duckdb_tables import Workspace
+from selectit_dagster.artefacts.duckdb_tables import Workspace, literal
 from selectit_dagster.artefacts.manifest import Manifest, read_manifest, require_manifest
 from selectit_dagster.display import one_line
 from selectit_dagster.errors import ArtefactError, UserError
@@ -295,17 +295,13 @@ def _rated_texts(work: Workspace, rated: Path, record_id: str) -> list[tuple[str
     query = (
         "SELECT record_id, instruction, input, response "
         f"FROM {work.table(rated / 'records.parquet')} "
-        f"WHERE parent = {_literal(record_id)} ORDER BY part"
+        f"WHERE parent = {literal(record_id)} ORDER BY part"
     )
     return [tuple(row.values()) for b in work.batches(query) for row in b.to_pylist()]
 
 
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
 def _one(work: Workspace, path: Path, record_id: str) -> dict[str, Any] | None:
-    query = f"SELECT * FROM {work.table(path)} WHERE record_id = {_literal(record_id)}"
+    query = f"SELECT * FROM {work.table(path)} WHERE record_id = {literal(record_id)}"
     for batch in work.batches(query):
         return cast("dict[str, Any]", batch.to_pylist()[0])
     return None
@@ -313,7 +309,7 @@ def _one(work: Workspace, path: Path, record_id: str) -> dict[str, Any] | None:
 
 def _unknown(work: Workspace, ranking: Path, record_id: str, records: Path) -> UserError:
     """Return the error for an id that is not there, with the closest ids that are."""
-    start = _literal(record_id[:3])
+    start = literal(record_id[:3])
     query = (
         f"SELECT record_id FROM {work.table(ranking)} "
         f"ORDER BY starts_with(record_id, {start}) DESC, record_id LIMIT 10000"
@@ -333,7 +329,7 @@ def _model_facts(
     store = StoredScores(name, folder, stored["num_prompts"], stored["num_ratings"])
     rows: list[dict[str, Any]] = []
     for part in store.parts:
-        query = f"SELECT * FROM {work.table(part)} WHERE record_id = {_literal(record_id)}"
+        query = f"SELECT * FROM {work.table(part)} WHERE record_id = {literal(record_id)}"
         for batch in work.batches(query):
             rows += batch.to_pylist()
     rows.sort(key=lambda row: row["prompt_index"])

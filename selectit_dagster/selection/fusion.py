@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +12,8 @@ import numpy.typing as npt
 from selectit_dagster.artefacts.duckdb_tables import (
     ParquetStream,
     Workspace,
+    literal,
     move_into,
-    stored_batches,
 )
 from selectit_dagster.artefacts.manifest import read_manifest
 from selectit_dagster.errors import ArtefactError
@@ -44,25 +41,6 @@ Score = Callable[[npt.NDArray[np.float32]], Floats]
 SCORE_DECIMALS = 12
 _ROWS = 1 << 15
 _JOIN_MEMORY = 400 * 1000 * 1000
-_EXAMPLES = 10
-_BINS = 20
-_QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
-
-
-@dataclass
-class Tally:
-    """What is counted while a ranking is written.
-
-    ``excluded_sha256`` is the digest of the ids of all records that are not ranked, in
-    order; ``summary`` holds the figures of the scores.
-    """
-
-    records: int = 0
-    ranked: int = 0
-    statuses: Counter[str] = field(default_factory=Counter)
-    examples: list[dict[str, str]] = field(default_factory=list)
-    excluded_sha256: str = ""
-    summary: dict[str, Any] = field(default_factory=dict)
 
 
 def fuse(
@@ -71,8 +49,8 @@ def fuse(
     out: Path,
     progress: Progress,
     score: Score | None = None,
-) -> Tally:
-    """Write ``out/ranking.parquet``; see :func:`selectit_dagster.selection.ranking.rank`.
+) -> Path:
+    """Write the ranking into ``out`` and return the file; see :func:`.ranking.rank`.
 
     ``score`` stands in for the sentence level (equations 2 to 4) as the score of one model.
     """
@@ -81,34 +59,18 @@ def fuse(
     stores = open_scores(request.scores, request.num_prompts, request.num_ratings)
     records = _rated_file(request)
     with Workspace(out) as work:
-        total = int(cast(int, work.row(f"SELECT count(*) FROM {work.table(records)}")[0]))
+        total = work.row(f"SELECT count(*) FROM {work.table(records)}")[0]
         for number, store in enumerate(stores):
             target = work.folder / f"model-{number}.parquet"
-            if _write_scores(store, score or _sentence_level(request), target, work) != total:
+            if _write_scores(store, score or request.record_scores, target, work) != total:
                 raise _not_one_to_one(store, records, target, work)
             progress.update(total * (number + 1) // (len(stores) + 1), total)
         work.allow(_JOIN_MEMORY)
-        target = work.folder / RANKING_FILE
-        _write_sorted(request, stores, np.array(list(thetas.values())), target, work)
-        tally = _tally(target)
+        _write_sorted(request, stores, thetas, work.folder / RANKING_FILE, work)
         old = read_manifest(out)
         move_into(work.folder, out, [RANKING_FILE], list(old.files) if old else [])
         progress.update(total, total)
-    return tally
-
-
-def _sentence_level(request: RankingRequest) -> Score:
-    """Return S_sent of one model with the request's parameters."""
-
-    def score(p: npt.NDArray[np.float32]) -> Floats:
-        return levels.record_score(
-            p,
-            alpha=request.alpha,
-            variant=cast(levels.Variant, request.variant),
-            ablation=cast(levels.Ablation, request.ablation),
-        )
-
-    return score
+    return out / RANKING_FILE
 
 
 def _write_scores(store: StoredScores, score: Score, target: Path, work: Workspace) -> int:
@@ -174,46 +136,65 @@ def _not_one_to_one(
 def _write_sorted(
     request: RankingRequest,
     stores: list[StoredScores],
-    thetas: Floats,
+    thetas: dict[str, float],
     target: Path,
     work: Workspace,
 ) -> None:
     """Join the models' scores by record id, fuse and sort them, and write the ranking."""
+    import pyarrow as pa
+
     records, numbers = _rated_file(request), range(len(stores))
     tables = [work.folder / f"model-{i}.parquet" for i in numbers]
-    weights = levels.fusion_weights(thetas) if request.variant == "paper" else thetas
-    sum_of = " + ".join(f"m{i}.score * {float(w)!r}" for i, w in zip(numbers, weights, strict=True))
-    worst = "greatest(" + ", ".join(f"m{i}.status" for i in numbers) + ")"
-    # the worst of the statuses, null where a model lacks the record
-    status = f"CASE WHEN {' OR '.join(f'm{i}.status IS NULL' for i in numbers)} THEN NULL "
-    status += f"ELSE {worst} END"
-    columns = ", ".join(f"m{i}.score AS s{i}, m{i}.reason AS r{i}" for i in numbers)
-    joins = " ".join(
-        f"LEFT JOIN {work.table(path)} m{i} USING (record_id)" for i, path in enumerate(tables)
-    )
-    tie = "position DESC" if request.variant == "released-code" else "record_id"
-    joined = (
-        f"SELECT record_id, position, round({sum_of}, {SCORE_DECIMALS}) AS score, "
-        f"{status} AS status, {columns} "
-        f"FROM (SELECT record_id, position FROM {work.table(records)}) {joins}"
-    )
-    if request.rated is not None:
-        joined = _combined(request, joined, len(stores), work)
-    query = (
-        f"SELECT * FROM ({joined}) ORDER BY score DESC NULLS LAST, "
-        f"CASE WHEN score IS NULL THEN record_id END, {tie}"
-    )
     done = 0
     repeated = ["status", "reason", "sentence_score.key_value.key"]
     with ParquetStream(target, dictionary=repeated) as stream:
-        for batch in work.batches(query, _ROWS):
+        for batch in work.batches(_ranking_query(request, tables, thetas, work), _ROWS):
             if batch.column("status").null_count:
                 for store, path in zip(stores, tables, strict=True):
                     lacking = f"{work.table(records)} ANTI JOIN {work.table(path)}"
                     if work.row(f"SELECT count(*) FROM {lacking} USING (record_id)")[0]:
                         raise _not_one_to_one(store, records, path, work)
-            stream.write(_ranked_batch(batch, [store.name for store in stores], done))
+            ranks = np.arange(done + 1, done + batch.num_rows + 1, dtype=np.int32)
+            without = batch.column("score").is_null().to_numpy(zero_copy_only=False)
+            stream.write(batch.add_column(1, "rank", pa.array(ranks, mask=without)))
             done += batch.num_rows
+
+
+def _ranking_query(
+    request: RankingRequest, tables: list[Path], thetas: dict[str, float], work: Workspace
+) -> str:
+    """Return the query of all records, best first, but for their ranks.
+
+    The status is the worst of the models', null where a model lacks the record.
+    """
+    given = np.array(list(thetas.values()))
+    weights = levels.fusion_weights(given) if request.variant == "paper" else given
+    numbers = range(len(tables))
+    sum_of = " + ".join(f"m{i}.score * {float(w)!r}" for i, w in zip(numbers, weights, strict=True))
+    known = " + ".join(f"m{i}.status" for i in numbers)
+    worst = "greatest(" + ", ".join(f"m{i}.status" for i in numbers) + ")"
+    columns = ", ".join(f"m{i}.score AS s{i}, m{i}.reason AS r{i}" for i in numbers)
+    joins = " ".join(
+        f"LEFT JOIN {work.table(path)} m{i} USING (record_id)" for i, path in enumerate(tables)
+    )
+    query = (
+        f"SELECT record_id, position, round({sum_of}, {SCORE_DECIMALS}) AS score, "
+        f"CASE WHEN {known} IS NOT NULL THEN {worst} END AS status, {columns} "
+        f"FROM (SELECT record_id, position FROM {work.table(_rated_file(request))}) {joins}"
+    )
+    if request.rated is not None:
+        query = _combined(request, query, len(tables), work)
+    names = [literal(name) for name in thetas]
+    reasons = [f"{literal(f'{name}: ')} || nullif(r{i}, '')" for i, name in enumerate(thetas)]
+    tie = "position DESC" if request.variant == "released-code" else "record_id"
+    return (
+        "SELECT record_id, score, "
+        f"map([{', '.join(names)}], [{', '.join(f's{i}' for i in numbers)}]) AS sentence_score, "
+        f"[{', '.join(map(literal, STATUSES))}][status + 1] AS status, "
+        f"CASE WHEN status > 0 THEN concat_ws('; ', {', '.join(reasons)}) END AS reason"
+        f"{', parts' if request.rated is not None else ''} FROM ({query}) "
+        f"ORDER BY score DESC NULLS LAST, CASE WHEN score IS NULL THEN record_id END, {tie}"
+    )
 
 
 def _rated_file(request: RankingRequest) -> Path:
@@ -238,78 +219,3 @@ def _combined(request: RankingRequest, joined: str, models: int, work: Workspace
         f"(SELECT record_id, parent, part FROM {work.table(_rated_file(request))}) "
         "USING (record_id) GROUP BY parent"
     )
-
-
-def _ranked_batch(batch: pa.RecordBatch, models: list[str], done: int) -> pa.RecordBatch:
-    """Return the batch in the stored schema; ``done`` rows came before."""
-    import pyarrow as pa
-
-    codes = batch.column("status").to_numpy()
-    ranks = np.arange(done + 1, done + batch.num_rows + 1, dtype=np.int32)
-    reasons: list[str | None] = [None] * batch.num_rows
-    for index in np.flatnonzero(codes):
-        found = [(n, batch.column(f"r{i}")[int(index)].as_py()) for i, n in enumerate(models)]
-        reasons[index] = "; ".join(f"{name}: {text}" for name, text in found if text)
-    # the scores of the rated texts, where those are not the records
-    parts = {"parts": batch.column("parts")} if "parts" in batch.schema.names else {}
-    return pa.record_batch(
-        {
-            "record_id": batch.column("record_id"),
-            "rank": pa.array(ranks, mask=codes != 0),
-            "score": batch.column("score"),
-            "sentence_score": _score_map(batch, models),
-            "status": pa.array(STATUSES).take(batch.column("status")),
-            "reason": pa.array(reasons, pa.string()),
-            **parts,
-        }
-    )
-
-
-def _score_map(batch: pa.RecordBatch, models: list[str]) -> pa.Array:
-    """Return (n,) maps from model name to sentence-level score (null where it has none)."""
-    import pyarrow as pa
-
-    count, rows = len(models), batch.num_rows
-    columns = [batch.column(f"s{i}").to_numpy(zero_copy_only=False) for i in range(count)]
-    values = np.stack(columns, axis=1).reshape(-1)
-    keys = pa.array(models).take(pa.array(np.tile(np.arange(count), rows)))
-    offsets = pa.array(np.arange(0, (rows + 1) * count, count, dtype=np.int32))
-    return pa.MapArray.from_arrays(offsets, keys, pa.array(values, from_pandas=True))
-
-
-def _tally(ranking: Path) -> Tally:
-    """Count a written ranking; records that are not ranked lie last, by record id."""
-    tally = Tally()
-    scores: list[Floats] = []
-    excluded = hashlib.sha256()
-    for batch in stored_batches(ranking, ["record_id", "score", "status", "reason"], _ROWS):
-        ranked = batch.filter(batch.column("score").is_valid())
-        scores.append(ranked.column("score").to_numpy())
-        tally.records += batch.num_rows
-        tally.ranked += ranked.num_rows
-        for row in batch.filter(batch.column("score").is_null()).select([0, 2, 3]).to_pylist():
-            mark = "\n" if tally.statuses else ""
-            excluded.update((mark + repr(row["record_id"])).encode())
-            tally.statuses[row["status"]] += 1
-            if len(tally.examples) < _EXAMPLES:
-                tally.examples.append({**row, "reason": row["reason"] or ""})
-    tally.excluded_sha256 = excluded.hexdigest()
-    tally.summary = _summary(np.concatenate(scores or [np.empty(0)]))
-    return tally
-
-
-def _summary(scores: Floats) -> dict[str, Any]:
-    """Return minimum, quantiles, mean, spread and histogram; nothing where there is no score."""
-    if not scores.size:
-        return {}
-    counts, edges = np.histogram(scores, _BINS)
-    quantiles = np.quantile(scores, list(_QUANTILES.values()))
-    return {
-        "min": float(scores.min()),
-        "max": float(scores.max()),
-        "mean": float(scores.mean()),
-        "std": float(scores.std()),
-        **dict(zip(_QUANTILES, map(float, quantiles), strict=True)),
-        "distinct": int(np.unique(scores).size),
-        "histogram": {"counts": counts.tolist(), "edges": edges.tolist()},
-    }

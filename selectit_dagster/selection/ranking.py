@@ -10,10 +10,15 @@ the models are joined by record id, fused, and sorted, outside memory where need
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from selectit_dagster.artefacts.duckdb_tables import stored_batches
 from selectit_dagster.artefacts.manifest import (
     Content,
     Fingerprint,
@@ -25,14 +30,15 @@ from selectit_dagster.artefacts.manifest import (
 )
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.progress import Progress, Silent
-from selectit_dagster.rating.levels import RELEASED_WEIGHTS
-
-if TYPE_CHECKING:
-    from selectit_dagster.selection.fusion import Tally
+from selectit_dagster.rating import levels
+from selectit_dagster.selection.fusion import fuse
 
 RANKING_FILE = "ranking.parquet"
 # what the stored file means; a change makes stored rankings out of date
 _FORMAT = 1
+_EXAMPLES, _BINS = 10, 20
+_QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,8 @@ class RankingRequest:
     num_prompts: int
     num_ratings: int
     alpha: float
-    variant: str
-    ablation: str
+    variant: levels.Variant
+    ablation: levels.Ablation
     thetas: tuple[tuple[str, float], ...] = ()
     rated: Path | None = None
     combine: str = "mean"
@@ -78,6 +84,12 @@ class RankingRequest:
         """The numbers and names that every score depends on."""
         names = ("num_prompts", "num_ratings", "alpha", "variant", "ablation")
         return {name: getattr(self, name) for name in names}
+
+    def record_scores(self, p: npt.ArrayLike) -> Floats:
+        """Return (n,) S_sent of one model from its distributions (n, K, R)."""
+        return levels.record_score(
+            p, alpha=self.alpha, variant=self.variant, ablation=self.ablation
+        )
 
 
 def fusion_thetas(request: RankingRequest) -> dict[str, float]:
@@ -117,7 +129,9 @@ def fusion_thetas(request: RankingRequest) -> dict[str, float]:
                 hint="give a number above 0, such as the model's parameter count",
             )
     if _takes_released_weights(request):
-        return dict(sorted(zip((n for n, _ in request.scores), RELEASED_WEIGHTS, strict=True)))
+        return dict(
+            sorted(zip((n for n, _ in request.scores), levels.RELEASED_WEIGHTS, strict=True))
+        )
     if request.variant == "released-code" and not given:
         total = sum(thetas.values())
         return {name: theta / total for name, theta in thetas.items()}
@@ -125,7 +139,7 @@ def fusion_thetas(request: RankingRequest) -> dict[str, float]:
 
 
 def _takes_released_weights(request: RankingRequest) -> bool:
-    three = len(request.scores) == len(RELEASED_WEIGHTS)
+    three = len(request.scores) == len(levels.RELEASED_WEIGHTS)
     return request.variant == "released-code" and not request.thetas and three
 
 
@@ -163,40 +177,80 @@ def rank(request: RankingRequest, out: Path, progress: Progress | None = None) -
     ArtefactError
         When a model's scores are not exactly one set per curated record.
     """
-    from selectit_dagster.selection.fusion import fuse
-
     fingerprint = ranking_fingerprint(request)
+    thetas = fingerprint["thetas"]
 
     def make() -> Content:
-        tally = fuse(request, fingerprint["thetas"], out, progress or Silent())
-        counts = _balanced(tally, request.records)
+        counts, details = _counted(fuse(request, thetas, out, progress or Silent()))
+        _check_balance(counts, request.records)
         return Content(
             files=[RANKING_FILE],
             counts=counts,
-            details=_details(request, fingerprint["thetas"], tally),
+            details=_details(request, thetas) | details,
             versions=library_versions("numpy", "pyarrow", "duckdb"),
         )
 
     return make_or_current(out, kind="ranking", fingerprint=fingerprint, make=make)
 
 
-def _balanced(tally: Tally, records: Path) -> dict[str, int]:
-    """Return the counts after checking kept = ranked + too_long + failed."""
-    excluded = {status: tally.statuses[status] for status in ("too_long", "failed")}
-    counts = {"kept": tally.records, "ranked": tally.ranked, **excluded}
+def _counted(ranking: Path) -> tuple[dict[str, int], dict[str, Any]]:
+    """Return the counts of a written ranking, and what is said of its scores and the unranked.
+
+    The latter lie last, by record id. Arms that need no ranking draw from the same candidates:
+    ``excluded_sha256`` is the digest of the ids that are not among them.
+    """
+    counts = {"kept": 0, "ranked": 0, "too_long": 0, "failed": 0}
+    scores: list[Floats] = [np.empty(0)]
+    examples: list[dict[str, str]] = []
+    excluded = hashlib.sha256()
+    for batch in stored_batches(ranking, ["record_id", "status", "reason", "score"]):
+        scores.append(batch.column("score").drop_null().to_numpy())
+        counts["kept"] += batch.num_rows
+        counts["ranked"] += len(scores[-1])
+        for row in batch.filter(batch.column("score").is_null()).select([0, 1, 2]).to_pylist():
+            mark = "\n" if counts["too_long"] + counts["failed"] else ""
+            excluded.update((mark + repr(row["record_id"])).encode())
+            counts[row["status"]] += 1
+            if len(examples) < _EXAMPLES:
+                examples.append({**row, "reason": row["reason"] or ""})
+    return counts, {
+        "score": _summary(np.concatenate(scores)),
+        "excluded_sha256": excluded.hexdigest(),
+        "not_ranked_examples": examples,
+    }
+
+
+def _summary(scores: Floats) -> dict[str, Any]:
+    """Return minimum, quantiles, mean, spread and histogram; nothing where there is no score."""
+    if not scores.size:
+        return {}
+    counts, edges = np.histogram(scores, _BINS)
+    quantiles = np.quantile(scores, list(_QUANTILES.values()))
+    return {
+        "min": float(scores.min()),
+        "max": float(scores.max()),
+        "mean": float(scores.mean()),
+        "std": float(scores.std()),
+        **dict(zip(_QUANTILES, map(float, quantiles), strict=True)),
+        "distinct": int(np.unique(scores).size),
+        "histogram": {"counts": counts.tolist(), "edges": edges.tolist()},
+    }
+
+
+def _check_balance(counts: dict[str, int], records: Path) -> None:
+    """Check kept = ranked + too_long + failed, and that these are the curated records."""
     curated = require_manifest(records, made_by="curated_dataset").counts.get("kept")
-    parts = counts["ranked"] + sum(excluded.values())
+    parts = counts["ranked"] + counts["too_long"] + counts["failed"]
     if counts["kept"] != parts or curated not in (None, counts["kept"]):
         raise ArtefactError(
             f"the balance does not hold: {curated} curated records, {counts['kept']} in the "
             f"ranking, of them {parts} ranked, too long or failed",
             hint="run the curation and the scoring again",
         )
-    return counts
 
 
-def _details(request: RankingRequest, thetas: dict[str, float], tally: Tally) -> dict[str, Any]:
-    """Return what pages and reports show, and what later stages need to know."""
+def _details(request: RankingRequest, thetas: dict[str, float]) -> dict[str, Any]:
+    """Return what later stages, pages and reports need to know of how it was ranked."""
     return {
         "theta": thetas,
         "models": {
@@ -206,10 +260,6 @@ def _details(request: RankingRequest, thetas: dict[str, float], tally: Tally) ->
         },
         "parameters": request.parameters,
         **({"combine": request.combine} if request.rated is not None else {}),
-        "score": tally.summary,
-        # arms that need no ranking still draw from the same candidates
-        "excluded_sha256": tally.excluded_sha256,
-        "not_ranked_examples": tally.examples,
         "warnings": _warnings(request, thetas),
     }
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from selectit_dagster.artefacts.duckdb_tables import ParquetStream, Workspace
+from selectit_dagster.artefacts.duckdb_tables import ParquetStream, Workspace, literal
 from selectit_dagster.artefacts.manifest import require_manifest
 from selectit_dagster.errors import UserError
 from selectit_dagster.selection.dataset_writer import DATASET_FILE
@@ -42,7 +42,7 @@ def write_score_table(ranking: Path, selected: Mapping[str, Path], target: Path)
         )
     models = sorted(require_manifest(ranking, made_by="ranking").details["theta"])
     columns = ["r.record_id", "r.status", "r.rank", "r.score"]
-    columns += [f"r.sentence_score[{_text(m)}] AS {_name(f'sentence_score/{m}')}" for m in models]
+    columns += [f"r.sentence_score[{literal(m)}] AS {_name(f'sentence_score/{m}')}" for m in models]
     with (
         tempfile.TemporaryDirectory(dir=target.parent) as scratch,
         Workspace(Path(scratch)) as work,
@@ -70,7 +70,3 @@ def write_score_table(ranking: Path, selected: Mapping[str, Path], target: Path)
 
 def _name(text: str) -> str:
     return '"' + text.replace('"', '""') + '"'
-
-
-def _text(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

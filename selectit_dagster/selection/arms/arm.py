@@ -137,12 +137,14 @@ class Arm(Section):
     """One way of choosing a subset: settings in the experiment file, and the order they give.
 
     ``title`` says in plain words what is chosen; ``phrase`` is the arm's name in a sentence;
-    ``needs`` is what it takes beside the records.
+    ``needs`` is what it takes beside the records; ``higher_is_better`` says of its score which
+    are (None: the order is not by the score).
     """
 
     title: ClassVar[str]
     phrase: ClassVar[str] = "the {name} {part}"
     needs: ClassVar[tuple[Need, ...]] = ()
+    higher_is_better: ClassVar[bool | None] = True
 
     kind: Line = Field(description="the selection rule")
     name: Name = Field(description="name of the arm: partition, folder and tables")
@@ -242,7 +244,6 @@ class ScoredArm(Arm):
     """Base of the arms that order by a score of each record: a subclass is its formula."""
 
     sorted_by: ClassVar[str] = "score DESC"
-    higher_is_better: ClassVar[bool | None] = True
 
     def scores(self, context: ArmContext) -> tuple[str, str]:
         """Return SQL with ``record_id`` and ``score``, and what the score is."""

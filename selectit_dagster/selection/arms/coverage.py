@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 from pydantic import Field
 
-from selectit_dagster.selection.arms.arm import ArmContext, Need, Ordering, register
+from selectit_dagster.selection.arms.arm import ArmContext, Ordering, register
 from selectit_dagster.selection.arms.response_arm import ResponseArm
 from selectit_dagster.selection.diversity import (
     METHODS,
@@ -24,7 +22,7 @@ class Coverage(ResponseArm):
     ``diversity: {method: ...}`` applies the same rules to the score of any other arm.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = ("model", "embeddings")
+    needs = ("model", "embeddings")
     pool: int = Field(20_000, ge=1, description="candidates that are looked at, a seeded draw")
     seed: int = Field(1, ge=0, description="seed of the draw of the pool")
 
@@ -45,19 +43,19 @@ class Coverage(ResponseArm):
 class KCenter(Coverage):
     """Greedy k-center: the record farthest from all that are taken (Sener and Savarese 2018)."""
 
-    title: ClassVar[str] = "records that lie far from each other (k-center)"
+    title = "records that lie far from each other (k-center)"
 
 
 @register("facility-location")
 class FacilityLocation(Coverage):
     """Greedy facility location: the record that raises the sum of best similarities most."""
 
-    title: ClassVar[str] = "records that stand for all others (facility location)"
+    title = "records that stand for all others (facility location)"
 
 
 @register("dpp")
 class DeterminantalPointProcess(Coverage):
     """Greedy MAP of a determinantal point process on cosines (Chen et al. 2018)."""
 
-    title: ClassVar[str] = "a diverse set by a determinantal point process"
-    phrase: ClassVar[str] = "the DPP {part}"
+    title = "a diverse set by a determinantal point process"
+    phrase = "the DPP {part}"

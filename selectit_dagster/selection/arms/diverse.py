@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import Field
 
-from selectit_dagster.selection.arms.arm import ArmContext, Need, Ordering, register
+from selectit_dagster.selection.arms.arm import ArmContext, Ordering, register
 from selectit_dagster.selection.arms.response_arm import ResponseArm
 from selectit_dagster.selection.diversity import (
     SIMILARITY,
@@ -25,9 +23,9 @@ class Diverse(ResponseArm):
     ``diversity: {method: near}``.
     """
 
-    title: ClassVar[str] = "SelectIT's order with near neighbours skipped"
-    phrase: ClassVar[str] = "the diversity {part}"
-    needs: ClassVar[tuple[Need, ...]] = ("scores", "model", "embeddings")
+    title = "SelectIT's order with near neighbours skipped"
+    phrase = "the diversity {part}"
+    needs = ("scores", "model", "embeddings")
     similarity: float = Field(SIMILARITY, gt=-1, le=1, description="cosine of near neighbours")
 
     def arrange(self, context: ArmContext) -> Ordering:

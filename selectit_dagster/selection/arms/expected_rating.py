@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 
 from selectit_dagster.selection.arms.arm import register
@@ -17,8 +15,8 @@ class ExpectedRating(TokenScoreArm):
     What a scorer collection publishes under the name SelectIT is this score.
     """
 
-    title: ClassVar[str] = "the best by the expected rating"
-    score_means: ClassVar[str] = "expected rating over 1 + α times its spread between prompts"
+    title = "the best by the expected rating"
+    score_means = "expected rating over 1 + α times its spread between prompts"
 
     def token_scores(self, p: Floats) -> Floats:
         """Return sum_k k P'_k."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from selectit_dagster.artefacts.duckdb_tables import literal
 from selectit_dagster.artefacts.files import sha256_file
 from selectit_dagster.errors import UserError, first_line
 from selectit_dagster.experiment.section import Line
-from selectit_dagster.selection.arms.arm import ArmContext, Need, ScoredArm, register
+from selectit_dagster.selection.arms.arm import ArmContext, ScoredArm, register
 
 _READERS = {".parquet": "read_parquet", ".csv": "read_csv", ".json": "read_json",
             ".jsonl": "read_json", ".ndjson": "read_json"}  # fmt: skip
@@ -20,9 +21,9 @@ _READERS = {".parquet": "read_parquet", ".csv": "read_csv", ".json": "read_json"
 class External(ScoredArm):
     """Scores that Deita, DataFlow, OpenDataArena and others publish, or one's own."""
 
-    title: ClassVar[str] = "the best by the scores of a file"
-    phrase: ClassVar[str] = "the {name} {part}"
-    needs: ClassVar[tuple[Need, ...]] = ("file",)
+    title = "the best by the scores of a file"
+    phrase = "the {name} {part}"
+    needs = ("file",)
     file: Line = Field(description="Parquet, CSV, JSON or JSON Lines file with scores")
     id: Line = Field("record_id", description="its column with the record ids")
     column: Line = Field(description="its column with the scores")
@@ -52,11 +53,10 @@ class External(ScoredArm):
     def scores(self, context: ArmContext) -> tuple[str, str]:
         """Return the file's ids and scores, after a look at its columns and at doubled ids."""
         path = self._path()
-        literal = str(path).replace("'", "''")
         id_, column = ('"' + name.replace('"', '""') + '"' for name in (self.id, self.column))
         query = f"SELECT {id_}::VARCHAR AS record_id, {column}::DOUBLE AS score FROM "
         try:
-            rows = context.work.batches(f"{query}{_READERS[path.suffix]}('{literal}')")
+            rows = context.work.batches(f"{query}{_READERS[path.suffix]}({literal(self.file)})")
             table = context.stored("external", rows)
             doubled = context.rows(table) - context.rows(
                 f"(SELECT DISTINCT record_id FROM {table})"

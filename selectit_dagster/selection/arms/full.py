@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from selectit_dagster.selection.arms.arm import Arm, ArmContext, Ordering, register
 
 
@@ -11,8 +9,8 @@ from selectit_dagster.selection.arms.arm import Arm, ArmContext, Ordering, regis
 class Full(Arm):
     """Every curated record, also those that were not ranked, in the order of the ids."""
 
-    title: ClassVar[str] = "every curated record"
-    phrase: ClassVar[str] = "the full dataset"
+    title = "every curated record"
+    phrase = "the full dataset"
 
     def arrange(self, context: ArmContext) -> Ordering:
         """Order by record id."""

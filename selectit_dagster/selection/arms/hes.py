@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 from pydantic import Field
 
@@ -18,8 +16,8 @@ class HighEntropySum(ResponseArm):
     The entropies are of the whole next-token distribution, in nats.
     """
 
-    title: ClassVar[str] = "the highest sum of high token entropies"
-    phrase: ClassVar[str] = "the HES {part}"
+    title = "the highest sum of high token entropies"
+    phrase = "the HES {part}"
     percentile: float = Field(99.5, gt=0, lt=100, description="above which entropies are summed")
 
     def scores(self, context: ArmContext) -> tuple[str, str]:

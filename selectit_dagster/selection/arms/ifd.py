@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -17,8 +17,8 @@ class UpToOne(ResponseArm):
     1 first, so that the arm keeps the size of its competitors.
     """
 
-    sorted_by: ClassVar[str] = "score > 1, CASE WHEN score > 1 THEN score ELSE -score END"
-    higher_is_better: ClassVar[bool | None] = None
+    sorted_by = "score > 1, CASE WHEN score > 1 THEN score ELSE -score END"
+    higher_is_better = None
 
     def notes(self, context: ArmContext, scored: str, lacking: int) -> list[str]:
         """Say also where records above 1 must be taken."""
@@ -39,8 +39,8 @@ class InstructionFollowingDifficulty(UpToOne):
     released code does.
     """
 
-    title: ClassVar[str] = "the highest Instruction-Following Difficulty up to 1"
-    phrase: ClassVar[str] = "the IFD {part}"
+    title = "the highest Instruction-Following Difficulty up to 1"
+    phrase = "the IFD {part}"
     ratio: Literal["perplexities", "losses"] = Field(
         "perplexities", description="what is divided: perplexities, or mean losses"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Longest(ScoredArm):
     """The longest responses: the simple baseline of Zhao et al. 2024 (arXiv 2402.04833)."""
 
-    title: ClassVar[str] = "the longest responses"
-    phrase: ClassVar[str] = "the longest-first {part}"
+    title = "the longest responses"
+    phrase = "the longest-first {part}"
     unit: Literal["characters", "tokens"] = Field(
         "characters", description="what is counted; tokens are the model's"
     )
@@ -50,10 +50,10 @@ class Longest(ScoredArm):
 class Shortest(Longest):
     """The shortest responses."""
 
-    title: ClassVar[str] = "the shortest responses"
-    phrase: ClassVar[str] = "the shortest-first {part}"
-    sorted_by: ClassVar[str] = "score ASC"
-    higher_is_better: ClassVar[bool | None] = False
+    title = "the shortest responses"
+    phrase = "the shortest-first {part}"
+    sorted_by = "score ASC"
+    higher_is_better = False
 
 
 def _in_tokens(context: ArmContext) -> Iterator[pa.RecordBatch]:

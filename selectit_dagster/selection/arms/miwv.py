@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 import numpy.typing as npt
 
 from selectit_dagster.artefacts.manifest import require_manifest
-from selectit_dagster.selection.arms.arm import ArmContext, Need, register
+from selectit_dagster.selection.arms.arm import ArmContext, register
 from selectit_dagster.selection.arms.response_arm import ResponseArm
 from selectit_dagster.selection.diversity import Matrix, normalised
 
@@ -22,9 +20,9 @@ class ModelInstructionWeakness(ResponseArm):
     C is the nearest other record, solved, by the cosine of mean-pooled embeddings.
     """
 
-    title: ClassVar[str] = "the records that a solved neighbour makes least easier"
-    phrase: ClassVar[str] = "the MIWV {part}"
-    needs: ClassVar[tuple[Need, ...]] = ("model", "embeddings")
+    title = "the records that a solved neighbour makes least easier"
+    phrase = "the MIWV {part}"
+    needs = ("model", "embeddings")
 
     def scores(self, context: ArmContext) -> tuple[str, str]:
         """Return the change of the mean loss."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ class Perplexity(ResponseArm):
     perplexity baseline of Yin and Rush 2024 (arXiv 2410.16208).
     """
 
-    title: ClassVar[str] = "responses of middling perplexity given the instruction"
+    title = "responses of middling perplexity given the instruction"
     keep: Literal["lowest", "middle", "highest"] = Field("middle", description="which are kept")
 
     @property

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import Field
 
 from selectit_dagster.errors import UserError
-from selectit_dagster.selection.arms.arm import Arm, ArmContext, Need, Ordering, register
+from selectit_dagster.selection.arms.arm import Arm, ArmContext, Ordering, register
 from selectit_dagster.selection.ranking import RANKING_FILE
 
 
@@ -19,9 +17,9 @@ class PreferencePairs(Arm):
     the floor, are never chosen; fewer pairs than were asked for are then refused.
     """
 
-    title: ClassVar[str] = "the pairs with the widest margin between their answers"
-    phrase: ClassVar[str] = "the pairs' {part}"
-    needs: ClassVar[tuple[Need, ...]] = ("scores",)
+    title = "the pairs with the widest margin between their answers"
+    phrase = "the pairs' {part}"
+    needs = ("scores",)
     margin: float = Field(0.0, description="least margin between the answers")
     floor: float | None = Field(None, description="least score of the chosen answer")
 

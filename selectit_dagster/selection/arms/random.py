@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import Field
 
 from selectit_dagster.selection.arms.arm import Arm, ArmContext, Ordering, register
@@ -28,8 +26,8 @@ class DrawnArm(Arm):
 class Random(DrawnArm):
     """The records with the smallest SHA-256 of ``<seed>:<record id>``."""
 
-    title: ClassVar[str] = "a seeded random draw"
-    phrase: ClassVar[str] = "a random {part}"
+    title = "a seeded random draw"
+    phrase = "a random {part}"
 
     def arrange(self, context: ArmContext) -> Ordering:
         """Order by the hash of seed and record id."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field
 
@@ -19,8 +19,8 @@ class RandomOfEqualLength(DrawnArm):
     hold equally many of the candidates.
     """
 
-    title: ClassVar[str] = "a random draw with the response lengths of another arm"
-    phrase: ClassVar[str] = "a random {part} of equal length"
+    title = "a random draw with the response lengths of another arm"
+    phrase = "a random {part} of equal length"
     like: Any = Field("selectit", description="the compared arm: its name, or {kind: ...}")
     bands: int = Field(20, ge=1, le=1000, description="bands of response length, in characters")
 

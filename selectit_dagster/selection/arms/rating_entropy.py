@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 from pydantic import Field
 
@@ -15,9 +13,9 @@ from selectit_dagster.selection.arms.stored_scores import Floats, TokenScoreArm
 class RatingEntropy(TokenScoreArm):
     """H = -sum_k P'_k log P'_k in nats, mean over the prompts, the lowest first."""
 
-    title: ClassVar[str] = "the lowest entropy of the rating distribution"
-    score_means: ClassVar[str] = "entropy of the rating distribution, in nats"
-    lowest_first: ClassVar[bool] = True
+    title = "the lowest entropy of the rating distribution"
+    score_means = "entropy of the rating distribution, in nats"
+    higher_is_better = False
     alpha: float | None = Field(0.0, ge=0, le=0, description="the mean over the prompts alone")
 
     def token_scores(self, p: Floats) -> Floats:

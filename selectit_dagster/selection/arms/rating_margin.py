@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 
 from selectit_dagster.rating import levels
@@ -15,8 +13,8 @@ from selectit_dagster.selection.arms.stored_scores import Floats, TokenScoreArm
 class RatingMargin(TokenScoreArm):
     """(P'_(1) - P'_(2)) S_base per prompt, then the sentence and the model level."""
 
-    title: ClassVar[str] = "the widest lead of the preferred rating, times the rating"
-    score_means: ClassVar[str] = "lead of the preferred rating times the rating"
+    title = "the widest lead of the preferred rating, times the rating"
+    score_means = "lead of the preferred rating times the rating"
 
     def token_scores(self, p: Floats) -> Floats:
         """Return the lead of the likeliest rating over the second, times the rating."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from selectit_dagster.artefacts.files import sha256_file
 from selectit_dagster.experiment.section import Line
-from selectit_dagster.selection.arms.arm import ArmContext, Need, Ordering, register
+from selectit_dagster.selection.arms.arm import ArmContext, Ordering, register
 from selectit_dagster.selection.arms.response_arm import ResponseArm
 from selectit_dagster.selection.diversity import (
     Matrix,
@@ -29,9 +29,9 @@ class RepresentationSimilarity(ResponseArm):
     is not taken yet.
     """
 
-    title: ClassVar[str] = "the records nearest to a query set, each query in its turn"
-    phrase: ClassVar[str] = "the RDS+ {part}"
-    needs: ClassVar[tuple[Need, ...]] = ("model", "embeddings", "query set")
+    title = "the records nearest to a query set, each query in its turn"
+    phrase = "the RDS+ {part}"
+    needs = ("model", "embeddings", "query set")
     file: Line = Field(description="the queries: a dataset file of the target task")
 
     def identity(self) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 from pydantic import Field
 
@@ -20,8 +18,8 @@ class SelectiveIFD(UpToOne):
     has no score.
     """
 
-    title: ClassVar[str] = "the highest S-IFD up to 1"
-    phrase: ClassVar[str] = "the S-IFD {part}"
+    title = "the highest S-IFD up to 1"
+    phrase = "the S-IFD {part}"
     percentile: float = Field(75.0, ge=0, lt=100, description="τ as a percentile: 50 or 75")
 
     def scores(self, context: ArmContext) -> tuple[str, str]:

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from selectit_dagster.selection.arms.arm import ArmContext, Ordering, register
-from selectit_dagster.selection.arms.stored_scores import Floats, StoredScoreArm
-
-if TYPE_CHECKING:
-    from selectit_dagster.selection.ranking import RankingRequest
+from selectit_dagster.selection.arms.stored_scores import StoredScoreArm
 
 
 @register("selectit")
 class SelectIT(StoredScoreArm):
     """The model-level score S_model (equation 5), or with other parameters than the rating's."""
 
-    title: ClassVar[str] = "the best by SelectIT's model-level score"
-    phrase: ClassVar[str] = "SelectIT's {part}"
-    score_means: ClassVar[str] = "SelectIT model-level score"
+    title = "the best by SelectIT's model-level score"
+    phrase = "SelectIT's {part}"
+    score_means = "SelectIT model-level score"
 
     ablation: Literal["none", "sentence-r", "model-r"] | None = Field(
         None, description="feed the plain rating instead of the token level into the next level"
     )
-
-    def record_scores(self, p: Floats, request: RankingRequest) -> Floats:
-        """Return S_sent of one model, with this arm's own ablation."""
-        ablation = self.ablation or request.ablation
-        return super().record_scores(p, replace(request, ablation=ablation))
 
     def arrange(self, context: ArmContext) -> Ordering:
         """Return the ranking itself, which is stored in order, unless a parameter differs."""

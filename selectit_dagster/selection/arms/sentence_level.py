@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from selectit_dagster.selection.arms.arm import register
 from selectit_dagster.selection.arms.stored_scores import OneModelArm
 
@@ -12,5 +10,5 @@ from selectit_dagster.selection.arms.stored_scores import OneModelArm
 class SentenceLevel(OneModelArm):
     """S_sent (equation 4) of one model: SelectIT with a single rater."""
 
-    title: ClassVar[str] = "the best by one model's sentence-level score"
-    score_means: ClassVar[str] = "sentence-level score"
+    title = "the best by one model's sentence-level score"
+    score_means = "sentence-level score"

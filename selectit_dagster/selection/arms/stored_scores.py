@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +13,9 @@ from selectit_dagster.errors import UserError
 from selectit_dagster.experiment.section import Name
 from selectit_dagster.progress import Silent
 from selectit_dagster.rating import levels
-from selectit_dagster.selection.arms.arm import Arm, ArmContext, Need, Ordering
-
-if TYPE_CHECKING:
-    from selectit_dagster.selection.ranking import RankingRequest
+from selectit_dagster.selection.arms.arm import Arm, ArmContext, Ordering
+from selectit_dagster.selection.fusion import fuse
+from selectit_dagster.selection.ranking import RankingRequest, fusion_thetas
 
 Floats = npt.NDArray[np.float64]
 
@@ -24,9 +23,9 @@ Floats = npt.NDArray[np.float64]
 class StoredScoreArm(Arm):
     """Base of the arms on stored distributions; a parameter that is not given is the rating's."""
 
-    needs: ClassVar[tuple[Need, ...]] = ("scores",)
-    lowest_first: ClassVar[bool] = False
+    needs = ("scores",)
     one_model: ClassVar[bool] = False
+    ablated: ClassVar[levels.Ablation | None] = None
     score_means: ClassVar[str]
 
     models: tuple[Name, ...] | None = Field(
@@ -41,12 +40,7 @@ class StoredScoreArm(Arm):
 
     def record_scores(self, p: Floats, request: RankingRequest) -> Floats:
         """Return (n,) scores of one model from its distributions ``p`` (n, K, R): S_sent."""
-        return levels.record_score(
-            p,
-            alpha=request.alpha,
-            variant=cast(levels.Variant, request.variant),
-            ablation=cast(levels.Ablation, request.ablation),
-        )
+        return request.record_scores(p)
 
     def scoring_models(self, known: tuple[str, ...]) -> tuple[str, ...]:
         """Return the names of the models that are fused."""
@@ -67,11 +61,9 @@ class StoredScoreArm(Arm):
 
     def arrange(self, context: ArmContext) -> Ordering:
         """Fuse the stored distributions of the arm's models and order by the score."""
-        from selectit_dagster.selection.fusion import fuse
-        from selectit_dagster.selection.ranking import RANKING_FILE, RankingRequest, fusion_thetas
-
         stored: dict[str, Any] = dict(context.ranked_with["parameters"])
-        given = {"num_prompts": self.num_prompts, "alpha": self.alpha, "variant": self.variant}
+        given = {name: getattr(self, name, None) for name in stored}
+        given["ablation"] = given["ablation"] or self.ablated
         stored |= {name: value for name, value in given.items() if value is not None}
         weights = {**context.ranked_with["theta"], **(self.thetas or {})}
         names = self._model_names(context)
@@ -83,21 +75,20 @@ class StoredScoreArm(Arm):
             combine=context.ranked_with.get("combine", "mean"),
             **stored,
         )
-        sign = -1.0 if self.lowest_first else 1.0
+        sign = 1.0 if self.higher_is_better else -1.0
 
         def score(p: npt.NDArray[np.float32]) -> Floats:
             return sign * self.record_scores(np.asarray(p, dtype=np.float64), request)
 
         folder = context.work.folder / "fused"
-        fuse(request, fusion_thetas(request), folder, Silent(), score=score)
+        ranked = fuse(request, fusion_thetas(request), folder, Silent(), score=score)
         query = (
-            f"SELECT record_id, {sign} * f.score AS score "
-            f"FROM {context.work.table(folder / RANKING_FILE)} f "
+            f"SELECT record_id, {sign} * f.score AS score FROM {context.work.table(ranked)} f "
             f"SEMI JOIN {context.candidates} USING (record_id) WHERE f.rank IS NOT NULL "
             "ORDER BY f.rank"
         )
         means = self.score_means + (f" of {names[0]}" if len(names) == 1 else "")
-        return Ordering(query, means, higher_is_better=not self.lowest_first)
+        return Ordering(query, means, higher_is_better=self.higher_is_better)
 
     def _model_names(self, context: ArmContext) -> list[str]:
         """Return the models that are fused; one alone where the arm is of a single model."""
@@ -118,7 +109,7 @@ class StoredScoreArm(Arm):
 class OneModelArm(StoredScoreArm):
     """Base of the arms without the model level: one model's scores alone."""
 
-    one_model: ClassVar[bool] = True
+    one_model = True
     model: Name | None = Field(None, description="scoring model; default: the one of largest θ")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import Field
 
 from selectit_dagster.selection.arms.arm import register
@@ -17,6 +15,6 @@ class TokenLevel(OneModelArm):
     The released code draws one of the prompts without a seed; here it is always the first.
     """
 
-    title: ClassVar[str] = "the best by one model's token-level score under the first rating prompt"
-    score_means: ClassVar[str] = "token-level score under the first rating prompt"
+    title = "the best by one model's token-level score under the first rating prompt"
+    score_means = "token-level score under the first rating prompt"
     num_prompts: int | None = Field(1, ge=1, le=1, description="one prompt: the first")
