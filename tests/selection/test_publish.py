@@ -79,6 +79,15 @@ def test_the_scores_of_all_records_are_published_when_asked_for(tmp_path):
     assert "scores.parquet" in verify(tmp_path / "sent").files
 
 
+def test_the_scores_of_many_arms_fit_into_memory(tmp_path):
+    folder = chosen(tmp_path, {"a": 0.9, "b": 0.8, "c": 0.7}, 1)
+    arms = {f"arm-{number}": folder for number in range(40)}
+    assert write_score_table(tmp_path / "ranking", arms, tmp_path / "all.parquet") == 3
+    table = pq.read_table(tmp_path / "all.parquet")
+    assert table["arm-39/selected"].to_pylist() == [True, False, False]
+    assert table["arm-39/score"].to_pylist() == table["score"].to_pylist()
+
+
 def test_publishing_needs_a_token_a_name_and_unaltered_files(tmp_path, monkeypatch):
     folder = chosen(tmp_path, {"a": 0.9, "b": 0.8}, 1)
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
