@@ -6,7 +6,7 @@ import hashlib
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,17 +30,6 @@ _DRAWS_PER_SHUFFLE = 0.1
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One way to fuse: which prompts and models, with which alpha, variant and ablation."""
-
-    alpha: float
-    prompts: tuple[int, ...]
-    models: tuple[int, ...]
-    variant: str
-    ablation: str
-
-
-@dataclass(frozen=True)
 class TokenScores:
     """What all rankings of the analysis are computed from.
 
@@ -51,18 +40,17 @@ class TokenScores:
     probabilities:
         (M, N, K, R) float32, K all stored prompts.
     thetas:
-        (M,) fusion weights.
+        Fusion weights of the M models.
     base:
-        The setting that the others are compared with.
+        The request that the others are compared with.
     total:
         Number of records before sampling.
     """
 
     record_ids: list[str]
-    names: list[str]
     probabilities: npt.NDArray[np.float32]
-    thetas: Floats
-    base: Setting
+    thetas: dict[str, float]
+    base: RankingRequest
     total: int
 
     @property
@@ -70,25 +58,21 @@ class TokenScores:
         """Whether this is a sample of the records."""
         return self.total > SAMPLE
 
-    def tokens(self, setting: Setting) -> Floats:
-        """Return (M, N, K) token-level scores (or plain ratings) of the setting's parts."""
-        p = self.probabilities[list(setting.models)][:, :, list(setting.prompts)]
-        if setting.ablation != "none":
+    def tokens(self, request: RankingRequest) -> Floats:
+        """Return (M, N, K) token-level scores (or plain ratings) of its models and prompts."""
+        asked = [list(self.thetas).index(name) for name, _ in sorted(request.scores)]
+        p = self.probabilities[asked, :, : request.num_prompts]
+        if request.ablation != "none":
             return levels.base_rating(p)
-        return levels.token_level(p, cast(levels.Variant, setting.variant))
+        return levels.token_level(p, request.variant)
 
-    def fused(self, setting: Setting, tokens: Floats | None = None) -> Floats:
+    def fused(self, request: RankingRequest, tokens: Floats | None = None) -> Floats:
         """Return (N,) model-level scores."""
-        found = self.tokens(setting) if tokens is None else tokens
-        alpha = 0.0 if setting.ablation == "model-r" else setting.alpha
-        thetas = self.thetas[list(setting.models)]
-        variant = cast(levels.Variant, setting.variant)
-        scores = levels.model_level(levels.sentence_level(found, alpha), thetas, variant)
+        found = self.tokens(request) if tokens is None else tokens
+        alpha = 0.0 if request.ablation == "model-r" else request.alpha
+        thetas = [self.thetas[name] for name, _ in sorted(request.scores)]
+        scores = levels.model_level(levels.sentence_level(found, alpha), thetas, request.variant)
         return np.round(scores, SCORE_DECIMALS)
-
-    def reaching(self, threshold: float) -> int:
-        """Return how many records reach a threshold in the base setting."""
-        return int((self.fused(self.base) >= threshold).sum())
 
 
 def load_token_scores(request: RankingRequest, thetas: dict[str, float], seed: int) -> TokenScores:
@@ -111,15 +95,7 @@ def load_token_scores(request: RankingRequest, thetas: dict[str, float], seed: i
         for index, record in enumerate(common):
             probabilities[number, index] = part[record]
         part.clear()
-    base = Setting(
-        request.alpha,
-        tuple(range(request.num_prompts)),
-        tuple(range(len(parts))),
-        request.variant,
-        request.ablation,
-    )
-    weights = np.array(list(thetas.values()))
-    return TokenScores(common, list(thetas), probabilities, weights, base, total)
+    return TokenScores(common, probabilities, thetas, request, total)
 
 
 def _read_model(
@@ -146,20 +122,20 @@ def chosen(scores: Floats, count: int) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def settings_of(scores: TokenScores) -> list[tuple[str, str, Setting]]:
-    """Return (factor, value, setting) of every setting that is compared with the base."""
+def settings_of(scores: TokenScores) -> list[tuple[str, str, RankingRequest]]:
+    """Return (factor, value, request) of every setting that is compared with the base."""
     base, stored = scores.base, scores.probabilities.shape[2]
-    others: dict[str, dict[str, Setting]] = {
-        "alpha": {f"{a:g}": replace(base, alpha=a) for a in ALPHAS},
-        "K": {str(k): replace(base, prompts=tuple(range(k))) for k in range(1, stored + 1)},
-        "only model": {n: replace(base, models=(i,)) for i, n in enumerate(scores.names)},
-        "variant": {name: replace(base, variant=name) for name in ("paper", "released-code")},
-        "ablation": {a: replace(base, ablation=a) for a in ("none", "sentence-r", "model-r")},
-    }
-    return [
-        ("base", "base", base),
-        *((f, v, s) for f, values in others.items() for v, s in values.items() if s != base),
+    models = sorted(base.scores)
+    variants: tuple[levels.Variant, ...] = ("paper", "released-code")
+    ablations: tuple[levels.Ablation, ...] = ("none", "sentence-r", "model-r")
+    others = [
+        *(("alpha", f"{a:g}", replace(base, alpha=a)) for a in ALPHAS),
+        *(("K", str(k), replace(base, num_prompts=k)) for k in range(1, stored + 1)),
+        *(("only model", model[0], replace(base, scores=(model,))) for model in models),
+        *(("variant", v, replace(base, variant=v)) for v in variants),
+        *(("ablation", a, replace(base, ablation=a)) for a in ablations),
     ]
+    return [("base", "base", base), *((f, v, s) for f, v, s in others if s != base)]
 
 
 def vary(scores: TokenScores, count: int) -> dict[str, Any]:
@@ -216,7 +192,7 @@ def stability(
     shuffles' means.
     """
     base = scores.base
-    asked = len(base.prompts)
+    asked = base.num_prompts
     if asked < 2:
         return None
     rng = np.random.default_rng(seed)

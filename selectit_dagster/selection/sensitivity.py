@@ -135,15 +135,15 @@ def engine_rows(request: RankingRequest, scores: TokenScores, count: int) -> lis
 
     Overlap and rank correlation are between these two alone, not with the ranking as it is.
     """
-    folders = dict(request.scores)
-    stored = [require_manifest(folders[n], made_by="the scores").fingerprint for n in scores.names]
+    models = sorted(request.scores)
+    stored = [require_manifest(folder, made_by="the scores").fingerprint for _, folder in models]
     weights = [{k: v for k, v in one.items() if k.startswith("model.")} for one in stored]
     rows = []
     for i, j in itertools.combinations(range(len(stored)), 2):
         engines = [_engine(stored[i]), _engine(stored[j])]
         if not weights[i] or weights[i] != weights[j] or engines[0] == engines[1]:
             continue
-        one, two = (scores.fused(replace(scores.base, models=(k,))) for k in (i, j))
+        one, two = (scores.fused(replace(request, scores=(models[k],))) for k in (i, j))
         rows.append(
             {
                 "factor": "engine",
@@ -169,7 +169,7 @@ def _count(request: SensitivityRequest, scores: TokenScores) -> int:
     curated = min(scores.total, SAMPLE)
     if rule == "count" and scores.sampled:
         rule, size = "share", min(1.0, request.size / scores.total)
-    reached = scores.reaching(size) if rule == "threshold" else None
+    reached = int((scores.fused(scores.base) >= size).sum()) if rule == "threshold" else None
     return selection_count(rule, size, curated=curated, candidates=usable, reaching=reached)
 
 
