@@ -2,8 +2,8 @@
 
 The sub-packages follow the data: ``data`` → ``rating`` → ``selection`` → ``tuning`` →
 ``evaluation`` → ``comparison``. They are plain engines: none of them imports Dagster or
-MLflow. ``platform`` assembles them into Dagster definitions, MLflow tracking and the
-``selectit`` command. The assets themselves live in the top-level ``assets`` package.
+MLflow. ``orchestration``, ``assets`` and ``definitions`` assemble them into Dagster's
+definitions and MLflow's tracking, which ``launch`` and ``cli`` start.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from selectit_dagster.api import Scored, rank, score, select
-    from selectit_dagster.orchestration.component import SelectItComponent
+    from selectit_dagster.launch.component import SelectItComponent
 
 __all__ = ["Scored", "SelectItComponent", "__version__", "rank", "score", "select"]
 __version__ = "0.1.0"
 _LAZY = {
-    "SelectItComponent": "selectit_dagster.orchestration.component",
+    "SelectItComponent": "selectit_dagster.launch.component",
     **dict.fromkeys(("Scored", "rank", "score", "select"), "selectit_dagster.api"),
 }
 

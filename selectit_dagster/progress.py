@@ -64,7 +64,7 @@ class Reporter:
     ) -> None:
         self.what = what
         self.unit = unit
-        self.emit = emit or _to_stderr
+        self.emit = emit or say
         self.metrics = metrics
         self.interval = interval
         self.stretch = stretch
@@ -100,7 +100,8 @@ class Reporter:
         return text + "".join(f", {name} {value:,.4g}" for name, value in figures.items())
 
 
-def _to_stderr(line: str) -> None:
+def say(line: str) -> None:
+    """Write a line for the person at the terminal."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 

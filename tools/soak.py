@@ -32,7 +32,7 @@ import psutil
 
 from selectit_dagster.artefacts.files import write_bytes, write_json
 from selectit_dagster.artefacts.manifest import read_manifest
-from selectit_dagster.orchestration.run import run_experiment
+from selectit_dagster.launch.run import run_experiment
 from tools.topology.compose import read_compose, read_dockerfile
 from tools.topology.graphql import GraphQL
 from tools.topology.processes import Topology, say

@@ -23,7 +23,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obje
 
 def open_experiment(experiment: Path | None, home: Path | None) -> Pipeline:
     """Return the pipeline of an experiment, the embedded default when None, in its home."""
-    from selectit_dagster.orchestration.run import open_pipeline
+    from selectit_dagster.launch.preflight import open_pipeline
 
     return open_pipeline(experiment or EXAMPLE, home)
 

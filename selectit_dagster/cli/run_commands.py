@@ -59,7 +59,7 @@ def run_command(
       selectit run my.yaml --upto ranking
     """  # noqa: D301 - \b is click's mark for lines that must stay as they are
     from selectit_dagster.cli.run_summary import summary
-    from selectit_dagster.orchestration.run import run_experiment
+    from selectit_dagster.launch.run import run_experiment
 
     outcome = run_experiment(experiment or EXAMPLE, home, upto=upto)
     if as_json:
@@ -138,7 +138,7 @@ def ui_command(experiments: tuple[Path, ...], home: Path | None, open_browser: b
       selectit ui experiments/
     """  # noqa: D301
     from selectit_dagster.definitions import experiment_files
-    from selectit_dagster.orchestration.web_pages import serve
+    from selectit_dagster.launch.web_pages import serve
 
     files = experiment_files(experiments or [EXAMPLE])
     pipelines = [open_experiment(file, home) for file in files]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from selectit_dagster.artefacts.accounting import account
 from selectit_dagster.artefacts.manifest import read_manifest
 from selectit_dagster.cli.tables import table_text
+from selectit_dagster.launch.run import RunOutcome
 from selectit_dagster.orchestration.pipeline import Pipeline
-from selectit_dagster.orchestration.run import RunOutcome
 from selectit_dagster.progress import duration
 from selectit_dagster.report.sections import results
 

@@ -13,8 +13,8 @@ from selectit_dagster.cli.select_command import select_experiment
 from selectit_dagster.data.ingest import IngestRequest, ingest
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import DatasetSection, load_experiment
+from selectit_dagster.launch.preflight import preflight
 from selectit_dagster.orchestration.pipeline import Pipeline
-from selectit_dagster.orchestration.run import preflight
 from selectit_dagster.progress import Silent
 
 ROWS = [{"instruction": f"Add {i} and 1.", "input": "", "output": str(i + 1)} for i in range(9)]

@@ -14,7 +14,7 @@ import pytest
 
 from selectit_dagster.artefacts.manifest import read_manifest
 from selectit_dagster.errors import UserError
-from selectit_dagster.orchestration.run import run_experiment
+from selectit_dagster.launch.run import run_experiment
 
 ROWS = (b'"journal-', b'"part-')
 _CODE = "from selectit_dagster.cli.main import main; main()"

@@ -17,7 +17,7 @@ import pytest
 from deployed import PASSWORDS, ROOT
 
 from selectit_dagster.artefacts.manifest import read_manifest
-from selectit_dagster.orchestration.run import run_experiment
+from selectit_dagster.launch.run import run_experiment
 from tools.topology import postgres
 from tools.topology.compose import read_compose
 from tools.topology.graphql import GraphQL

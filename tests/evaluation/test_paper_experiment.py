@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from selectit_dagster.orchestration.run import run_experiment
+from selectit_dagster.launch.run import run_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 _TASKS = {

@@ -20,7 +20,7 @@ import yaml
 from selectit_dagster.artefacts.files import sha256_file
 from selectit_dagster.artefacts.home import Home
 from selectit_dagster.experiment import load_experiment
-from selectit_dagster.orchestration.run import run_experiment
+from selectit_dagster.launch.run import run_experiment
 from selectit_dagster.orchestration.services import free_port
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from selectit_dagster.artefacts.manifest import read_manifest, verify
-from selectit_dagster.orchestration.run import open_pipeline
+from selectit_dagster.launch.preflight import open_pipeline
 from selectit_dagster.progress import Silent
 
 ROOT = Path(__file__).resolve().parents[2]

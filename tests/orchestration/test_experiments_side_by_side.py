@@ -12,8 +12,8 @@ from small_home import write_experiment
 from selectit_dagster.artefacts.files import folder_lock
 from selectit_dagster.definitions import build_defs, build_location, experiment_files
 from selectit_dagster.errors import UserError
+from selectit_dagster.launch.run import run_experiment
 from selectit_dagster.orchestration.instance import open_instance
-from selectit_dagster.orchestration.run import run_experiment
 
 
 def _named(folder: Path, name: str, **replaced: str) -> Path:

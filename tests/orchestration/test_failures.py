@@ -23,12 +23,12 @@ from small_home import make_pipeline, write_experiment
 
 from selectit_dagster.artefacts.manifest import write_manifest
 from selectit_dagster.errors import PassingError, TransientError, UserError
+from selectit_dagster.launch.run import StageFailedError, run_experiment
 from selectit_dagster.orchestration import run_cleanup, run_monitoring, stage_asset
 from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.instance import DAGSTER_YAML, open_instance
 from selectit_dagster.orchestration.prune import old_runs
 from selectit_dagster.orchestration.resources import make_tracker
-from selectit_dagster.orchestration.run import StageFailedError, run_experiment
 from selectit_dagster.orchestration.stages.stage import Stage
 
 

@@ -39,7 +39,7 @@ def pickles_in(folder: Path) -> list[str]:
 @pytest.mark.slow
 def test_a_home_holds_no_pickle(tmp_path):
     """Dagster's storage is looked at too: an IO manager would write pickles there."""
-    from selectit_dagster.orchestration.run import run_experiment
+    from selectit_dagster.launch.run import run_experiment
     from tools.torture.world import write_world
 
     path = write_world(tmp_path)

@@ -223,7 +223,7 @@ def test_half_a_line_in_the_notes_of_failures_is_passed_over(tmp_path):
 
 
 def test_a_second_run_on_a_home_is_refused_with_the_holders_name(tmp_path):
-    from selectit_dagster.orchestration.run import run_experiment
+    from selectit_dagster.launch.run import run_experiment
 
     path = write_world(tmp_path)
     pipeline = pipeline_of(path, tmp_path / "home")

@@ -199,7 +199,7 @@ def preload() -> None:
     import transformers.trainer
 
     import selectit_dagster.evaluation.evaluate
-    import selectit_dagster.orchestration.in_process
+    import selectit_dagster.launch.run
     import selectit_dagster.orchestration.instance
     import selectit_dagster.report.sections
     import selectit_dagster.tuning.resumable
@@ -371,7 +371,7 @@ class Campaign:
                 os.dup2(output, standard)
             trap = Trap(kill, note)
             trap.set()
-            from selectit_dagster.orchestration.run import run_experiment
+            from selectit_dagster.launch.run import run_experiment
 
             run_experiment(self.experiment, self.home, upto=PHASES[phase])
             (self.folder / "events.json").write_text(json.dumps(trap.counts), encoding="utf-8")

@@ -26,6 +26,7 @@ from dagster.components.component_scaffolding import scaffold_component
 from pydantic import BaseModel, Field
 
 from selectit_dagster.artefacts.files import write_text
+from selectit_dagster.definitions import build_defs
 
 EXPERIMENT_FILE = "experiment.yaml"
 _STARTER = """\
@@ -127,8 +128,6 @@ class SelectItComponent(dg.Component, dg.Model, dg.Resolvable):
         UserError
             When the experiment file is missing or wrong.
         """
-        from selectit_dagster.definitions import build_defs
-
         return build_defs(
             experiment_file=(context.path / Path(self.experiment).expanduser()).resolve(),
             home=(context.project_root / Path(self.home).expanduser()).resolve(),

@@ -6,7 +6,7 @@ import pytest
 from small_home import write_experiment
 
 from selectit_dagster.errors import UserError
-from selectit_dagster.orchestration.run import open_pipeline, preflight
+from selectit_dagster.launch.preflight import open_pipeline, preflight
 
 _LINE = "benchmarks: [{name: sums, task: exact-match, path: ./sums.jsonl}]"
 

@@ -21,6 +21,7 @@ from small_home import make_pipeline, write_experiment
 
 from selectit_dagster.artefacts.files import folder_lock
 from selectit_dagster.errors import UserError
+from selectit_dagster.launch.web_pages import serve
 from selectit_dagster.orchestration.resources import make_tracker
 from selectit_dagster.orchestration.services import (
     Service,
@@ -32,7 +33,6 @@ from selectit_dagster.orchestration.services import (
     stop_signals,
     wait_healthy,
 )
-from selectit_dagster.orchestration.web_pages import serve
 
 ROOT = Path(__file__).resolve().parents[2]
 _SERVER = "import http.server, sys; print('up', flush=True); " + (

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from selectit_dagster.artefacts.files import folder_lock, write_text
 from selectit_dagster.artefacts.home import Home
+from selectit_dagster.definitions import build_location
 from selectit_dagster.experiment import load_experiment
 from selectit_dagster.orchestration.asset_keys import LOCATION
 from selectit_dagster.orchestration.instance import open_instance
 from selectit_dagster.orchestration.pipeline import Pipeline
-from selectit_dagster.orchestration.run import say
 from selectit_dagster.orchestration.services import (
     LOOPBACK,
     Service,
@@ -29,6 +29,7 @@ from selectit_dagster.orchestration.services import (
     stop_signals,
     wait_healthy,
 )
+from selectit_dagster.progress import say
 
 # MLflow alone took 30 s on two idle cores; a busy machine takes several times that
 START_TIMEOUT = 300.0
@@ -62,8 +63,6 @@ def serve(experiments: Sequence[Path], home: Path, *, open_browser: bool = False
     UserError
         When an experiment is wrong, or the home is served already.
     """
-    from selectit_dagster.definitions import build_location
-
     root = Path(home).resolve()
     loaded = [load_experiment(file) for file in experiments]
     pipelines = [Pipeline(experiment, Home(root, experiment.name)) for experiment in loaded]
