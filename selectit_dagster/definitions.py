@@ -22,7 +22,7 @@ from selectit_dagster.orchestration import automation
 from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.prune import weekly_removal
-from selectit_dagster.orchestration.resources import PipelineResource, TrackingResource
+from selectit_dagster.orchestration.resources import Place
 from selectit_dagster.orchestration.run_cleanup import closing_sensors
 from selectit_dagster.orchestration.run_launcher import watched_executor
 from selectit_dagster.orchestration.version_change import version_job
@@ -81,8 +81,7 @@ def build_defs(
     experiment = load_experiment(path)
     pipeline = Pipeline(experiment, Home(home_root(home), experiment.name))
     access = Access.of(experiment, key_prefix)
-    place = PipelineResource(experiment_file=str(path), home=str(pipeline.home.root))
-    tracking = TrackingResource(mlflow_uri, mlflow_ui_url, dagster_url)
+    place = Place(str(path), str(pipeline.home.root), mlflow_uri, mlflow_ui_url, dagster_url)
     assets = automation.with_conditions(build_assets(pipeline, access), access)
     ours = frozenset(key for a in assets if isinstance(a, dg.AssetsDefinition) for key in a.keys)
     jobs = automation.jobs(pipeline, access)
@@ -93,9 +92,9 @@ def build_defs(
         sensors=[
             automation.source_sensor(pipeline, access, jobs["reselect"]),
             automation.automation_sensor(assets, access),
-            *closing_sensors(access, place, tracking, ours),
+            *closing_sensors(access, place, ours),
         ],
-        resources={access.pipeline: place, access.tracking: tracking},
+        resources={access.place: place},
     )
 
 

@@ -12,6 +12,7 @@ from selectit_dagster.experiment.section import key_part
 if TYPE_CHECKING:
     from selectit_dagster.experiment import Experiment
     from selectit_dagster.orchestration.pipeline import Pipeline
+    from selectit_dagster.orchestration.resources import Place
     from selectit_dagster.orchestration.stages.stage import Stage
     from selectit_dagster.orchestration.tracking import Tracker
 
@@ -93,19 +94,9 @@ class Access:
         return {EXPERIMENT_TAG: self.experiment}
 
     @property
-    def pipeline(self) -> str:
-        """Key of the pipeline's resource."""
-        return self.name("selectit_pipeline")
-
-    @property
-    def tracking(self) -> str:
-        """Key of the tracking resource."""
-        return self.name("selectit_tracking")
-
-    @property
-    def keys(self) -> set[str]:
-        """Keys of the resources that every asset needs."""
-        return {self.pipeline, self.tracking}
+    def place(self) -> str:
+        """Key of the resource that every asset needs."""
+        return self.name("selectit_place")
 
     def name(self, name: str) -> str:
         """Return the name of a group, job, sensor, schedule or resource."""
@@ -121,5 +112,5 @@ class Access:
 
     def open(self, context: Any) -> tuple[Pipeline, Tracker]:  # noqa: ANN401 - any Dagster context
         """Return the pipeline as the experiment file stands now, and its tracker."""
-        pipeline = getattr(context.resources, self.pipeline).pipeline()
-        return pipeline, getattr(context.resources, self.tracking).tracker(pipeline)
+        place: Place = getattr(context.resources, self.place)
+        return place.open()

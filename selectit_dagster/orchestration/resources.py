@@ -1,4 +1,4 @@
-"""Dagster resources: they hold settings and return plain objects of this project."""
+"""The Dagster resource of every asset: settings, from which it opens the pipeline and MLflow."""
 
 from __future__ import annotations
 
@@ -15,35 +15,25 @@ from selectit_dagster.orchestration.tracking import Tracker
 
 
 @dataclass(frozen=True)
-class PipelineResource:
-    """The experiment file and the home that all assets work in; no launchpad offers them."""
+class Place:
+    """The experiment file, the home, and where MLflow and the pages are; no launchpad offers them.
+
+    An empty ``mlflow_uri`` means the experiment's own, else ``$MLFLOW_TRACKING_URI``, else a
+    sqlite store in the home; an empty address of a page the home's own.
+    """
 
     experiment_file: str
     home: str
-
-    def pipeline(self) -> Pipeline:
-        """Return the pipeline of the experiment as the file stands now."""
-        experiment = load_experiment(Path(self.experiment_file))
-        return Pipeline(experiment, Home(home_root(self.home), experiment.name))
-
-
-@dataclass(frozen=True)
-class TrackingResource:
-    """MLflow: where it is written to, and where a browser finds it.
-
-    An empty ``uri`` means the experiment's own, else ``$MLFLOW_TRACKING_URI``, else a
-    sqlite store in the home.
-    """
-
-    uri: str = ""
-    ui_url: str = ""
+    mlflow_uri: str = ""
+    mlflow_ui_url: str = ""
     dagster_url: str = ""
 
-    def tracker(self, pipeline: Pipeline) -> Tracker:
-        """Return the tracker of one experiment."""
-        return make_tracker(
-            pipeline, uri=self.uri, ui_url=self.ui_url, dagster_url=self.dagster_url
-        )
+    def open(self) -> tuple[Pipeline, Tracker]:
+        """Return the pipeline as the experiment file stands now, and its tracker."""
+        experiment = load_experiment(Path(self.experiment_file))
+        pipeline = Pipeline(experiment, Home(home_root(self.home), experiment.name))
+        addresses = {"ui_url": self.mlflow_ui_url, "dagster_url": self.dagster_url}
+        return pipeline, make_tracker(pipeline, uri=self.mlflow_uri, **addresses)
 
 
 def make_tracker(

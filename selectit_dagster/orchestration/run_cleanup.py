@@ -17,7 +17,7 @@ import dagster as dg
 
 from selectit_dagster.errors import redacted
 from selectit_dagster.orchestration.asset_keys import EXPERIMENT_TAG, Access
-from selectit_dagster.orchestration.resources import PipelineResource, TrackingResource
+from selectit_dagster.orchestration.resources import Place
 from selectit_dagster.orchestration.run_monitoring import is_alive, lock_file
 
 if TYPE_CHECKING:
@@ -40,10 +40,7 @@ _ENDS = {"success": "SUCCESS", "failure": "FAILURE", "cancel": "CANCELED"}
 
 
 def closing_sensors(
-    access: Access,
-    pipeline: PipelineResource,
-    tracking: TrackingResource,
-    ours: frozenset[dg.AssetKey],
+    access: Access, place: Place, ours: frozenset[dg.AssetKey]
 ) -> list[dg.SensorDefinition]:
     """Return the sensors that end a run's MLflow runs; they are on from the start.
 
@@ -51,7 +48,7 @@ def closing_sensors(
     """
 
     def close(context: dg.RunStatusSensorContext) -> None:
-        tracker = tracking.tracker(pipeline.pipeline())
+        _, tracker = place.open()
         run = context.dagster_run
         closed = close_run(context.instance, run, tracker, ours, access.experiment)
         context.log.info("%d MLflow runs ended", closed)

@@ -16,7 +16,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # between "started" in the database and the lock lies the building of the execution plan
@@ -85,27 +85,33 @@ def end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def dropped_interrupt_again() -> Iterator[None]:
-    """Send an interrupt again at the end of a block in which one came and nobody saw it.
+def dropped_interrupts_again() -> Iterator[Callable[[], None]]:
+    """Yield what sends an interrupt again that came in this block and that nobody saw.
 
-    Dagster's handler raises wherever the program is, and Python drops what is raised inside a
-    finaliser or the callback of a weak reference, of which there are thousands when a model is let
-    go. The interpreter notes the signal all the same.
+    It is for every report of progress, and is called at the block's end. Dagster's handler raises
+    wherever the program is, and Python drops what is raised inside a finaliser or the callback of
+    a weak reference, of which there are thousands when a model is let go. The interpreter notes
+    the signal all the same.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals go to the main thread alone
+        yield lambda: None  # signals go to the main thread alone
         return
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)
-    former, came = signal.set_wakeup_fd(writer, warn_on_full_buffer=False), b""
-    try:
-        yield
+    former = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def again() -> None:
         with contextlib.suppress(BlockingIOError):
             came = os.read(reader, 1024)
+            for number in {signal.SIGINT, signal.SIGTERM} & set(came):
+                signal.raise_signal(number)
+            os.read(reader, 1024)  # a handler that only took note: once is enough
+
+    try:
+        yield again
+        again()
     finally:
         signal.set_wakeup_fd(former)
         os.close(reader)
         os.close(writer)
-    if signal.SIGINT in came:
-        signal.raise_signal(signal.SIGINT)

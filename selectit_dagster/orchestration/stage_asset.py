@@ -7,7 +7,7 @@ ones are retried by Dagster and resume from what the engine stored.
 import contextlib
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -26,7 +26,7 @@ from selectit_dagster.orchestration.run_links import (
     open_parent,
     save_comparison,
 )
-from selectit_dagster.orchestration.run_monitoring import dropped_interrupt_again, end_with_parent
+from selectit_dagster.orchestration.run_monitoring import dropped_interrupts_again, end_with_parent
 from selectit_dagster.orchestration.run_plan import planned_seconds
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.orchestration.tracking import (
@@ -152,7 +152,7 @@ class StageAsset:
             kinds={*self.kinds},
             owners=access.owners,
             code_version="1",
-            required_resource_keys=access.keys,
+            required_resource_keys={access.place},
             partitions_def=partitions,
             config_schema=dict(self.config) if self.config else None,
             check_specs=self._specs(partitions),
@@ -160,8 +160,7 @@ class StageAsset:
             **self.more,
         )
         def asset(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-            with dropped_interrupt_again():
-                return self.run(context, *access.open(context))
+            return self.run(context, *access.open(context))
 
         return asset
 
@@ -177,6 +176,16 @@ class StageAsset:
         dagster.RetryRequested
             For a transient one.
         """
+        with dropped_interrupts_again() as heed:
+            return self._run(context, pipeline, tracker, heed)
+
+    def _run(
+        self,
+        context: dg.AssetExecutionContext,
+        pipeline: Pipeline,
+        tracker: Tracker,
+        heed: Callable[[], None],
+    ) -> dg.MaterializeResult:
         partition = context.partition_key if context.has_partition_key else ""
         asked = Asked(pipeline, partition, context.op_execution_context.op_config or {})
         with _permanent():  # the launchpad's values may be wrong
@@ -188,7 +197,7 @@ class StageAsset:
         tags = attempt_tags(context, stage, tracker.dagster_url)
         with _permanent(), tracker.asset_run(parent, name, tags) as run:
             run.params(stage.settings)
-            made = Made(stage, _manifest(context, stage, run))
+            made = Made(stage, _manifest(context, stage, run, heed))
             stage.note(
                 asked_by=asked_by(context.run.tags),
                 dagster_run=context.run.run_id,
@@ -287,14 +296,21 @@ def _permanent() -> Iterator[None]:
         ) from error
 
 
-def _manifest(context: dg.AssetExecutionContext, stage: Stage, run: TrackedRun) -> Manifest:
+def _manifest(
+    context: dg.AssetExecutionContext, stage: Stage, run: TrackedRun, heed: Callable[[], None]
+) -> Manifest:
     """Make the artefact; what is transient is tried again."""
 
     def progressed(figures: Mapping[str, float], step: int) -> None:
         run.metrics({f"progress/{name}": value for name, value in figures.items()}, step)
 
     reporter = Reporter(
-        stage.title, stage.unit, emit=context.log.info, stretch=_STRETCH, metrics=progressed
+        stage.title,
+        stage.unit,
+        emit=context.log.info,
+        metrics=progressed,
+        heed=heed,
+        stretch=_STRETCH,
     )
     end_with_parent()
     try:

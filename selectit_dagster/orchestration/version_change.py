@@ -86,7 +86,7 @@ def version_job(pipeline: Pipeline, access: Access) -> dg.JobDefinition:
     }
 
     @dg.op(
-        name=access.name("use_version"), config_schema=schema, required_resource_keys=access.keys
+        name=access.name("use_version"), config_schema=schema, required_resource_keys={access.place}
     )
     def use_version(context: dg.OpExecutionContext) -> None:
         pipeline, _ = access.open(context)

@@ -7,6 +7,8 @@ training figures and benchmark answers are made up.
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -171,3 +173,10 @@ def _answers(folder: Path, share: float, seed: int) -> None:
         counts={"questions": 80},
         details={"scores": {"sums": score}},
     )
+
+
+class Interrupting:
+    """Interrupts the program while Python takes the object away, where nothing can be raised."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)

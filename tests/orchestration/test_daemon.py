@@ -20,7 +20,6 @@ from typing import Any
 import dagster as dg
 import psutil
 import pytest
-from test_ui import ROOT
 
 from selectit_dagster.artefacts.home import Home
 from selectit_dagster.artefacts.manifest import read_manifest
@@ -32,6 +31,7 @@ from selectit_dagster.orchestration.run_cleanup import REMEDY_TAG
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).resolve().parents[2]
 WORLD = ROOT / "selectit_dagster" / "miniature"
 ROUNDS = int(os.environ.get("SELECTIT_DAEMON_ROUNDS", "1"))
 _TICKS = 100.0  # seconds: three ticks of every sensor, with time to start a run

@@ -8,6 +8,7 @@ import http.server
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import dagster as dg
 import psutil
 import pytest
 from pydantic import Field
-from small_home import make_pipeline, write_experiment
+from small_home import Interrupting, make_pipeline, write_experiment
 
 from selectit_dagster.artefacts.manifest import write_manifest
 from selectit_dagster.errors import PassingError, TransientError, UserError
@@ -40,17 +41,17 @@ class World:
         self.tracker = make_tracker(self.line)
         self.instance, self.folder, self.attempts = instance, folder / "stage", 0
 
-    def materialise(self, *errors: Exception) -> dg.ExecuteInProcessResult:
+    def materialise(self, *errors: Exception, run=None) -> dg.ExecuteInProcessResult:
         """Run the stage; each attempt raises the next of ``errors``, then it succeeds."""
         left = list(errors)
 
-        def run(progress):
+        def make(progress):
             self.attempts += 1
             if left:
                 raise left.pop(0)
             return write_manifest(self.folder, kind="x", fingerprint={}, files=[], counts={"n": 1})
 
-        stage = Stage("stage", self.folder, dict, run, "records")
+        stage = Stage("stage", self.folder, dict, run or make, "records")
 
         class Told(stage_asset.StageAsset):
             def stage(self, asked):
@@ -100,6 +101,23 @@ def test_what_is_transient_is_tried_again(world):
     assert world.attempts == 3
     states = world.mlflow(result.run_id)
     assert [states[f"asset{n}"] for n in (1, 2, 3)] == ["FAILED", "FAILED", "FINISHED"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_python_dropped_ends_the_stage_at_its_next_report(world):
+    went_on = []
+
+    def run(progress):
+        Interrupting()
+        progress.update(1, 2)
+        went_on.append("after its report")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert not world.materialise(run=run).success
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert went_on == []
 
 
 def test_a_source_that_changed_while_it_was_read_is_read_again(world):

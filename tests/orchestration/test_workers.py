@@ -14,6 +14,7 @@ import pytest
 from dagster._core.executor.in_process import InProcessExecutor
 from dagster._core.launcher.base import WorkerStatus
 from dagster._core.storage.tags import GRPC_INFO_TAG
+from small_home import Interrupting
 
 from selectit_dagster.artefacts.files import folder_lock
 from selectit_dagster.errors import UserError
@@ -22,6 +23,7 @@ from selectit_dagster.orchestration.asset_keys import experiments_of
 from selectit_dagster.orchestration.run_coordinator import check_values
 from selectit_dagster.orchestration.run_launcher import WatchedExecutor, WatchedRunLauncher
 from selectit_dagster.orchestration.services import free_port
+from selectit_dagster.progress import Reporter
 
 RUN = "0b0e6c3e-run"
 _WORKER = (
@@ -111,27 +113,45 @@ def test_the_process_of_a_run_is_known_while_it_lasts_and_forgotten_after(tmp_pa
     assert not list(tmp_path.rglob("*.lock"))
 
 
-class _Interrupted:
-    """Interrupts the program while Python takes the object away, where nothing can be raised."""
-
-    def __del__(self) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises: in a shell's background job it is ignored."""
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interrupt_that_python_drops_comes_again_when_the_stage_ends():
-    before = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+def test_an_interrupt_that_python_drops_comes_again_at_the_next_report_or_at_the_end(interruptible):
     seen = []
+    with pytest.raises(KeyboardInterrupt), run_monitoring.dropped_interrupts_again() as heed:
+        reporter = Reporter("stage", heed=heed)
+        reporter.update(1, 3)
+        Interrupting()
+        seen.append("the stage went on")
+        reporter.update(2, 3)
+        seen.append("and on")
+    with pytest.raises(KeyboardInterrupt), run_monitoring.dropped_interrupts_again():
+        Interrupting()
+        seen.append("no report came")
+    with run_monitoring.dropped_interrupts_again() as heed:
+        heed()
+        seen.append("nothing came")
+    assert seen == ["the stage went on", "no report came", "nothing came"]
+
+
+def test_an_interrupt_that_somebody_takes_note_of_is_not_sent_for_ever():
+    noted = []
+    before = signal.signal(signal.SIGINT, lambda *_: noted.append("once"))
     try:
-        with pytest.raises(KeyboardInterrupt), run_monitoring.dropped_interrupt_again():
-            _Interrupted()
-            seen.append("the stage went on")
-        with run_monitoring.dropped_interrupt_again():
-            seen.append("nothing came")
+        with run_monitoring.dropped_interrupts_again() as heed:
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(5):
+                heed()
     finally:
         signal.signal(signal.SIGINT, before)
-    assert seen == ["the stage went on", "nothing came"]
+    assert len(noted) == 2
 
 
 def test_the_launcher_tells_monitoring_about_a_dead_run(tmp_path, start):
