@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-BELOW_EVERYTHING = {"errors", "progress", "display", "registry"}
+BELOW_EVERYTHING = {"errors", "progress", "display", "registry", "local_servers"}
 
 
 def drawn() -> set[tuple[str, str]]:

@@ -16,19 +16,19 @@ from selectit_dagster.artefacts.files import folder_lock, write_text
 from selectit_dagster.artefacts.home import Home
 from selectit_dagster.definitions import build_location
 from selectit_dagster.experiment import load_experiment
-from selectit_dagster.orchestration.asset_keys import LOCATION
-from selectit_dagster.orchestration.instance import open_instance
-from selectit_dagster.orchestration.pipeline import Pipeline
-from selectit_dagster.orchestration.services import (
+from selectit_dagster.local_servers import (
     LOOPBACK,
     Service,
     ServiceFailedError,
     free_port,
-    ports,
     running,
     stop_signals,
     wait_healthy,
 )
+from selectit_dagster.orchestration.asset_keys import LOCATION
+from selectit_dagster.orchestration.instance import open_instance
+from selectit_dagster.orchestration.pipeline import Pipeline
+from selectit_dagster.orchestration.resources import ports
 from selectit_dagster.progress import say
 
 # MLflow alone took 30 s on two idle cores; a busy machine takes several times that
@@ -78,7 +78,7 @@ def serve(experiments: Sequence[Path], home: Path, *, open_browser: bool = False
             say(f"starting {service.name} (log: {service.log})")
         try:
             with running(services) as check:
-                if all(wait_healthy(s, check, stopping, START_TIMEOUT) for s in services):
+                if all(wait_healthy(s, check, START_TIMEOUT, stopping) for s in services):
                     _announce(dagster.address.rsplit("/", 1)[0], pages, pipelines, open_browser)
                 while not stopping.wait(1.0):
                     check()

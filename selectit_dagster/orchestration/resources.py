@@ -1,17 +1,26 @@
-"""The Dagster resource of every asset: settings, from which it opens the pipeline and MLflow."""
+"""The Dagster resource of every asset: from settings to the pipeline, MLflow, and page addresses.
+
+Links are written into Dagster and MLflow while a run goes on, often before anybody serves the
+pages. So a home chooses its ports once, when it is first asked, and ``selectit ui`` takes the
+same ones as long as they are free.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from selectit_dagster.artefacts.files import read_json, write_json
 from selectit_dagster.artefacts.home import Home, home_root
-from selectit_dagster.errors import redacted
+from selectit_dagster.errors import UserError, redacted
 from selectit_dagster.experiment import load_experiment
+from selectit_dagster.local_servers import LOOPBACK, free_port
 from selectit_dagster.orchestration.pipeline import Pipeline
-from selectit_dagster.orchestration.services import dagster_address, mlflow_address
 from selectit_dagster.orchestration.tracking import Tracker
+
+_PREFERRED = {"dagster": 3000, "mlflow": 5000}
 
 
 @dataclass(frozen=True)
@@ -41,14 +50,15 @@ def make_tracker(
 ) -> Tracker:
     """Return the tracker that an experiment asks for."""
     section = pipeline.experiment.tracking
-    folder = pipeline.home.mlflow
+    folder, root = pipeline.home.mlflow, pipeline.home.root
     default = f"sqlite:///{folder / 'mlflow.db'}"
     uri = uri or section.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
     own_page = (
         redacted(uri).replace("***@", "")
         if uri.startswith("http")
-        else mlflow_address(pipeline.home.root)
+        else f"http://{LOOPBACK}:{ports(root).mlflow}"
     )
+    dagster = os.environ.get("SELECTIT_DAGSTER_UI") or f"http://{LOOPBACK}:{ports(root).dagster}"
     return Tracker(
         uri=uri,
         experiment=section.experiment or pipeline.experiment.name,
@@ -56,7 +66,30 @@ def make_tracker(
         ui_url=(
             ui_url or section.ui_url or os.environ.get("SELECTIT_MLFLOW_UI") or own_page
         ).rstrip("/"),
-        dagster_url=dagster_url or dagster_address(pipeline.home.root),
+        dagster_url=dagster_url or dagster.rstrip("/"),
         enabled=section.enabled,
         required=section.required,
     )
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The ports of a home's pages."""
+
+    dagster: int
+    mlflow: int
+
+
+def ports(root: Path) -> Ports:
+    """Return a home's ports; they are chosen, free ones, and kept, at the first call."""
+    file = root / "ports.json"
+    with contextlib.suppress(UserError, ValueError, TypeError, KeyError):
+        known = read_json(file)
+        # in a copy others are chosen: both homes may be served at once
+        if known.get("home", str(root)) == str(root):
+            return Ports(int(known["dagster"]), int(known["mlflow"]))
+    chosen = Ports(**{name: free_port(port) for name, port in _PREFERRED.items()})
+    with contextlib.suppress(OSError):
+        root.mkdir(parents=True, exist_ok=True)
+        write_json(file, {**asdict(chosen), "home": str(root)})
+    return chosen

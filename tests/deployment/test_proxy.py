@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import sys
-import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 from deployed import ROOT
 
-from selectit_dagster.orchestration.services import Service, free_port, running, wait_healthy
+from selectit_dagster.local_servers import Service, free_port, running, wait_healthy
 
 pytestmark = pytest.mark.deployment
 HOST = "mlops.example.org:8443"
@@ -68,7 +67,7 @@ def proxy(tmp_path_factory):
     ]
     with running(services) as check:
         for service in services:
-            assert wait_healthy(service, check, threading.Event(), 120)
+            assert wait_healthy(service, check, 120)
         yield f"http://127.0.0.1:{front}"
 
 

@@ -21,7 +21,7 @@ from selectit_dagster.artefacts.files import sha256_file
 from selectit_dagster.artefacts.home import Home
 from selectit_dagster.experiment import load_experiment
 from selectit_dagster.launch.run import run_experiment
-from selectit_dagster.orchestration.services import free_port
+from selectit_dagster.local_servers import free_port
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selectit_dagster.errors import UserError
-from selectit_dagster.orchestration.services import free_port
+from selectit_dagster.local_servers import free_port
 from selectit_dagster.orchestration.tracking import (
     ARM_ROWS,
     Tracker,

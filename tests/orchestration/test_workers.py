@@ -18,11 +18,11 @@ from small_home import Interrupting
 
 from selectit_dagster.artefacts.files import folder_lock
 from selectit_dagster.errors import UserError
+from selectit_dagster.local_servers import free_port
 from selectit_dagster.orchestration import run_monitoring
 from selectit_dagster.orchestration.asset_keys import experiments_of
 from selectit_dagster.orchestration.run_coordinator import check_values
 from selectit_dagster.orchestration.run_launcher import WatchedExecutor, WatchedRunLauncher
-from selectit_dagster.orchestration.services import free_port
 from selectit_dagster.progress import Reporter
 
 RUN = "0b0e6c3e-run"

@@ -22,8 +22,8 @@ from typing import Any
 
 import pytest
 
+from selectit_dagster.local_servers import free_port
 from selectit_dagster.orchestration.resources import make_tracker
-from selectit_dagster.orchestration.services import free_port
 from tools.torture.world import leftovers, pipeline_of, result, write_world
 
 pytestmark = pytest.mark.slow

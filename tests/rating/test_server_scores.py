@@ -408,9 +408,9 @@ def test_a_launched_server_hears_that_it_is_to_end_whatever_its_stage_ignores() 
         "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}); "
         "subprocess.Popen([sys.executable, *sys.argv[1:]], stdin=subprocess.PIPE).wait()"
     )
-    guard = ROOT / "selectit_dagster" / "inference" / "backends" / "server_guard.py"
+    guard = ROOT / "selectit_dagster" / "server_guard.py"
     answer = subprocess.run(
-        [sys.executable, "-c", stage, str(guard), sys.executable, "-c", server],
+        [sys.executable, "-c", stage, str(guard), "20", sys.executable, "-c", server],
         capture_output=True,
         text=True,
         check=True,

@@ -28,7 +28,7 @@ from typing import Any
 
 import psutil
 
-from selectit_dagster.orchestration.services import LOOPBACK, free_port, tail
+from selectit_dagster.local_servers import LOOPBACK, free_port, tail
 
 from . import postgres
 from .compose import ComposeFile, ServiceSpec, Stage
