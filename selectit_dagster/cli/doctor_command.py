@@ -47,7 +47,8 @@ def doctor_command(pipeline: Pipeline, as_json: bool, with_plan: bool) -> None:
     if parsed.tuning is not None:
         _show("Tuning", tuning, as_json)
     if with_plan:
-        from selectit_dagster.orchestration.run_plan import plan, plan_table
+        from selectit_dagster.orchestration.plans import plan_table
+        from selectit_dagster.orchestration.run_plan import plan
 
         click.echo(table_text(plan_table(plan(pipeline)), "Plan"), err=as_json)
     if as_json:

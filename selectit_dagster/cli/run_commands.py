@@ -94,18 +94,18 @@ def plan_command(pipeline: Pipeline, kept: bool, as_json: bool) -> None:
       selectit plan experiment.yaml
       selectit plan experiment.yaml --kept
     """  # noqa: D301
-    from selectit_dagster.orchestration import run_plan
+    from selectit_dagster.orchestration import plans, run_plan
 
-    made = run_plan.kept_plan(pipeline.home) if kept else run_plan.plan(pipeline)
+    made = plans.kept_plan(pipeline.home) if kept else run_plan.plan(pipeline)
     if made is None:
         raise UserError("no plan was made yet", hint="run `selectit plan` without --kept")
     if not kept:
-        run_plan.keep_plan(made, pipeline.home)
-    actual = run_plan.actual_seconds(pipeline) if kept else None
+        plans.keep_plan(made, pipeline.home)
+    actual = plans.actual_seconds(pipeline) if kept else None
     if as_json:
         click.echo(json.dumps({**asdict(made), "seconds": made.seconds, "actual": actual}))
         return
-    show_table(run_plan.plan_table(made, actual))
+    show_table(plans.plan_table(made, actual))
 
 
 @click.command("report")

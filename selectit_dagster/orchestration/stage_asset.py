@@ -20,6 +20,7 @@ from selectit_dagster.orchestration.asset_checks import Inspection, Made
 from selectit_dagster.orchestration.asset_keys import MODEL_POOL, Access
 from selectit_dagster.orchestration.asset_metadata import Metadata, base_metadata, picture
 from selectit_dagster.orchestration.pipeline import Pipeline
+from selectit_dagster.orchestration.plans import planned_seconds
 from selectit_dagster.orchestration.run_links import (
     asked_by,
     attempt_tags,
@@ -27,7 +28,6 @@ from selectit_dagster.orchestration.run_links import (
     save_comparison,
 )
 from selectit_dagster.orchestration.run_monitoring import dropped_interrupts_again, end_with_parent
-from selectit_dagster.orchestration.run_plan import planned_seconds
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.orchestration.tracking import (
     TrackedRun,

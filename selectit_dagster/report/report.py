@@ -28,7 +28,6 @@ from selectit_dagster.report.page import page_template
 HTML = "report.html"
 # what the report says and how; a change makes stored reports out of date
 _FORMAT = 2
-Cell = str | int | float | None
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class ReportRequest:
     home: Home
     stages: tuple[tuple[str, Path], ...]
     production_arm: str = "selectit"
-    planned: tuple[dict[str, Cell], ...] = ()
+    planned: tuple[dict[str, str], ...] = ()
 
     @cached_property
     def made(self) -> dict[Path, Manifest]:

@@ -7,15 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from small_home import fill, make_pipeline
 
 from selectit_dagster.artefacts.home import Home
 from selectit_dagster.cli.main import cli
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import check_experiment
 from selectit_dagster.inference.model_loading import load_tokenizer
-from selectit_dagster.orchestration import run_costs, run_plan
+from selectit_dagster.orchestration import plans, run_costs, run_plan
 from selectit_dagster.orchestration.pipeline import Pipeline
-from selectit_dagster.orchestration.run_plan import Plan, PlanRow
+from selectit_dagster.orchestration.plans import Plan, PlanRow
 from selectit_dagster.progress import Silent
 
 RECORDS = 300
@@ -79,15 +80,26 @@ def test_what_a_run_took_stands_beside_its_plan(tmp_path, source, tiny_model_fol
     rows = [PlanRow("uncertainty_scores/tiny", 300, 0, 600, 9000.0, 8000.0, 10000.0, 36.0)]
     made = Plan(rows, 7.2, "€")
     pipeline.home.folder.mkdir(parents=True)
-    run_plan.keep_plan(made, pipeline.home)
-    assert run_plan.kept_plan(pipeline.home) == made
-    assert run_plan.kept_plan(Home(tmp_path, "other")) is None
-    assert run_plan.planned_seconds(pipeline.scores("tiny")) == 36
-    assert run_plan.planned_seconds(pipeline.ranking()) is None
-    table = run_plan.plan_table(made, {"uncertainty_scores/tiny": 42.0})
-    assert list(table[0])[-3:] == ["seconds", "€", "took"]
-    assert list(table[0].values())[-3:] == ["36", "0.07", "42"]
-    assert list(table[-1].values()) == ["all", "36", "0.07", "42"]
+    plans.keep_plan(made, pipeline.home)
+    assert plans.kept_plan(pipeline.home) == made
+    assert plans.kept_plan(Home(tmp_path, "other")) is None
+    assert plans.planned_seconds(pipeline.scores("tiny")) == 36
+    assert plans.planned_seconds(pipeline.ranking()) is None
+    table = plans.plan_table(made, {"uncertainty_scores/tiny": 42.0})
+    assert list(table[0])[-4:] == ["planned", "planned €", "took", "took €"]
+    assert list(table[0].values())[-4:] == ["36 s", "0.07", "42 s", "0.08"]
+    assert list(table[-1]) == list(table[0])
+    assert [cell for cell in table[-1].values() if cell] == ["all", "36 s", "0.07", "42 s", "0.08"]
+    assert plans.actual_seconds(pipeline) == dict.fromkeys(plans.actual_seconds(pipeline), 0.0)
+
+
+def test_the_report_shows_the_plan_that_was_kept_beside_what_was_taken(tmp_path):
+    pipeline = fill(make_pipeline(tmp_path, tuning=False))
+    rows = [PlanRow("uncertainty_scores/little", 300, 0, 600, seconds=7260.0)]
+    plans.keep_plan(Plan(rows, None, "€"), pipeline.home)
+    pipeline.report().run(Silent())
+    page = (pipeline.home.report / "report.html").read_text(encoding="utf-8")
+    assert "2 h 1 min" in page and "what it took" in page
 
 
 def test_the_command_prints_the_plan_and_keeps_it(source, tiny_model_folder, tmp_path):

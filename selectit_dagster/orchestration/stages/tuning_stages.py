@@ -1,8 +1,7 @@
-"""Stages after the choice: checkpoints, their evaluations, the comparison and the report."""
+"""Stages after the choice: checkpoints, their evaluations and the comparison."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from selectit_dagster.experiment import TuningSection
@@ -129,60 +128,3 @@ class TuningStages(StageFactory):
             if spoken != title(arm.name, size if rule == "share" else None):
                 found[arm.name] = spoken
         return found
-
-    def report(self) -> Stage:
-        """Build the stage that writes the report."""
-        from selectit_dagster.report import report as engine
-
-        def request() -> engine.ReportRequest:
-            return engine.ReportRequest(
-                self.experiment,
-                self.home,
-                stages=tuple(self.folders()),
-                production_arm=self.production_arm,
-                planned=tuple(self._planned()),
-            )
-
-        return self._stage(
-            "report",
-            self.home.report,
-            engine.write_report,
-            engine.report_fingerprint,
-            request,
-            unit="sections",
-            inputs=[folder for _, folder in self.folders()],
-        )
-
-    def folders(self) -> list[tuple[str, Path]]:
-        """Return the title and the folder of every stage but the report, in order."""
-        home, units = self.home, self.units.values()
-        found = [("raw_dataset", home.raw), ("curated_dataset", home.curated)]
-        models = (model.name for model in self.experiment.scoring_models)
-        found += [(f"uncertainty_scores/{name}", home.scores(name)) for name in models]
-        found += [("ranking", home.ranking), ("sensitivity", home.sensitivity)]
-        found += [(f"{self.selected_asset} [{arm}]", home.selected(arm)) for arm in self.arms]
-        if self.experiment.tuning is not None:
-            found += [(f"lora_checkpoints [{u.key}]", self._checkpoint_folder(u)) for u in units]
-            found.append(("untuned_evaluation", self._evaluation_folder(None)))
-            found += [
-                (f"benchmark_evaluations [{u.key}]", self._evaluation_folder(u)) for u in units
-            ]
-            found.append(("arm_comparison", home.comparison))
-        return found
-
-    def _planned(self) -> Iterator[dict[str, str | int | float | None]]:
-        """Yield what was planned before the run beside what its stages took."""
-        from selectit_dagster.orchestration.run_plan import actual_seconds, kept_plan
-        from selectit_dagster.progress import duration
-
-        if (made := kept_plan(self.home)) is None:
-            return
-        took = actual_seconds(self)  # type: ignore[arg-type]
-        for row in made.rows:
-            real = took.get(row.stage, 0.0)
-            line: dict[str, str | int | float | None] = {"stage": row.stage}
-            for when, seconds in (("planned", row.seconds), ("took", real)):
-                line[when] = duration(seconds)
-                if made.per_hour:
-                    line[f"{when} {made.currency}"] = f"{made.money(seconds):,.2f}"
-            yield line
