@@ -516,8 +516,9 @@ def main() -> None:
         results.append(in_child("--child", json.dumps(value)))
         print(table(results[-1:], []), flush=True)
     memory = [in_child("--child", str(count)) for count in arguments.memory]
-    beyond = [in_child("--child", json.dumps(way)) for way in BEYOND]
-    text = table(results, memory) + beyond_table(beyond)
+    ways = BEYOND if arguments.cases is None else ()
+    beyond = [in_child("--child", json.dumps(way)) for way in ways]
+    text = table(results, memory) + (beyond_table(beyond) if beyond else "")
     print(text)
     versions = library_versions("torch", "transformers", "tokenizers", "numpy")
     machine = {

@@ -1,11 +1,13 @@
 """Environments for the packages that the benchmarks compare with and the project does not need.
 
-Each lies under ``build/`` and borrows everything that it does not bring from the environment
-that runs the benchmark, so that both sides use the same torch and transformers.
+Each lies under ``build/`` (``$BENCHMARK_PEERS`` names another folder) and borrows everything
+that it does not bring from the environment that runs the benchmark, so that both sides use the
+same torch and transformers.
 """
 
 from __future__ import annotations
 
+import os
 import site
 import subprocess
 import sys
@@ -23,7 +25,7 @@ def peer_python(name: str, packages: Sequence[str]) -> Path:
     subprocess.CalledProcessError
         When the packages cannot be installed.
     """
-    folder = ROOT / "build" / f"{name}-env"
+    folder = Path(os.environ.get("BENCHMARK_PEERS", ROOT / "build")) / f"{name}-env"
     python = folder / "bin" / "python"
     note = folder / "packages"
     wanted = "\n".join(packages)

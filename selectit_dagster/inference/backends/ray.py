@@ -176,5 +176,5 @@ def facts_unloaded(reference: ScoringModel) -> BackendFacts:
         dtype=reference.dtype,
         device=device,
         revision=commit_of(reference),
-        batch_tokens=usual_batch_tokens(config, device),
+        batch_tokens=usual_batch_tokens(config, device, reference.dtype),
     )

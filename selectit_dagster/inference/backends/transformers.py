@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
     from selectit_dagster.inference.model_loading import LoadedModel
 
-# on a CPU a batch's activations should stay in the cache: 512 positions of a width of 768;
-# a narrower model takes more, so that its many small steps cost less to start
+# on a CPU a batch's activations should stay in the cache: 512 positions of a width of 768 in
+# float32; a narrower model takes more, so that its many small steps cost less to start
 _CPU_BATCH_TOKENS = (512, 2048)
-_CPU_BATCH_VALUES = 512 * 768
+_CPU_BATCH_BYTES = 512 * 768 * 4
 _GPU_BATCH_TOKENS = 16_384
 _MAX_WORKERS = 8
 
@@ -75,7 +75,7 @@ class TransformersBackend:
             device=self.device,
             revision=loaded.revision,
             workers=self.workers,
-            batch_tokens=usual_batch_tokens(loaded.model.config, self.device),
+            batch_tokens=usual_batch_tokens(loaded.model.config, self.device, loaded.dtype),
             weights_bytes=sum(w.numel() * w.element_size() for w in loaded.model.parameters()),
             linear_layers=self.runner.linear_layers,
         )
@@ -146,10 +146,11 @@ class TransformersBackend:
                     torch.set_num_threads(self.threads)
 
 
-def usual_batch_tokens(config: Any, device: str) -> int:  # noqa: ANN401 - one class per model
+def usual_batch_tokens(config: Any, device: str, dtype: str) -> int:  # noqa: ANN401 - any model's
     """Return the token positions of a batch that suit a device and a model's width unmeasured."""
     if device != "cpu":
         return _GPU_BATCH_TOKENS
     fewest, most = _CPU_BATCH_TOKENS
-    width = getattr(config.get_text_config(), "hidden_size", None) or _CPU_BATCH_VALUES
-    return int(np.clip(_CPU_BATCH_VALUES // width, fewest, most))
+    each = 4 if dtype == "float32" else 2
+    width = getattr(config.get_text_config(), "hidden_size", None) or 768
+    return int(np.clip(_CPU_BATCH_BYTES // (each * width), fewest, most))
