@@ -2,64 +2,45 @@
 
 from __future__ import annotations
 
-from selectit_dagster.artefacts.accounting import account
-from selectit_dagster.artefacts.manifest import read_manifest
 from selectit_dagster.cli.tables import table_text
+from selectit_dagster.comparison.arm_tables import P_VALUES, result_rows
 from selectit_dagster.launch.run import RunOutcome
-from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.progress import duration
-from selectit_dagster.report.sections import results
+from selectit_dagster.report.report import ReportRequest
+from selectit_dagster.report.sections import balance, warnings
 
 
-def _records(pipeline: Pipeline) -> list[str]:
-    home = pipeline.home
-    raw, curated, ranking = (
-        read_manifest(folder) for folder in (home.raw, home.curated, home.ranking)
-    )
-    numbers: dict[str, int] = {}
-    if raw is not None:
-        numbers |= {"read": raw.counts["read"], "rejected by the reader": raw.counts["rejected"]}
-    if raw is not None and curated is not None:
-        # holds every equation, or says which one does not
-        found = account(raw.counts, curated.counts, ranking.counts if ranking else None)
-        numbers |= {
-            "duplicate": found["duplicate"],
-            "contaminated": found["contaminated"],
-            "rejected by curation": found["rejected"] - raw.counts["rejected"],
-            "kept": found["kept"],
-        }
-    if ranking is not None:
-        for name in ("ranked", "too_long", "failed"):
-            numbers[name.replace("_", " ")] = ranking.counts.get(name, 0)
-    for arm in pipeline.arms:
-        if (chosen := read_manifest(home.selected(arm))) is not None:
-            numbers[f"selected by {arm}"] = chosen.counts["selected"]
-    if not numbers:
+def _records(request: ReportRequest) -> list[str]:
+    home, made = request.home, request.made
+    if (raw := made.get(home.raw)) is None:
         return []
-    details = raw.details if raw is not None else {}
-    title = f"Records (layout {details['layout']})" if details.get("layout") else "Records"
-    cells = [{"records": name, "number": number} for name, number in numbers.items()]
-    notes = [f"  note: {note}" for note in details.get("notes") or []]
-    return [table_text(cells, title, heads=False), *notes]
-
-
-def _arms(pipeline: Pipeline) -> list[str]:
-    comparison = read_manifest(pipeline.home.comparison)
-    if comparison is None:
-        return []
-    columns, rows = results(comparison.details)
-    cells = [dict(zip(columns, row, strict=True)) for row in rows]
-    sentences = comparison.details.get("sentences") or []
-    return ["", table_text(cells, "Arms"), "", *(f"  {sentence}" for sentence in sentences)]
-
-
-def _warnings(pipeline: Pipeline) -> list[str]:
-    lines = [
-        f"  {model.name}: {warning}"
-        for model in pipeline.experiment.scoring_models
-        if (scores := read_manifest(pipeline.home.scores(model.name))) is not None
-        for warning in scores.details.get("warnings") or []
+    found = balance(raw, made.get(home.curated), made.get(home.ranking))
+    rows = [{"records": name, "number": number} for name, number, _ in found["steps"]]
+    rows += [
+        {"records": f"selected by {arm}", "number": chosen.counts["selected"]}
+        for arm, chosen in request.below("selected").items()
     ]
+    layout = raw.details.get("layout")
+    notes = [f"  note: {note}" for note in raw.details.get("notes") or []]
+    return [
+        table_text(rows, f"Records (layout {layout})" if layout else "Records", heads=False),
+        *notes,
+    ]
+
+
+def _arms(request: ReportRequest) -> list[str]:
+    if (comparison := request.made.get(request.home.comparison)) is None:
+        return []
+    rows = [
+        {name: cell for name, cell in row.items() if name not in P_VALUES}
+        for row in result_rows(comparison.details)
+    ]
+    sentences = comparison.details.get("sentences") or []
+    return ["", table_text(rows, "Arms"), "", *(f"  {sentence}" for sentence in sentences)]
+
+
+def _warnings(request: ReportRequest) -> list[str]:
+    lines = [f"  {warning}" for warning in warnings(request)]
     return ["", "Warnings", *lines] if lines else []
 
 
@@ -81,10 +62,9 @@ def _tracking(outcome: RunOutcome) -> str:
 
 def summary(outcome: RunOutcome, ui_command: str) -> str:
     """Return the summary of a run as text for the terminal."""
-    pipeline = outcome.pipeline
-    home = pipeline.home
-    made = len(outcome.materialised)
-    lines = _records(pipeline) + _arms(pipeline) + _warnings(pipeline)
+    request = outcome.pipeline.report_request()
+    home, made = request.home, len(outcome.materialised)
+    lines = _records(request) + _arms(request) + _warnings(request)
     report = home.report / "report.html"
     places = [
         ["materialised now", f"{made} of {made + len(outcome.current)}"],

@@ -1,4 +1,4 @@
-"""The comparison as Markdown: every figure with the costs, and the paper's table."""
+"""The comparison as tables: every figure with the costs, and the paper's table."""
 
 from __future__ import annotations
 
@@ -24,42 +24,46 @@ PUBLISHED: dict[str, tuple[float, ...]] = {
     "SelectIT": (47.4, 40.6, 16.8, 47.4, 29.4, 35.7, 36.2),
 }
 _OURS = {"gsm8k": "GSM", "humaneval": "CodeX", "alpaca-eval": "AE", "tydiqa": "TyDiQA"}
+_ORDER = {"selectit": 0, "base": 2}
+P_VALUES = ("p", "p (Holm)")
+
+
+def result_rows(details: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a row per arm and benchmark: SelectIT first, the base model last."""
+    level = f"{details.get('method', {}).get('confidence', 0.95):.0%} interval"
+    against = f"against {details.get('baseline')}"
+    rows = []
+    for arm, entry in sorted(details.get("arms", {}).items(), key=lambda a: _ORDER.get(a[0], 1)):
+        for name, result in entry.get("results", {}).items():
+            scale, differs = result.get("scale", 1), "difference" in result
+            rows.append(
+                {
+                    "arm": arm,
+                    "benchmark": name,
+                    "runs": entry.get("runs"),
+                    "score": _shown(result["mean"], scale),
+                    level: _span(*result["interval"], scale),
+                    against: _shown(result["difference"], scale, "+") if differs else "",
+                    f"its {level}": _span(result["low"], result["high"], scale) if differs else "",
+                    P_VALUES[0]: _p(result["p"]) if differs else "",
+                    P_VALUES[1]: _p(result["p_holm"]) if differs else "",
+                    "verdict": result.get("verdict", "baseline"),
+                    "minimum detectable effect": (
+                        _shown(result["smallest_detectable"], scale) if differs else ""
+                    ),
+                }
+            )
+    return rows
 
 
 def comparison_table(details: dict[str, Any]) -> str:
     """Return Markdown: what was found, every figure, and the costs."""
-    baseline = details["arms"][details["baseline"]]["title"]
-    level = f"{details['method']['confidence']:.0%}"
-    columns = ["arm", "benchmark", "runs", "score", "interval", "difference", "interval", "p"]
-    columns += ["p (Holm)", "minimum detectable effect", "verdict"]
-    rows = [
-        [arm, name, entry["runs"], *_cells(result)]
-        for arm, entry in details["arms"].items()
-        for name, result in entry["results"].items()
-    ]
+    rows = result_rows(details)
     lines = ["# Comparison of the arms", ""]
     lines += [f"- {sentence}" for sentence in details["sentences"]]
-    lines += ["", f"Differences are from {baseline}; intervals at {level}.", ""]
-    lines += [*_table(columns, rows), "", *(f"- {note}" for note in details["method"]["notes"])]
+    lines += ["", *_table(list(rows[0]), [list(row.values()) for row in rows]), ""]
+    lines += [f"- {note}" for note in details["method"]["notes"]]
     return "\n".join([*lines, *cost_lines(details.get("costs", []))]) + "\n"
-
-
-def _cells(result: dict[str, Any]) -> list[str]:
-    """Return the figures of one arm on one benchmark."""
-    scale = result["scale"]
-    low, high = result["interval"]
-    cells = [_shown(result["mean"], scale), _span(low, high, scale)]
-    if "difference" not in result:
-        return [*cells, "", "", "", "", "", "baseline"]
-    return [
-        *cells,
-        f"{scale * result['difference']:+.1f}",
-        _span(result["low"], result["high"], scale),
-        _p(result["p"]),
-        _p(result["p_holm"]),
-        _shown(result["smallest_detectable"], scale),
-        result["verdict"],
-    ]
 
 
 def cost_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -148,8 +152,8 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str
     return [f"| {' | '.join(map(str, line))} |" for line in lines]
 
 
-def _shown(value: float, scale: float) -> str:
-    return f"{scale * value:.1f}" if scale == 100 else f"{value:.4g}"
+def _shown(value: float, scale: float, sign: str = "") -> str:
+    return f"{scale * value:{sign}.1f}" if scale == 100 else f"{value:{sign}.4g}"
 
 
 def _span(low: float, high: float, scale: float) -> str:

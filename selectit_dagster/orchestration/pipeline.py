@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from selectit_dagster.orchestration.plans import actual_seconds, kept_plan, plan_table
 from selectit_dagster.orchestration.stages.data_stages import DataStages
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.orchestration.stages.tuning_stages import TuningStages
 from selectit_dagster.orchestration.stages.what_if import WhatIfs
+
+if TYPE_CHECKING:
+    from selectit_dagster.report.report import ReportRequest
 
 
 class Pipeline(DataStages, WhatIfs, TuningStages):
@@ -53,28 +57,29 @@ class Pipeline(DataStages, WhatIfs, TuningStages):
         left_out = ("benchmark_questions", "production_dataset")
         return [(stage.title, stage.folder) for stage in stages if stage.asset not in left_out]
 
+    def report_request(self) -> ReportRequest:
+        """Return what the report is made of."""
+        from selectit_dagster.report.report import ReportRequest
+
+        made = kept_plan(self.home)
+        return ReportRequest(
+            self.experiment,
+            self.home,
+            stages=tuple(self.folders()),
+            production_arm=self.production_arm,
+            planned=tuple(plan_table(made, actual_seconds(self)) if made else ()),
+        )
+
     def report(self) -> Stage:
         """Build the stage that writes the report."""
         from selectit_dagster.report import report as engine
-
-        folders = self.folders()
-
-        def request() -> engine.ReportRequest:
-            made = kept_plan(self.home)
-            return engine.ReportRequest(
-                self.experiment,
-                self.home,
-                stages=tuple(folders),
-                production_arm=self.production_arm,
-                planned=tuple(plan_table(made, actual_seconds(self)) if made else ()),
-            )
 
         return self._stage(
             "report",
             self.home.report,
             engine.write_report,
             engine.report_fingerprint,
-            request,
+            self.report_request,
             unit="sections",
-            inputs=[folder for _, folder in folders],
+            inputs=[folder for _, folder in self.folders()],
         )

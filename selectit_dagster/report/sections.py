@@ -11,6 +11,7 @@ from urllib.parse import quote
 from selectit_dagster.artefacts.accounting import RecordsLostError, account, account_lines
 from selectit_dagster.artefacts.duckdb_tables import Workspace
 from selectit_dagster.artefacts.manifest import Manifest
+from selectit_dagster.comparison.arm_tables import result_rows
 from selectit_dagster.comparison.costs import saving
 from selectit_dagster.progress import Progress, duration
 from selectit_dagster.report.page import local_name
@@ -18,7 +19,6 @@ from selectit_dagster.report.report import ReportRequest
 from selectit_dagster.selection.history import History
 
 _SHOWN_RECORDS = 10
-_ORDER = {"selectit": 0, "base": 2}
 Facts = dict[str, Any]
 
 
@@ -41,7 +41,7 @@ def facts(request: ReportRequest, scratch: Path, progress: Progress) -> Facts:
             lambda: _answer(found["comparison"]),
             lambda: _selected(request, work),
             lambda: _asked(request),
-            lambda: _balance(found["raw"], found["curated"], found["ranking"]),
+            lambda: balance(found["raw"], found["curated"], found["ranking"]),
             lambda: {"extremes": _extremes(request, work)},
             lambda: {"people": _people(request)},
             lambda: _scores(request, found["ranking"]),
@@ -61,43 +61,13 @@ def facts(request: ReportRequest, scratch: Path, progress: Progress) -> Facts:
 def _answer(comparison: Manifest | None) -> Facts:
     if comparison is None:
         return {}
-    entries, method = comparison.details.get("arms", {}), comparison.details.get("method", {})
-    names = sorted(entries, key=lambda name: _ORDER.get(name, 1))
+    entries, rows = comparison.details.get("arms", {}), result_rows(comparison.details)
+    arms = dict.fromkeys(row["arm"] for row in rows)
     return {
-        "sentences": [said for name in names if (said := entries[name].get("sentence"))],
-        "results": results(comparison.details),
-        "method": method if isinstance(method, dict) else {},
+        "sentences": [said for arm in arms if (said := entries[arm].get("sentence"))],
+        "results": rows,
+        "method": comparison.details.get("method", {}),
     }
-
-
-def results(details: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Return the comparison's figures as columns and rows, SelectIT first, the base model last."""
-    arms = sorted(details.get("arms", {}).items(), key=lambda item: _ORDER.get(item[0], 1))
-    level = f"{details.get('method', {}).get('confidence', 0.95):.0%} interval"
-    columns = ["arm", "benchmark", "runs", "score", level, f"against {details.get('baseline')}"]
-    columns += [f"its {level}", "verdict", "minimum detectable effect"]
-    return columns, [
-        _result_row(arm, entry, name, result)
-        for arm, entry in arms
-        for name, result in entry.get("results", {}).items()
-    ]
-
-
-def _result_row(arm: str, entry: dict[str, Any], name: str, result: dict[str, Any]) -> list[Any]:
-    scale = result.get("scale", 1)
-
-    def figure(value: float | None, sign: str = "") -> str:
-        if value is None:
-            return ""
-        return f"{scale * value:{sign}.1f}" if scale == 100 else f"{value:{sign}.4g}"
-
-    def span(low: float | None, high: float | None) -> str:
-        return f"{figure(low)} to {figure(high)}" if low is not None and high is not None else ""
-
-    cells = [arm, name, entry.get("runs"), figure(result.get("mean"))]
-    cells += [span(*result.get("interval", (None, None)))]
-    cells += [figure(result.get("difference"), "+"), span(result.get("low"), result.get("high"))]
-    return [*cells, result.get("verdict", "baseline"), figure(result.get("smallest_detectable"))]
 
 
 def _selected(request: ReportRequest, work: Workspace) -> Facts:
@@ -150,7 +120,7 @@ def _asked(request: ReportRequest) -> Facts:
     }
 
 
-def _balance(raw: Manifest | None, curated: Manifest | None, ranking: Manifest | None) -> Facts:
+def balance(raw: Manifest | None, curated: Manifest | None, ranking: Manifest | None) -> Facts:
     """Return the steps from the source to the ranking, and why records were left out."""
     if raw is None:
         return {}
@@ -191,7 +161,7 @@ def _counted(numbers: dict[str, int]) -> str:
 # --- scores -------------------------------------------------------------------------------------
 
 
-def _extremes(request: ReportRequest, work: Workspace) -> list[tuple[str, list[list[Any]]]]:
+def _extremes(request: ReportRequest, work: Workspace) -> list[tuple[str, list[Facts]]]:
     """Return the best and the worst records; each opens in the explorer."""
     if request.home.ranking not in request.made:
         return []
@@ -200,14 +170,16 @@ def _extremes(request: ReportRequest, work: Workspace) -> list[tuple[str, list[l
     found = []
     for title, order in (("The best, best first", "ASC"), ("The worst, worst first", "DESC")):
         query = (
-            f"SELECT r.rank, r.score, record_id, left(c.instruction, 200) AS instruction, "
+            "SELECT r.rank, r.score, record_id AS record, "
+            "left(c.instruction, 200) AS instruction, "
             f"left(c.response, 200) AS response FROM {ranking} r JOIN {records} c "
             f"USING (record_id) WHERE r.rank IS NOT NULL ORDER BY r.rank {order} "
             f"LIMIT {_SHOWN_RECORDS}"
         )
-        rows = [list(row.values()) for b in work.batches(query) for row in b.to_pylist()]
+        rows = [row for batch in work.batches(query) for row in batch.to_pylist()]
         for row in rows:
-            row[2] = _linked(row[2], _explorer(request, request.production_arm, row[2]))
+            address = _explorer(request, request.production_arm, row["record"])
+            row["record"] = _linked(row["record"], address)
         found.append((title, rows))
     return found
 
@@ -235,8 +207,7 @@ def _people(request: ReportRequest) -> Facts | str:
         "size": size,
         "measures": measures,
         "missing": [words for key, words in names.items() if not found[key]],
-        "heads": [*list(found["kinds"][0])[:-1], "agreement"],
-        "rows": [[*list(kind.values())[:-1], f"{kind['agree']:.0%}"] for kind in found["kinds"]],
+        "rows": [{**kind, "agree": f"{kind['agree']:.0%}"} for kind in found["kinds"]],
     }
 
 
@@ -285,12 +256,11 @@ def _settings(sensitivity: Manifest | None) -> list[list[str]]:
 
 
 def _cost(request: ReportRequest, comparison: Manifest | None) -> Facts:
-    heads = [list(request.planned[0])] if request.planned else []
     return {
         "saved": saving(comparison.details.get("costs") or []) if comparison is not None else "",
         "scoring": [_scoring_row(name, m) for name, m in request.below("scores").items()],
         "trained": [_tuning_row(name, m) for name, m in request.below("checkpoints").items()],
-        "planned": [*heads, *(list(row.values()) for row in request.planned)],
+        "planned": request.planned,
     }
 
 

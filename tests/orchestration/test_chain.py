@@ -110,7 +110,7 @@ def test_every_stage_is_made_whole(world):
 def test_the_summary_accounts_for_every_record_and_names_the_places(world):
     _, home, answer = world
     text = answer.stdout
-    for line in ("read", "rejected by the reader", "duplicate", "kept", "selected by selectit"):
+    for line in ("read", "rejected while reading", "curated", "ranked", "selected by selectit"):
         assert line in text
     assert str(home / "experiments" / "tiny" / "report" / "report.html") in text
     assert str(home / "mlflow") in text

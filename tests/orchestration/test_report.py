@@ -195,7 +195,7 @@ def _page(shown, words: str) -> Page:
         "experiment": experiment,
         "sentences": [words],
         "steps": rows,
-        "extremes": [(words, [[1, 2.0, (words, "#x"), words, words]])],
+        "extremes": [(words, [{"rank": 1, "record": (words, "#x"), "response": words}])],
         "pictures": [(b"x", words, words)],
         "warnings": [words],
     }
