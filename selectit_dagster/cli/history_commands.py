@@ -14,11 +14,13 @@ from selectit_dagster.cli.options import (
     HOME,
     JSON,
     PATH,
+    keys_of,
     on_experiment,
     open_experiment,
 )
 from selectit_dagster.cli.tables import megabytes, show_table
 from selectit_dagster.errors import UserError
+from selectit_dagster.experiment import RatingSection, SelectionSection
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.stages.overrides import Overrides, apply_overrides
 from selectit_dagster.progress import Reporter
@@ -39,14 +41,9 @@ def arm_of(pipeline: Pipeline, arm: str | None) -> str:
 
 @click.command("rank")
 @on_experiment
-@click.option("--alpha", type=float, help="Weight of disagreement.")
-@click.option("-k", "--num-prompts", type=int, help="K: the first K of the prompts scored.")
-@click.option("--variant", type=click.Choice(["paper", "released-code"]))
-@click.option("--ablation", type=click.Choice(["none", "sentence-r", "model-r"]))
+@keys_of(RatingSection, "alpha", "-k/num_prompts", "variant", "ablation", defaults=False)
 @click.option("--theta", "thetas", multiple=True, metavar="MODEL=WEIGHT", help="Fusion weight.")
-@click.option("--share", type=float, help="Share to keep.")
-@click.option("--count", type=int, help="Number of records to keep, instead of a share.")
-@click.option("--threshold", type=float, help="Lowest score to keep, instead of a share.")
+@keys_of(SelectionSection, "share", "count", "threshold", defaults=False)
 @click.option("-o", "--output", type=PATH, help="Write the subset here.")
 @JSON
 def rank_command(

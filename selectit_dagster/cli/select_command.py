@@ -19,15 +19,27 @@ from selectit_dagster.api import plain_settings
 from selectit_dagster.artefacts.files import atomic_file
 from selectit_dagster.artefacts.home import FlatHome, Home
 from selectit_dagster.artefacts.manifest import Manifest
-from selectit_dagster.cli.options import PATH
+from selectit_dagster.cli.options import PATH, keys_of
 from selectit_dagster.errors import UserError
-from selectit_dagster.experiment import Experiment, parse_experiment
+from selectit_dagster.experiment import (
+    DatasetSection,
+    Experiment,
+    ModelReference,
+    RatingSection,
+    SelectionSection,
+    parse_experiment,
+)
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.progress import Reporter
 
-_FORMATS = click.Choice(["auto", "json", "jsonl", "parquet", "csv", "datasets", "hub"])
-_LAYOUTS = click.Choice(["auto", "alpaca", "sharegpt", "messages", "columns"])
+# the keys of an experiment file that are options here
+_RATING = ("prompts", "-k/num_prompts", "num_ratings", "alpha", "variant", "max_length", "too_long")
+_SELECTION = ("share", "count")
+_MODEL = ("dtype", "device")
+_DATASET = (
+    *("format", "layout", "split", "config", "turns", "other_roles", "limit", "max_reject_share"),
+)
 # errors speak of the keys of an experiment file, which who calls this does not have: those whose
 # option has another name or form; the others' options are their last parts
 _RENAMED = {
@@ -59,23 +71,10 @@ _KEY = re.compile(r"\b(?:dataset|curation|scoring_models|rating|selection)\.([a-
 )
 @click.option("-m", "--model", "models", required=True, multiple=True, help="Folder or hub name.")
 @click.option("-o", "--output", required=True, type=PATH, help="Output file.")
-@click.option("--prompts", help="File with one rating prompt a line [nine are built in].")
-@click.option("-k", "--num-prompts", default=5, show_default=True, help="K, rating prompts asked.")
-@click.option("--num-ratings", default=5, show_default=True, help="R, ratings 1 to R.")
-@click.option("--alpha", default=0.2, show_default=True, help="Weight of disagreement.")
-@click.option("--share", type=float, help="Share to keep [0.2].")
-@click.option("--count", type=int, help="Number of records to keep, instead of a share.")
-@click.option(
-    "--variant", type=click.Choice(["paper", "released-code"]), default="paper", show_default=True
-)
+@keys_of(RatingSection, *_RATING)
+@keys_of(SelectionSection, *_SELECTION)
 @click.option("--theta", "thetas", multiple=True, type=float, help="Fusion weight, per model.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@keys_of(ModelReference, *_MODEL)
 @click.option(
     "--server",
     "servers",
@@ -86,32 +85,11 @@ _KEY = re.compile(r"\b(?:dataset|curation|scoring_models|rating|selection)\.([a-
 )
 @click.option("--server-model", "served", multiple=True, help="The model's name there, per server.")
 @click.option("--server-kind", default="vllm", show_default=True, help="vllm or sglang.")
-@click.option("--max-length", type=int, help="Longest prompt in tokens [the model's context].")
-@click.option(
-    "--too-long",
-    type=click.Choice(["reject", "truncate-response"]),
-    default="reject",
-    show_default=True,
-)
-@click.option("--format", "file_format", type=_FORMATS, default="auto", show_default=True)
-@click.option("--layout", type=_LAYOUTS, default="auto", show_default=True)
+@keys_of(DatasetSection, *_DATASET)
 @click.option(
     "--columns",
     help="Which columns hold the parts: instruction=question,response=meta.answer,system=persona.",
 )
-@click.option("--split", help="Split of a hub or saved dataset, or a slice of it [train].")
-@click.option("--config", help="Configuration of a hub dataset.")
-@click.option(
-    "--turns",
-    type=click.Choice(["first-turn", "last-turn", "whole"]),
-    default="whole",
-    show_default=True,
-)
-@click.option(
-    "--other-roles", type=click.Choice(["reject", "keep"]), default="reject", show_default=True
-)
-@click.option("--limit", type=int, help="Read only the first N records.")
-@click.option("--max-reject-share", default=0.05, show_default=True, help="More stops the run.")
 @click.option("--scores", type=PATH, help="Keep and reuse scores here.")
 @click.option("--json", "as_json", is_flag=True, help="Last line of stdout is one JSON object.")
 def select_command(**options: Any) -> None:  # noqa: ANN401 - one per click option
@@ -127,12 +105,12 @@ def select_command(**options: Any) -> None:  # noqa: ANN401 - one per click opti
       selectit select -i data.json -m org/llama-70b -o out.json --server http://gpu-1:8000
       selectit select -i 'shards/*.jsonl' -m ./model -o best.parquet --other-roles keep
     """  # noqa: D301
-    names = ("prompts", "num_prompts", "num_ratings", "alpha", "variant", "max_length", "too_long")
-    rating = {name: options[name] for name in names}
-    selection = {k: options[k] for k in ("share", "count") if options[k] is not None}
     with as_options():
         experiment = select_experiment(
-            dataset=_dataset(options), models=_models(options), rating=rating, selection=selection
+            dataset=_dataset(options),
+            models=_models(options),
+            rating=_given(options, _RATING),
+            selection=_given(options, _SELECTION),
         )
         outcome = select_records(experiment, options["output"], options["scores"])
     for kind in ("warning", "note"):
@@ -146,11 +124,15 @@ def select_command(**options: Any) -> None:  # noqa: ANN401 - one per click opti
         click.echo(json.dumps(outcome))
 
 
+def _given(options: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """Return those of some keys that were given."""
+    names = [key.rpartition("/")[2] for key in keys]
+    return {name: options[name] for name in names if options[name] is not None}
+
+
 def _dataset(options: dict[str, Any]) -> dict[str, Any]:
     """Return the dataset section; raises UserError when ``--columns`` is not part=column, ...."""
-    section: dict[str, Any] = {"path": list(options["sources"]), "format": options["file_format"]}
-    names = ("layout", "turns", "other_roles", "max_reject_share", "limit", "split", "config")
-    section |= {name: options[name] for name in names if options[name] is not None}
+    section = {"path": list(options["sources"]), **_given(options, _DATASET)}
     if options["columns"]:
         pairs = [pair.partition("=") for pair in options["columns"].split(",")]
         if wrong := [part for part, equals, column in pairs if not (part and equals and column)]:
@@ -174,7 +156,7 @@ def _models(options: dict[str, Any]) -> list[dict[str, Any]]:
     served = iter(options["served"])
     models = []
     for path, theta, urls in itertools.zip_longest(paths, options["thetas"], options["servers"]):
-        model = {"path": path, "dtype": options["dtype"], "device": options["device"]}
+        model = {"path": path, **_given(options, _MODEL)}
         if urls is not None and urls != "-":
             there = {"kind": options["server_kind"], "url": urls.split(",")}
             model["server"] = {**there, "model": next(served, None)}

@@ -36,13 +36,14 @@ def result_rows(details: dict[str, Any]) -> list[dict[str, Any]]:
     for arm, entry in sorted(details.get("arms", {}).items(), key=lambda a: _ORDER.get(a[0], 1)):
         for name, result in entry.get("results", {}).items():
             scale, differs = result.get("scale", 1), "difference" in result
+            low, high = result["interval"]
             rows.append(
                 {
                     "arm": arm,
                     "benchmark": name,
                     "runs": entry.get("runs"),
                     "score": _shown(result["mean"], scale),
-                    level: _span(*result["interval"], scale),
+                    level: _span(low, high, scale),
                     against: _shown(result["difference"], scale, "+") if differs else "",
                     f"its {level}": _span(result["low"], result["high"], scale) if differs else "",
                     P_VALUES[0]: _p(result["p"]) if differs else "",

@@ -37,7 +37,9 @@ else:
 class SelectionSection(Section):
     """How much is kept, and the arms that compete."""
 
-    share: float | None = Field(None, gt=0, le=1, description="share of the curated records")
+    share: float | None = Field(
+        None, gt=0, le=1, description="share of the curated records; 0.2 without a size"
+    )
     count: int | None = Field(None, ge=1, description="number of records instead of a share")
     tokens: int | None = Field(
         None, ge=1, description="token budget instead of a share, as the base model counts"
