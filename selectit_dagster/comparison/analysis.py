@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from selectit_dagster.comparison.score_matrices import AVERAGE, UNTUNED, BenchmarkScores, Run
-from selectit_dagster.comparison.sentences import arm_sentence, title
+from selectit_dagster.comparison.sentences import arm_sentence
 from selectit_dagster.comparison.statistics import (
     Estimate,
     RunSpread,
@@ -34,7 +34,7 @@ def compare_scores(
     section: ComparisonSection,
     share: float | None = None,
     progress: Progress = _SILENT,
-    named: dict[str, str] | None = None,
+    titles: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the whole comparison as JSON values.
 
@@ -64,7 +64,7 @@ def compare_scores(
         for arm in arms:
             results[arm][column.name] = _result(column, arm, spreads, section, len(columns))
         progress.update(done + 1, len(columns))
-    titles = {arm: (named or {}).get(arm) or title(arm, share) for arm in arms}
+    titles = {arm: (titles or {}).get(arm, arm) for arm in arms}
     sentences = dict.fromkeys(arms, "")
     for arm in arms:
         if arm != baseline:

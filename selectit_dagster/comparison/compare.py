@@ -39,8 +39,8 @@ class ComparisonRequest:
     ``evaluations`` has (arm group, training seed, evaluation folder) of every run; random-1,
     random-2 and random-3 all belong to the group ``random``, and a seed of None means an untuned
     model. ``costs`` are what :func:`cost_rows` takes, ``share`` is the selection's share of the
-    dataset, ``titles`` has an arm's name in a sentence where it is not that of its kind.
-    Published figures stand beside ours when ``base_model`` (path or name) is the paper's.
+    dataset, ``titles`` has the arms' names in a sentence. Published figures stand beside ours when
+    ``base_model`` (path or name) is the paper's.
     """
 
     evaluations: tuple[tuple[str, int | None, Path], ...]
@@ -65,7 +65,7 @@ def comparison_fingerprint(request: ComparisonRequest) -> Fingerprint:
         "costs": sha256_json(request.costs),
         "share": request.share,
         "base_model": request.base_model,
-        **({"titles": request.titles} if request.titles else {}),
+        "titles": request.titles,
         "versions": library_versions("numpy", "scipy"),
     }
 

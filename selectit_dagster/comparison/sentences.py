@@ -6,26 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 _SHARES = {0.5: "half", 0.25: "quarter", 0.2: "fifth", 0.1: "tenth", 0.05: "twentieth"}
-_NAMES = {"selectit": "SelectIT", "longest": "longest-first", "ifd": "IFD", "diverse": "diversity"}
-_WHOLE = {"full": "the full dataset", "base": "the untuned base model"}
-_KINDS = ("longest", "perplexity", "token-level", "sentence-level", "diverse", "ifd")
 
 
 def share_in_words(share: float | None) -> str:
     """Return the selected share as it stands in a sentence ("fifth")."""
     return _SHARES.get(round(share, 4), f"{share:.1%} share") if share else "choice"
-
-
-def title(arm: str, share: float | None) -> str:
-    """Return an arm's name as it stands in a sentence ("SelectIT's fifth")."""
-    if arm in _WHOLE:
-        return _WHOLE[arm]
-    part, name = share_in_words(share), _NAMES.get(arm, arm)
-    return (
-        f"a random {part}"
-        if arm == "random"
-        else (f"the {name} {part}" if arm in _KINDS else f"{name}'s {part}")
-    )
 
 
 def arm_sentence(arm: str, baseline: str, entries: Sequence[dict[str, Any]]) -> str:

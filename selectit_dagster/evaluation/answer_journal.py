@@ -32,12 +32,7 @@ def kept_nowhere(keys: Sequence[str], make: Callable[[], Sequence[Any]]) -> list
 class Journal:
     """Finished values by key, stored beside the results until the evaluation is whole.
 
-    Parameters
-    ----------
-    path:
-        The journal's file.
-    identity:
-        What its values depend on; a journal of something else is begun anew.
+    ``identity`` is what its values depend on; a journal of something else is begun anew.
     """
 
     def __init__(self, path: Path, identity: Any) -> None:  # noqa: ANN401 - any JSON value
@@ -102,16 +97,8 @@ def run_rows(
 ) -> list[Any]:
     """Compute every batch of ``rows`` that is not kept; return each row's value.
 
-    Parameters
-    ----------
-    engine, rows, batch_tokens, new_tokens:
-        What :meth:`Engine.plan` makes batches of.
-    work:
-        Computes a batch's values (JSON), in the order of its indices.
-    keep:
-        Where they are kept, under the rows' keys.
-    report:
-        Called with rows done.
+    ``work`` computes a batch's values (JSON), in the order of its indices; ``keep`` keeps them
+    under the rows' keys; ``report`` is called with rows done.
     """
     done: dict[int, Any] = {}
     for batch in engine.plan(rows, batch_tokens, new_tokens=new_tokens):

@@ -26,6 +26,9 @@ from selectit_dagster.inference.generation import generate_batch
 from selectit_dagster.inference.likelihood import continuation_batch, find_options, option_batch
 from selectit_dagster.inference.prompt_rows import Batch, Row
 
+Work = Callable[[Batch], list[Any]]
+Run = Callable[..., list[Any]]
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -58,14 +61,7 @@ def run_task(
 ) -> Result:
     """Ask, decode or score, and summarise one benchmark.
 
-    Parameters
-    ----------
-    task, engine, journal:
-        The benchmark, the model, and where finished batches are kept.
-    seed:
-        Seed of sampled decoding.
-    report:
-        Called with questions done and questions in all.
+    ``seed`` is that of sampled decoding; ``report`` is called with questions done and in all.
     """
     questions = task.questions()
     asked, too_long = fit_prompts(task, questions, engine)
@@ -75,8 +71,22 @@ def run_task(
             f"{engine.context} tokens",
             hint="use a model with a longer context, or fewer shots and max_new_tokens",
         )
-    runner = _Runner(task, asked, engine, journal, seed, report)
-    outputs, facts = runner.choose() if task.chooses else runner.generate()
+
+    def run(rows: Sequence[Row], work: Work, new_tokens: int = 0) -> list[Any]:
+        return run_rows(
+            engine,
+            rows,
+            work,
+            journal.keep,
+            batch_tokens=task.benchmark.batch_tokens,
+            new_tokens=new_tokens,
+            report=lambda done: report(done * len(asked) // len(rows), len(asked)),
+        )
+
+    if task.chooses:
+        outputs, facts = _choose(task, asked, engine, run)
+    else:
+        outputs, facts = _generate(task, asked, engine, run, seed)
     scored = task.score([a.question for a in asked], outputs, journal.keep)
     rows = [
         _row(a, s, "not_judged" if s.score is None else "ok")
@@ -144,90 +154,68 @@ def fit_prompts(
     return asked, too_long
 
 
-@dataclass(frozen=True)
-class _Runner:
-    """The questions of one benchmark on their way through the model."""
-
-    task: Task
-    asked: Sequence[Asked]
-    engine: Engine
-    journal: Journal
-    seed: int
-    report: Callable[[int, int], None]
-
-    def generate(self) -> tuple[list[list[str]], dict[str, Any]]:
-        """Return the texts of each question's samples, and counts of why they ended."""
-        decoding = self.task.decoded()
-        several = decoding.samples > 1
-        rows = [
-            # samples of one question share its whole prompt, which is more than questions share
-            Row(
-                f"{a.question.question_id}\x00{sample}",
-                a.ids,
-                a.question.question_id if several else a.prompt.share,
-            )
-            for a in self.asked
-            for sample in range(decoding.samples)
-        ]
-
-        def work(batch: Batch) -> list[Any]:
-            made = generate_batch(self.engine, rows, batch, decoding, seed=self.seed)
-            return [[one.text, len(one.ids), one.finish] for one in made]
-
-        texts, lengths, ends = zip(*self._run(rows, work, decoding.max_new_tokens), strict=True)
-        counts = Counter(ends)
-        facts = {
-            "generated_tokens": sum(lengths),
-            "ended_by": {name: counts[name] for name in ("eos", "stop", "length")},
-            "decoding": {k: v for k, v in vars(decoding).items() if k != "stop"},
-            "stop": list(decoding.stop),
-        }
-        starts = range(0, len(rows), decoding.samples)
-        return [list(texts[start : start + decoding.samples]) for start in starts], facts
-
-    def choose(self) -> tuple[list[list[str]], dict[str, Any]]:
-        """Return each question's option probabilities as JSON, and how they were found."""
-        labels = self.task.labels
-        options = find_options(self.engine, self.asked[0].prompt.text, labels)
-        if options.single:
-            rows = [
-                Row(a.question.question_id, a.ids + options.lead, a.prompt.share)
-                for a in self.asked
-            ]
-        else:
-            rows = [self._option_row(a, label) for a in self.asked for label in labels]
-
-        def work(batch: Batch) -> list[Any]:
-            if options.single:
-                return option_batch(self.engine, rows, batch, options.tokens).tolist()
-            return [value for value, _ in continuation_batch(self.engine, rows, batch)]
-
-        matrix = np.array(self._run(rows, work)).reshape(len(self.asked), len(labels))
-        shares = np.exp(matrix - matrix.max(axis=1, keepdims=True))
-        shares /= shares.sum(axis=1, keepdims=True)
-        texts = [
-            [json.dumps({o: round(float(p), 6) for o, p in zip(labels, row, strict=True)})]
-            for row in shares
-        ]
-        way = "last position" if options.single else "likelihood of the whole option"
-        return texts, {"options": way, "option_tokens": list(options.tokens)}
-
-    def _option_row(self, asked: Asked, label: str) -> Row:
-        """Return the row of one option that takes several tokens."""
-        ids = tuple(self.engine.encode(f"{asked.prompt.text} {label}"))
-        key = f"{asked.question.question_id}\x00{label}"
-        return Row(key, ids, asked.prompt.share, max(1, len(ids) - len(asked.ids)))
-
-    def _run(
-        self, rows: Sequence[Row], work: Callable[[Batch], list[Any]], new_tokens: int = 0
-    ) -> list[Any]:
-        each, total = len(rows) // len(self.asked), len(self.asked)
-        return run_rows(
-            self.engine,
-            rows,
-            work,
-            self.journal.keep,
-            batch_tokens=self.task.benchmark.batch_tokens,
-            new_tokens=new_tokens,
-            report=lambda done: self.report(done // each, total),
+def _generate(
+    task: Task, asked: Sequence[Asked], engine: Engine, run: Run, seed: int
+) -> tuple[list[list[str]], dict[str, Any]]:
+    """Return the texts of each question's samples, and counts of why they ended."""
+    decoding = task.decoded()
+    several = decoding.samples > 1
+    rows = [
+        # samples of one question share its whole prompt, which is more than questions share
+        Row(
+            f"{a.question.question_id}\x00{sample}",
+            a.ids,
+            a.question.question_id if several else a.prompt.share,
         )
+        for a in asked
+        for sample in range(decoding.samples)
+    ]
+
+    def work(batch: Batch) -> list[Any]:
+        made = generate_batch(engine, rows, batch, decoding, seed=seed)
+        return [[one.text, len(one.ids), one.finish] for one in made]
+
+    texts, lengths, ends = zip(*run(rows, work, decoding.max_new_tokens), strict=True)
+    counts = Counter(ends)
+    facts = {
+        "generated_tokens": sum(lengths),
+        "ended_by": {name: counts[name] for name in ("eos", "stop", "length")},
+        "decoding": {k: v for k, v in vars(decoding).items() if k != "stop"},
+        "stop": list(decoding.stop),
+    }
+    starts = range(0, len(rows), decoding.samples)
+    return [list(texts[start : start + decoding.samples]) for start in starts], facts
+
+
+def _choose(
+    task: Task, asked: Sequence[Asked], engine: Engine, run: Run
+) -> tuple[list[list[str]], dict[str, Any]]:
+    """Return each question's option probabilities as JSON, and how they were found."""
+    labels = task.labels
+    options = find_options(engine, asked[0].prompt.text, labels)
+    if options.single:
+        rows = [Row(a.question.question_id, a.ids + options.lead, a.prompt.share) for a in asked]
+    else:
+        rows = [_option_row(engine, a, label) for a in asked for label in labels]
+
+    def work(batch: Batch) -> list[Any]:
+        if options.single:
+            return option_batch(engine, rows, batch, options.tokens).tolist()
+        return [value for value, _ in continuation_batch(engine, rows, batch)]
+
+    matrix = np.array(run(rows, work)).reshape(len(asked), len(labels))
+    shares = np.exp(matrix - matrix.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    texts = [
+        [json.dumps({o: round(float(p), 6) for o, p in zip(labels, row, strict=True)})]
+        for row in shares
+    ]
+    way = "last position" if options.single else "likelihood of the whole option"
+    return texts, {"options": way, "option_tokens": list(options.tokens)}
+
+
+def _option_row(engine: Engine, asked: Asked, label: str) -> Row:
+    """Return the row of one option that takes several tokens."""
+    ids = tuple(engine.encode(f"{asked.prompt.text} {label}"))
+    key = f"{asked.question.question_id}\x00{label}"
+    return Row(key, ids, asked.prompt.share, max(1, len(ids) - len(asked.ids)))

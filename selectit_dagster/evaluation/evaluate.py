@@ -150,7 +150,7 @@ def _tasks(request: EvaluationRequest) -> dict[str, Task]:
     """Return the benchmarks, their questions read once so that faults show at the start."""
     from selectit_dagster.evaluation.questions import refuse_double_ids
     from selectit_dagster.evaluation.tasks import make_task
-    from selectit_dagster.evaluation.tasks.task import Template
+    from selectit_dagster.inference.prompt_templates import Template
 
     tasks = {}
     for benchmark in request.benchmarks:

@@ -59,14 +59,7 @@ def render(pair: Pair, *, swapped: bool) -> str:
 class Judge:
     """A model that reads a pair and says how likely the first answer is the better one.
 
-    Parameters
-    ----------
-    backend:
-        What runs it, asked for the log-probabilities of A and B.
-    reader, options:
-        Its tokenizer, and the two letters in it.
-    longest:
-        The longest prompt in tokens.
+    ``options`` are the tokens of A and B; ``longest`` is the longest prompt in tokens.
     """
 
     backend: Backend

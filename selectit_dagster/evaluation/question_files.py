@@ -89,17 +89,7 @@ def read_csv(path: Path) -> list[list[str]]:
 
 
 class Record(dict[str, Any]):
-    """One object of a benchmark's data, which knows its place for messages.
-
-    Parameters
-    ----------
-    value:
-        The object's fields.
-    where:
-        The place, as a message names it.
-    number:
-        Its place among its like, from 0.
-    """
+    """One object of a benchmark's data, which knows where it is, and its ``number`` from 0."""
 
     def __init__(self, value: dict[str, Any], where: str, number: int = 0) -> None:
         super().__init__(value)
@@ -234,16 +224,8 @@ def sample_groups(
 ) -> list[T]:
     """Return a seeded sample, in the items' own order.
 
-    Parameters
-    ----------
-    items, groups:
-        The questions and the group of each.
-    limit:
-        Questions in all, spread over the groups as evenly as they allow.
-    per_group:
-        Questions per group, where ``limit`` is not given.
-    seed:
-        Each group is drawn from its own stream, so other groups do not disturb it.
+    ``limit`` items in all, spread over the groups as evenly as they allow; else ``per_group``
+    of each. Each group is drawn from its own stream, so other groups do not disturb it.
     """
     members: dict[str, list[int]] = {}
     for index, group in enumerate(groups):

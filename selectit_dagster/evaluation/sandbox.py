@@ -50,16 +50,10 @@ class Verdict:
 
 
 def run_program(program: str, seconds: float = SECONDS, *, anyway: bool = False) -> Verdict:
-    """Run ``program`` and return its verdict.
+    """Run Python source, which passes when it comes to its end without an exception.
 
-    Parameters
-    ----------
-    program:
-        Python source; it passes when it comes to its end without an exception.
-    seconds:
-        Wall-clock time that it may take, and CPU time rounded up.
-    anyway:
-        Run it with the layers that there are, when some are missing.
+    ``seconds`` bounds wall-clock time, and CPU time rounded up; ``anyway`` runs it with the
+    layers that there are, when some are missing.
     """
     nonce = secrets.token_hex(16)
     reader, writer = os.pipe()

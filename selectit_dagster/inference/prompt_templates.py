@@ -8,6 +8,7 @@ of the token ids that were trained.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import UserError
@@ -28,6 +29,15 @@ _ALPACA = (
 )
 _MARK = "\ue000\ue001\ue000"
 _FIELD = re.compile(r"\{(instruction|input)\}")
+
+
+@dataclass(frozen=True)
+class Template:
+    """A template's name, for ``custom`` its text, for ``chat`` what becomes of reasoning."""
+
+    name: str = "alpaca"
+    custom: str | None = None
+    reasoning: str = "keep"
 
 
 def render_prompt(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import ArtefactError, UserError
 from selectit_dagster.inference.prompt_templates import (
+    Template,
     adds_special,
     loses_text,
     render_prompt,
@@ -51,15 +52,6 @@ class Skipped:
     record_id: str
     reason: str
     tokens: int
-
-
-@dataclass(frozen=True)
-class Template:
-    """A template's name, for ``custom`` its text, for ``chat`` what becomes of reasoning."""
-
-    name: str
-    custom: str | None = None
-    reasoning: str = "keep"
 
 
 def read_records(dataset: Path) -> list[dict[str, Any]]:

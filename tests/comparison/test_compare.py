@@ -28,11 +28,17 @@ from selectit_dagster.experiment import Benchmark, ComparisonSection
 from tests.comparison.conftest import made_scores, write_evaluation
 
 SECTION = ComparisonSection(resamples=2000)
+TITLES = {
+    "base": "the untuned base model",
+    "selectit": "SelectIT's fifth",
+    "random": "a random fifth",
+    "full": "the full dataset",
+}
 
 
 def test_a_real_difference_is_found_and_said_in_one_sentence(world, tmp_path):
     evaluations = world({"base": -1.0, "selectit": 0.6, "random": 0.0, "full": 0.0})
-    request = ComparisonRequest(evaluations, SECTION, share=0.2)
+    request = ComparisonRequest(evaluations, SECTION, share=0.2, titles=TITLES)
     manifest = compare(request, tmp_path / "out")
     arms = manifest.details["arms"]
     result = arms["selectit"]["results"]["sums"]

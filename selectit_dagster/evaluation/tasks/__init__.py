@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from selectit_dagster.registry import BENCHMARKS
 
 if TYPE_CHECKING:
-    from selectit_dagster.evaluation.tasks.task import Task, Template
+    from selectit_dagster.evaluation.tasks.task import Task
     from selectit_dagster.experiment import Benchmark
+    from selectit_dagster.inference.prompt_templates import Template
 
 
 def make_task(benchmark: Benchmark, template: Template | None = None) -> Task:

@@ -20,6 +20,7 @@ from selectit_dagster.evaluation import question_files
 from selectit_dagster.evaluation.answer_journal import Journal, Keep, kept_nowhere
 from selectit_dagster.evaluation.question_files import Record
 from selectit_dagster.inference.generation import Decoding
+from selectit_dagster.inference.prompt_templates import Template
 from selectit_dagster.registry import BENCHMARKS
 
 if TYPE_CHECKING:
@@ -59,14 +60,6 @@ class Scored:
     output: str
     answer: str
     score: float | None
-
-
-@dataclass(frozen=True)
-class Template:
-    """The template that the model was tuned with."""
-
-    name: str = "alpaca"
-    custom: str | None = None
 
 
 class Task:

@@ -116,15 +116,11 @@ class TuningStages(StageFactory):
         )
 
     def _titles(self) -> dict[str, str]:
-        """Return, by arm, how it is called in a sentence, where its kind's own name is not it."""
-        from selectit_dagster.comparison.sentences import share_in_words, title
+        """Return, by arm, how it is called in a sentence."""
+        from selectit_dagster.comparison.sentences import share_in_words
 
-        rule, size = self.experiment.selection.size
-        found = {}
+        size, titles = self.experiment.selection.size, {"base": "the untuned base model"}
         for arm in self.experiment.selection.arms:
-            own_rule, own = arm.size or (rule, size)
-            share = own if own_rule == "share" else None
-            spoken = arm.spoken(share_in_words(share))
-            if spoken != title(arm.name, size if rule == "share" else None):
-                found[arm.name] = spoken
-        return found
+            rule, own = arm.size or size
+            titles[arm.name] = arm.spoken(share_in_words(own if rule == "share" else None))
+        return titles
