@@ -150,12 +150,20 @@ def test_a_missing_section_is_named():
         ({"dataset": {"path": "x", "layout": "columns"}}, "dataset.columns"),
         ({"tuning": {"base_model": {"path": "./m"}}}, "benchmark"),
         ({"schedule": {"cron": "weekly"}}, "five fields"),
+        ({"schedule": {"cron": "60 * * * *"}}, "60 is no minute, which is 0 to 59"),
+        ({"schedule": {"cron": "0 1,*-5 * * *"}}, "1,*-5 is no hour"),
+        ({"schedule": {"cron": "0 0 * * jan"}}, "jan is no weekday"),
         ({"rating": {"layout": "record-first"}}, "remove this key"),
         ({"rating": {"adaptive": True, "num_prompts": 1}}, "num_prompts must be at least 2"),
     ],
 )
 def test_rules_between_keys_are_explained(change, message):
     assert message in refused({**minimal(), **change})
+
+
+def test_lists_ranges_steps_and_names_are_cron():
+    check = {"schedule": {"cron": "*/15 05-7,9 1 JAN-mar Mon,7"}}
+    parse_experiment({**minimal(), **check}, source="test", folder=Path())
 
 
 def test_a_file_that_is_not_yaml_names_line_and_column(tmp_path):

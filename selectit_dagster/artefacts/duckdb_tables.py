@@ -114,6 +114,10 @@ class Workspace:
         session.execute(f"SET preserve_insertion_order = {str(as_stored).lower()}")
         return session
 
+    def rows(self, query: str) -> list[dict[str, Any]]:
+        """Return the few rows of a query, each by its columns' names."""
+        return [row for batch in self.batches(query) for row in batch.to_pylist()]
+
     def row(self, query: str) -> tuple[Any, ...]:
         """Run a query that has one row, and return it."""
         return tuple(self._session(False).sql(query).fetchall()[0])

@@ -11,12 +11,16 @@ from selectit_dagster.experiment.section import Address, Line, Section
 
 AssetName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
 Owner = Annotated[str, Field(pattern=r"^(team:[A-Za-z0-9_.-]+|[^@\s]+@[^@\s]+\.[^@\s]+)$")]
-_CRON = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
-_NAMED = {
-    "month": ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"),
-    "weekday": ("sun", "mon", "tue", "wed", "thu", "fri", "sat"),
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+# the fields of a cron line: from, to, and words for the numbers
+_CRON = {
+    "minute": (0, 59, ()),
+    "hour": (0, 23, ()),
+    "day": (1, 31, ()),
+    "month": (1, 12, _MONTHS),
+    "weekday": (0, 7, _DAYS),
 }
-_PART = re.compile(r"(?P<first>\*|\w+)(-(?P<last>\w+))?(/[1-9]\d*)?")
 
 
 class TrackingSection(Section):
@@ -82,8 +86,10 @@ class ScheduleSection(Section):
     def _is_a_cron_line(cls, value: str) -> str:
         if len(fields := value.split()) != len(_CRON):
             raise ValueError("a cron line has five fields: minute hour day month weekday")
-        for text, (name, low, high) in zip(fields, _CRON, strict=True):
-            if not all(_in_cron(part.lower(), name, low, high) for part in text.split(",")):
+        for text, (name, (low, high, words)) in zip(fields, _CRON.items(), strict=True):
+            one = "|".join([*(f"0*{number}" for number in range(low, high + 1)), *words])
+            entry = rf"(\*|({one})(-({one}))?)(/[1-9]\d*)?"
+            if not re.fullmatch(rf"{entry}(,{entry})*", text.lower()):
                 raise ValueError(f"{text} is no {name}, which is {low} to {high}")
         return value
 
@@ -97,15 +103,3 @@ class ScheduleSection(Section):
         except (KeyError, ValueError, OSError) as error:  # ZoneInfoNotFoundError is a KeyError
             raise ValueError("no time zone of that name; for instance Europe/Berlin") from error
         return value
-
-
-def _in_cron(part: str, name: str, low: int, high: int) -> bool:
-    """Tell whether one entry of a cron field is right: ``*``, ``5``, ``1-5``, ``*/15``, ``mon``."""
-    if (found := _PART.fullmatch(part)) is None:
-        return False
-    if found["first"] == "*":
-        return found["last"] is None
-    words = _NAMED.get(name, ())
-    ends = [end for end in (found["first"], found["last"]) if end]
-    numbers = [str(low + words.index(end)) if end in words else end for end in ends]
-    return all(n.isdecimal() and low <= int(n) <= high for n in numbers)

@@ -213,7 +213,7 @@ def _rows(request: ExplorerRequest, work: Workspace) -> tuple[list[dict[str, Any
         f"SELECT count(*), coalesce(sum(length(instruction) + length(input) + length(response)), 0)"
         f" FROM {curated}"
     )
-    total, mean = int(str(total)), int(str(characters)) / max(1, int(str(total)))
+    mean = characters / max(1, total)
     most = max(100, min(request.most, int(_MOST_CHARACTERS / max(1.0, mean))))
     where, note = "", ""
     if request.only is not None:
@@ -221,7 +221,7 @@ def _rows(request: ExplorerRequest, work: Workspace) -> tuple[list[dict[str, Any
         where = f"WHERE c.record_id IN ({named})"
     elif total > most:
         where, note = _thinned(work, joined, request, total, most)
-    rows = _read(work, f"SELECT {columns} {joined} {where} ORDER BY r.rank NULLS LAST, c.record_id")
+    rows = work.rows(f"SELECT {columns} {joined} {where} ORDER BY r.rank NULLS LAST, c.record_id")
     if request.only is not None:
         place = {name: i for i, name in enumerate(request.only)}
         rows.sort(key=lambda row: place[row["record_id"]])
@@ -236,14 +236,9 @@ def _names(path: Path) -> list[str]:
     return list(pq.read_schema(path).names)
 
 
-def _read(work: Workspace, query: str) -> list[dict[str, Any]]:
-    return [row for batch in work.batches(query) for row in batch.to_pylist()]
-
-
 def _gone(work: Workspace, old: str, curated: str) -> list[dict[str, Any]]:
     """Return the records of the version before that are no longer in the data."""
-    return _read(
-        work,
+    return work.rows(
         "SELECT record_id, instruction, input, response, NULL AS rank, NULL AS score, "
         "NULL AS sentence_score, 'gone' AS status, 'no longer in the data' AS reason, "
         'NULL AS chosen, NULL AS own, rank AS old, score AS "oldScore", NULL AS flags, NULL AS raw '
@@ -260,7 +255,7 @@ def _thinned(
     are too many, every n-th of them.
     """
     chosen, cut = (
-        int(str(value or 0))
+        value or 0
         for value in work.row(
             f"SELECT count(s.rank), max(r.rank) FILTER (s.rank IS NOT NULL) {joined}"
         )
@@ -371,7 +366,7 @@ def _parts(request: ExplorerRequest, ids: set[str], work: Workspace) -> dict[str
         f"LEFT JOIN {work.table(ranking)} r ON r.record_id = t.parent ORDER BY t.parent, t.part"
     )
     found: dict[str, list[list[Any]]] = {}
-    for row in _read(work, query):
+    for row in work.rows(query):
         parent, *text, score = row.values()
         if parent in ids:
             found.setdefault(parent, []).append([*text, _rounded(score)])

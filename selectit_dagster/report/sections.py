@@ -84,7 +84,7 @@ def _selected(request: ReportRequest, work: Workspace) -> Facts:
                 f"SELECT count(*) FROM {work.table(chosen)} "
                 f"SEMI JOIN {work.table(own)} USING (record_id)"
             )
-            shared = int(str(work.row(query)[0]))
+            shared = work.row(query)[0]
         size, share = manifest.counts["selected"], f"{details.get('share_of_curated', 0):.1%}"
         name = _linked(arm, _explorer(request, arm))
         rule = details.get("describe", "")
@@ -176,7 +176,7 @@ def _extremes(request: ReportRequest, work: Workspace) -> list[tuple[str, list[F
             f"USING (record_id) WHERE r.rank IS NOT NULL ORDER BY r.rank {order} "
             f"LIMIT {_SHOWN_RECORDS}"
         )
-        rows = [row for batch in work.batches(query) for row in batch.to_pylist()]
+        rows = work.rows(query)
         for row in rows:
             address = _explorer(request, request.production_arm, row["record"])
             row["record"] = _linked(row["record"], address)
