@@ -147,6 +147,21 @@ def test_a_server_that_is_back_in_time_loses_nothing(tmp_path, monkeypatch, retr
     assert tracker.failures() == []
 
 
+def test_a_run_that_ended_while_the_store_was_away_is_left_for_later(store, monkeypatch):
+    tracker = make(store)
+    tracker.parent("late", "late", {})
+
+    def away(*_):
+        raise ConnectionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tracker, "_found", away)
+        assert tracker.close_run("late", "FINISHED") is None
+    assert tracker.unclosed() == ["late"] and tracker.failures() == []
+    assert tracker.close_run("late", "FINISHED") == 1
+    assert tracker.unclosed() == []
+
+
 def test_tracking_switched_off_never_imports_mlflow(tmp_path):
     code = textwrap.dedent(
         """

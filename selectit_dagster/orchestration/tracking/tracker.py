@@ -142,18 +142,24 @@ class Tracker(TrackingStore):
             described = "\n\n".join(note["lines"].values())
             self.client.set_tag(note["run_id"], "mlflow.note.content", described)
 
-    @attempted("close runs")
-    def close_run(self, dagster_run_id: str, status: str) -> int:
-        """End the parent of a Dagster run and every child left RUNNING; return how many."""
-        same = f"tags.`dagster.run_id` = '{dagster_run_id}'"
-        running = self._found(f"{same} and attributes.status = 'RUNNING'")
-        for run in running:
-            self.client.set_terminated(run.info.run_id, status)
-        file = self._note(dagster_run_id)
-        with self._lock("parents"):
-            if file.exists():
-                write_json(file, {**read_json(file), "closed": True})
-        return len(running)
+    def close_run(self, dagster_run_id: str, status: str) -> int | None:
+        """End the parent of a Dagster run and every child left RUNNING; return how many.
+
+        None when the store does not answer; the run is among the ``unclosed`` ones then.
+        """
+
+        def close() -> int:
+            same = f"tags.`dagster.run_id` = '{dagster_run_id}'"
+            running = self._found(f"{same} and attributes.status = 'RUNNING'")
+            for run in running:
+                self.client.set_terminated(run.info.run_id, status)
+            file = self._note(dagster_run_id)
+            with self._lock("parents"):
+                if file.exists():
+                    write_json(file, {**read_json(file), "closed": True})
+            return len(running)
+
+        return self.attempt("close runs", close, comes_again=self.knows(dagster_run_id))
 
     def unclosed(self) -> list[str]:
         """Return the Dagster runs whose MLflow runs were opened here and not yet ended."""

@@ -219,8 +219,11 @@ class TrackingStore:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
-    def attempt(self, what: str, call: Callable[[], T]) -> T | None:
-        """Call, again after growing pauses; note a failure that lasts and go on."""
+    def attempt(self, what: str, call: Callable[[], T], *, comes_again: bool = False) -> T | None:
+        """Call, again after growing pauses; note a failure that lasts and go on.
+
+        What ``comes_again`` of itself is not missing in MLflow, so it is not noted.
+        """
         if not self.enabled:
             return None
         # a store that has just failed at every try would cost every later call the same
@@ -235,7 +238,8 @@ class TrackingStore:
                 if pause is not None:
                     self.wait(pause)
                     continue
-                self.note_failure(what, error)
+                if not comes_again:
+                    self.note_failure(what, error)
                 _DEAD.add(self.uri)
             else:
                 if self._dead:
