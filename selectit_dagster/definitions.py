@@ -20,11 +20,13 @@ from selectit_dagster.experiment import load_experiment
 from selectit_dagster.experiment.section import key_part
 from selectit_dagster.orchestration import automation
 from selectit_dagster.orchestration.asset_keys import Access
+from selectit_dagster.orchestration.data_versions import automation_sensor, with_conditions
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.prune import weekly_removal
 from selectit_dagster.orchestration.resources import Place
 from selectit_dagster.orchestration.run_cleanup import closing_sensors
 from selectit_dagster.orchestration.run_launcher import watched_executor
+from selectit_dagster.orchestration.source_sensor import source_sensor
 from selectit_dagster.orchestration.version_change import version_job
 
 DEFAULT_EXPERIMENT = Path(__file__).resolve().parent / "experiments" / "default.yaml"
@@ -82,7 +84,7 @@ def build_defs(
     pipeline = Pipeline(experiment, Home(home_root(home), experiment.name))
     access = Access.of(experiment, key_prefix)
     place = Place(str(path), str(pipeline.home.root), mlflow_uri, mlflow_ui_url, dagster_url)
-    assets = automation.with_conditions(build_assets(pipeline, access), access)
+    assets = with_conditions(build_assets(pipeline, access), access)
     ours = frozenset(key for a in assets if isinstance(a, dg.AssetsDefinition) for key in a.keys)
     jobs = automation.jobs(pipeline, access)
     return dg.Definitions(
@@ -90,8 +92,8 @@ def build_defs(
         jobs=[*jobs.values(), version_job(pipeline, access)],
         schedules=automation.schedules(pipeline, access, jobs["reselect"]),
         sensors=[
-            automation.source_sensor(pipeline, access, jobs["reselect"]),
-            automation.automation_sensor(assets, access),
+            source_sensor(pipeline, access, jobs["reselect"]),
+            automation_sensor(assets, access),
             *closing_sensors(access, place, ours),
         ],
         resources={access.place: place},

@@ -7,11 +7,8 @@ import dagster as dg
 
 from selectit_dagster.orchestration import asset_keys
 from selectit_dagster.orchestration.asset_keys import Access
-from selectit_dagster.orchestration.instance import newest
+from selectit_dagster.orchestration.data_versions import DATA_VERSION, INPUT_VERSION, version_tags
 from selectit_dagster.orchestration.pipeline import Pipeline
-
-_DATA_VERSION = "dagster/data_version"
-_INPUT_VERSION = "dagster/input_data_version/"
 
 
 def change_version(pipeline: Pipeline, arm: str, name: str, why: str, asked_by: str) -> str:
@@ -55,22 +52,14 @@ def events(
         "dagster/row_count": version.selected,
     }
     key = access.key(pipeline.selected_asset)
-    chosen = {**_tags(instance, key, arm), _DATA_VERSION: version.digest}
+    chosen = {**version_tags(instance, key, arm), DATA_VERSION: version.digest}
     made = [dg.AssetMaterialization(key, partition=arm, metadata=metadata, tags=chosen)]
     production = access.key(asset_keys.PRODUCTION)
-    if arm == pipeline.production_arm and (tags := _tags(instance, production, None)):
+    if arm == pipeline.production_arm and (tags := version_tags(instance, production, None)):
         read = hashlib.sha256(version.digest.encode()).hexdigest()  # as Dagster reads a partition
-        tags |= {_DATA_VERSION: version.digest, f"{_INPUT_VERSION}{key.to_user_string()}": read}
+        tags |= {DATA_VERSION: version.digest, f"{INPUT_VERSION}{key.to_user_string()}": read}
         made.append(dg.AssetMaterialization(production, metadata=metadata, tags=tags))
     return made
-
-
-def _tags(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> dict[str, str]:
-    """Return what the newest materialisation says of its inputs."""
-    record = newest(instance, key, partition)
-    made = record.asset_materialization if record is not None else None
-    tags = (made.tags or {}) if made is not None else {}
-    return {n: v for n, v in tags.items() if n == _DATA_VERSION or n.startswith(_INPUT_VERSION)}
 
 
 def version_job(pipeline: Pipeline, access: Access) -> dg.JobDefinition:
