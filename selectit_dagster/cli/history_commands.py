@@ -238,11 +238,7 @@ def promote_command(pipeline: Pipeline, what_if: str, because: str) -> None:
       selectit rank my.yaml --alpha 0.5
       selectit promote 1f0c9a2b my.yaml --because "fewer lists of links"
     """  # noqa: D301
-    if what_if not in (known := [str(facts["name"]) for facts in pipeline.what_ifs()]):
-        raise UserError(
-            f"there is no what-if {what_if}",
-            hint=f"there are {', '.join(known)}" if known else "make one with selectit rank",
-        )
+    pipeline.known_what_if(what_if)  # a version is for selectit rollback
     click.echo(_change(pipeline, pipeline.production_arm, what_if, because))
 
 

@@ -125,7 +125,7 @@ class _Session:
             (stage.asset, stage.partition)
             for phase in self.pipeline.phases()
             for stage in phase
-            if newest(self.instance, self.access.stage_key(stage), stage.partition) is not None
+            if newest(self.instance, self.access.key(stage.asset), stage.partition) is not None
         }
 
     @cached_property
@@ -203,7 +203,7 @@ class _Session:
 
     def _create_run(self, job: dg.JobDefinition, stages: list[Stage]) -> dg.DagsterRun:
         """Create the run of the stages' job, as the page would for the same choice of assets."""
-        keys = {self.access.stage_key(stage) for stage in stages}
+        keys = {self.access.key(stage.asset) for stage in stages}
         names = list(dict.fromkeys(stage.asset for stage in (stages[0], stages[-1])))
         partition = next((stage.partition for stage in stages if stage.partition), None)
         what = " · ".join(filter(None, (partition, " to ".join(names))))

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from selectit_dagster.experiment import Experiment
     from selectit_dagster.orchestration.pipeline import Pipeline
     from selectit_dagster.orchestration.resources import Place
-    from selectit_dagster.orchestration.stages.stage import Stage
     from selectit_dagster.orchestration.tracking import Tracker
 
 RAW = "raw_dataset"
@@ -105,10 +104,6 @@ class Access:
     def key(self, asset: str) -> dg.AssetKey:
         """Return the key of an asset, by a name of above or a stage's."""
         return dg.AssetKey([*self.prefix, *map(key_part, asset.split("/"))])
-
-    def stage_key(self, stage: Stage) -> dg.AssetKey:
-        """Return the key of the asset that a stage makes."""
-        return self.key(stage.asset)
 
     def open(self, context: Any) -> tuple[Pipeline, Tracker]:  # noqa: ANN401 - any Dagster context
         """Return the pipeline as the experiment file stands now, and its tracker."""

@@ -29,9 +29,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from selectit_dagster.experiment import ScoringModel
-    from selectit_dagster.orchestration.partitions import Unit
     from selectit_dagster.orchestration.pipeline import Pipeline
-    from selectit_dagster.orchestration.stages.stage import Stage
+    from selectit_dagster.orchestration.stages.stage import Stage, Unit
     from selectit_dagster.rating.scoring import ScoringRequest
 
 _RECORDS, _COUNTED, _QUESTIONS = 48, 2_000, 16

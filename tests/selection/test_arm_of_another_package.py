@@ -33,7 +33,7 @@ def test_the_documented_example_works_once_it_is_installed(installed, tmp_path):
     code = """
 import sys; from pathlib import Path
 from selectit_dagster.experiment import SelectionSection
-from selectit_dagster.orchestration.partitions import subsets
+from selectit_dagster.orchestration.stages.stage import subsets
 from selectit_dagster.selection.subset import SelectionRequest, select
 arms = [{"name": "rich", "kind": "rich-words", "least": 3, "weights": {"rule": "softmax"}}]
 section = SelectionSection.model_validate({"arms": arms})

@@ -17,7 +17,7 @@ from selectit_dagster.experiment import ModelReference, SelectionSection, check_
 from selectit_dagster.experiment.selection_section import arm_of
 from selectit_dagster.inference.model_loading import load_model
 from selectit_dagster.inference.response_pass import Forward
-from selectit_dagster.orchestration.partitions import subsets
+from selectit_dagster.orchestration.stages.stage import subsets
 from selectit_dagster.selection.arms.arm import arms
 from selectit_dagster.selection.ranking import rank
 from selectit_dagster.selection.subset import select, selection_fingerprint

@@ -70,7 +70,7 @@ def launches(pipeline: Pipeline) -> list[tuple[list[list[str]], str | None]]:
     """Return the chain as launches: the assets of each, and their partition."""
     found, access = [], Access.of(pipeline.experiment)
     for phase in pipeline.phases():
-        keys = [list(access.stage_key(stage).path) for stage in phase]
+        keys = [list(access.key(stage.asset).path) for stage in phase]
         found.append((keys, phase[0].partition))
     return found
 

@@ -1,11 +1,11 @@
-"""What a stage is: one artefact and the engine's work that makes it; and how one is put together.
+"""What a stage is: one artefact, the engine's work and the partition; how one is put together.
 
 Must not be here: a particular stage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from selectit_dagster.artefacts.home import Home
 from selectit_dagster.artefacts.manifest import Fingerprint, Manifest, is_current, read_manifest
-from selectit_dagster.experiment import Experiment
-from selectit_dagster.orchestration.partitions import Unit, checkpoints, subsets
+from selectit_dagster.experiment import Experiment, TuningSection
 from selectit_dagster.progress import Progress
 
 if TYPE_CHECKING:
@@ -78,6 +77,57 @@ class Stage:
         if read_manifest(self.folder) is None:
             return False
         return is_current(self.folder, self.fingerprint()) and self.is_published()
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A checkpoint to tune: one subset with one training seed; ``group`` is the subset's arm."""
+
+    arm: str
+    seed: int
+    group: str
+
+    @property
+    def key(self) -> str:
+        """The partition key."""
+        return f"{self.arm}_seed-{self.seed}"
+
+
+def subsets(arms: Iterable[Arm]) -> dict[str, tuple[Arm, int | None]]:
+    """Return each subset's name with its arm and, for draws, its seed."""
+    return {
+        arm.name if seed is None else f"{arm.name}-{seed}": (arm, seed)
+        for arm in arms
+        for seed in arm.draws
+    }
+
+
+def checkpoints(
+    table: Mapping[str, tuple[Arm, int | None]], tuning: TuningSection | None
+) -> dict[str, Unit]:
+    """Return the checkpoints to tune on the subsets, by partition key.
+
+    Every arm is tuned with every training seed, except arms that are drawn: draw i is tuned
+    with training seed i (in turn), so that such an arm has as many checkpoints as the others
+    and its spread holds both sources of chance.
+    """
+    if tuning is None:
+        return {}
+    seeds = tuning.seeds
+    units = [
+        Unit(name, seed, arm.name)
+        for name, (arm, draw) in table.items()
+        if draw is None
+        for seed in seeds
+    ]
+    drawn: dict[str, list[str]] = {}
+    for name, (arm, draw) in table.items():
+        if draw is not None:
+            drawn.setdefault(arm.name, []).append(name)
+    for group, draws in drawn.items():
+        for index in range(max(len(draws), len(seeds))):
+            units.append(Unit(draws[index % len(draws)], seeds[index % len(seeds)], group))
+    return {unit.key: unit for unit in dict.fromkeys(units)}
 
 
 class StageFactory:

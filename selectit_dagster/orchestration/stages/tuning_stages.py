@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from selectit_dagster.experiment import TuningSection
-from selectit_dagster.orchestration.partitions import Unit
-from selectit_dagster.orchestration.stages.stage import Stage, StageFactory
+from selectit_dagster.orchestration.stages.stage import Stage, StageFactory, Unit
 
 
 class TuningStages(StageFactory):

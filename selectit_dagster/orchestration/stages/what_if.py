@@ -87,6 +87,16 @@ class WhatIfs(SelectionStages):
         found = [read_json(path) for path in self.home.what_ifs.glob(f"*/{WHAT_IF}")]
         return sorted(found, key=lambda facts: str(facts["made_at"]), reverse=True)
 
+    def known_what_if(self, name: str) -> dict[str, Any]:
+        """Return what is known of one what-if run; raises UserError where there is none."""
+        known = {str(facts["name"]): facts for facts in self.what_ifs()}
+        if name not in known:
+            raise UserError(
+                f"there is no what-if {name}",
+                hint=f"there are {', '.join(known)}" if known else "make one with selectit rank",
+            )
+        return known[name]
+
     def promote(self, name: str, why: str, asked_by: str) -> Version:
         """Put the selection of a what-if run into use, as the next version of its arm.
 
@@ -95,12 +105,6 @@ class WhatIfs(SelectionStages):
         UserError
             When there is no such what-if.
         """
-        known = {str(facts["name"]): facts for facts in self.what_ifs()}
-        if name not in known:
-            raise UserError(
-                f"there is no what-if {name}",
-                hint=f"there are {', '.join(known)}" if known else "make one with selectit rank",
-            )
-        arm = str(known[name]["arm"])
+        arm = str(self.known_what_if(name)["arm"])
         made = self.home.what_ifs / name / "selected" / arm
         return self.history(arm).promote(made, name, why, asked_by=asked_by)
