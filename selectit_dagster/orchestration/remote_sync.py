@@ -11,8 +11,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,44 +32,15 @@ LOGGER = logging.getLogger("selectit_dagster")
 NO_WORK = UnfinishedWork(())
 
 
-@dataclass(frozen=True)
-class StoragePolicy:
-    """What storage has to know of a stage.
-
-    Attributes
-    ----------
-    inputs:
-        The folders that the stage reads.
-    work:
-        Which files it resumes from.
-    reuses:
-        Tells whether it takes rows over from an artefact with the first fingerprint when it
-        makes the second one.
-    make_room:
-        Called before another artefact is put into the folder, to keep what must be kept.
-    beside:
-        Returns further folders that belong to the artefact, the first of which names the
-        others: they are brought with the inputs and published with the artefact.
-    """
-
-    inputs: tuple[Path, ...] = ()
-    work: UnfinishedWork = NO_WORK
-    reuses: Callable[[Fingerprint, Fingerprint], bool] | None = None
-    make_room: Callable[[], None] | None = None
-    beside: Callable[[], Sequence[Path]] = tuple
-
-
-def stored(
-    stage: Stage, store: ArtefactStore, habits: StoragePolicy, seconds: float | None
-) -> Stage:
+def stored(stage: Stage, store: ArtefactStore, seconds: float | None) -> Stage:
     """Return the stage with storage around it; ``seconds`` apart, unfinished work is sent."""
-    folder, work = stage.folder, habits.work
+    folder, work = stage.folder, stage.work or NO_WORK
 
     @functools.cache
     def bring_inputs() -> None:
-        for place in (*habits.inputs, *habits.beside()[:1]):
+        for place in (*stage.inputs, *stage.beside()[:1]):
             bring(store, place, _transfers(f"fetching {place.name}", None))
-        for place in habits.beside()[1:]:  # the first one names them
+        for place in stage.beside()[1:]:  # the first one names them
             bring(store, place, _transfers(f"fetching {place.name}", None))
 
     def fingerprint() -> Fingerprint:
@@ -84,12 +53,12 @@ def stored(
         store.remember(folder)
         sending: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if not is_current(folder, wanted):
-            _prepare(stage, store, habits, wanted, progress)
+            _prepare(stage, store, wanted, progress)
             if seconds is not None and work.patterns and not is_current(folder, wanted):
                 sending = Sender(store, folder, wanted, work, seconds).running()
         with sending:
             stage.run(progress)
-        for place in (*habits.beside(), folder):
+        for place in (*stage.beside(), folder):
             store.publish(place, _transfers(f"publishing {stage.title}", progress))
         return require_manifest(folder, made_by=stage.asset)
 
@@ -104,14 +73,10 @@ def stored(
 
 
 def _prepare(
-    stage: Stage,
-    store: ArtefactStore,
-    habits: StoragePolicy,
-    fingerprint: Fingerprint,
-    progress: Progress,
+    stage: Stage, store: ArtefactStore, fingerprint: Fingerprint, progress: Progress
 ) -> None:
     """Fetch the very artefact, else what can be resumed from or taken over."""
-    folder, work = stage.folder, habits.work
+    folder, work = stage.folder, stage.work or NO_WORK
 
     def drop_work() -> None:
         for path in (folder / MANIFEST, *work.files(folder)):
@@ -121,13 +86,13 @@ def _prepare(
     if found is None:
         taken, head = take_up(store, folder, fingerprint, work), store.head(folder)
         bare = not (folder / MANIFEST).exists() and not work.files(folder)
-        if head is None or taken or not bare or habits.reuses is None:
+        if head is None or taken or not bare or stage.reuses is None:
             return
-        if not habits.reuses(head.manifest.fingerprint, fingerprint):
+        if not stage.reuses(head.manifest.fingerprint, fingerprint):
             return
         found = head
     shown = _transfers(f"fetching {stage.title}", progress)
-    store.fetch(folder, found, make_room=habits.make_room or drop_work, progress=shown)
+    store.fetch(folder, found, make_room=stage.make_room or drop_work, progress=shown)
 
 
 def bring(store: ArtefactStore, folder: Path, progress: Progress) -> str:

@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "rating"))
 from scoring_world import HashedBackend, request_for, some_records, write_records
 
 from selectit_dagster.artefacts.manifest import verify
-from selectit_dagster.orchestration.remote_sync import StoragePolicy, stored
+from selectit_dagster.orchestration.remote_sync import stored
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.progress import Silent
 from selectit_dagster.rating import scoring, scoring_run
@@ -55,13 +55,11 @@ def scores(store, request, backend) -> Stage:
             lambda: scoring_fingerprint(request),
             lambda progress: score(request, folder, progress, backend),
             "prompts",
-        ),
-        store,
-        StoragePolicy(
             work=SCORE_ROWS,
             reuses=lambda old, new: engine_digest(old) == engine_digest(new),
             make_room=lambda: retire_rows(folder),
         ),
+        store,
         0.02,
     )
 

@@ -16,7 +16,7 @@ from selectit_dagster.artefacts.manifest import (
 from selectit_dagster.artefacts.remote_files import Remote
 from selectit_dagster.artefacts.unfinished_work import UnfinishedWork
 from selectit_dagster.errors import TransientError
-from selectit_dagster.orchestration.remote_sync import StoragePolicy, bring, stored
+from selectit_dagster.orchestration.remote_sync import bring, stored
 from selectit_dagster.orchestration.stages.stage import Stage
 from selectit_dagster.progress import Silent
 
@@ -32,15 +32,23 @@ class Machine:
         self.found: list[str] = []
         folder = store.home.folder
         self.first = stored(
-            Stage("first", folder / "first", self._first_wanted, self._make_first, "words"),
+            Stage(
+                "first", folder / "first", self._first_wanted, self._make_first, "words", **habits
+            ),
             store,
-            StoragePolicy(**habits),
             None,
         )
         self.second = stored(
-            Stage("second", folder / "second", self._second_wanted, self._make_second, "words"),
+            Stage(
+                "second",
+                folder / "second",
+                self._second_wanted,
+                self._make_second,
+                "words",
+                inputs=(self.first.folder,),
+                **habits,
+            ),
             store,
-            StoragePolicy((self.first.folder,), **habits),
             None,
         )
 

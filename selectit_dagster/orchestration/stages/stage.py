@@ -5,7 +5,7 @@ Must not be here: a particular stage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from selectit_dagster.progress import Progress
 
 if TYPE_CHECKING:
     from selectit_dagster.artefacts.remote_copy import ArtefactStore
+    from selectit_dagster.artefacts.unfinished_work import UnfinishedWork
     from selectit_dagster.selection.arms.arm import Arm
 
 R = TypeVar("R")
@@ -43,13 +44,20 @@ class Stage:
         The part of the experiment that this stage depends on, for MLflow's parameters.
     partition:
         The Dagster partition key, or None.
-    address:
-        Where the artefact is published, None where it stays in the home.
+    inputs:
+        The folders that it reads.
     note:
         Told, when the artefact was asked for through Dagster, who or what asked and where that
         is recorded: ``asked_by``, ``dagster_run``, ``mlflow_run``.
     remark:
         Returns what a person should read first about this very run.
+    work, reuses, make_room, beside:
+        For storage: which files it resumes from; whether it takes rows over from an artefact with
+        the first fingerprint when it makes the second one; what is called before another artefact
+        is put into the folder, to keep what must be kept; and further folders that belong to the
+        artefact, the first of which names the others.
+    address:
+        Where the artefact is published, None where it stays in the home.
     is_published, was_fetched:
         Tell whether storage has the artefact, and whether this home has it from there.
     """
@@ -61,9 +69,14 @@ class Stage:
     unit: str
     settings: dict[str, Any] = field(default_factory=dict)
     partition: str | None = None
-    address: str | None = None
+    inputs: Sequence[Path] = ()
     note: Callable[..., None] = lambda **_: None
     remark: Callable[[], str] = str
+    work: UnfinishedWork | None = None
+    reuses: Callable[[Fingerprint, Fingerprint], bool] | None = None
+    make_room: Callable[[], None] | None = None
+    beside: Callable[[], Sequence[Path]] = tuple
+    address: str | None = None
     is_published: Callable[[], bool] = lambda: True
     was_fetched: Callable[[], bool] = lambda: False
 
@@ -186,13 +199,7 @@ class StageFactory:
         make: Callable[[R, Path, Progress], Manifest],
         asked: Callable[[R], Fingerprint],
         request: Callable[[], R],
-        *,
-        unit: str,
-        settings: dict[str, Any] | None = None,
-        partition: str | None = None,
-        inputs: Iterable[Path] = (),
-        note: Callable[..., None] = lambda **_: None,
-        **policy: Any,  # noqa: ANN401 - the other fields of ``StoragePolicy``
+        **more: Any,  # noqa: ANN401 - the other fields of ``Stage``
     ) -> Stage:
         """Return a stage, with storage around it where there is one.
 
@@ -203,22 +210,16 @@ class StageFactory:
             fingerprint of a request.
         request:
             Returns the request; called each time, for it may rest on files that come later.
-        inputs:
-            The folders that the stage reads.
         """
         stage = Stage(
             asset=asset,
             folder=folder,
             fingerprint=lambda: asked(request()),
             run=lambda progress: make(request(), folder, progress),
-            unit=unit,
-            settings=settings or {},
-            partition=partition,
-            note=note,
+            **more,
         )
         if self.store is None:
             return stage
-        from selectit_dagster.orchestration.remote_sync import StoragePolicy, stored
+        from selectit_dagster.orchestration.remote_sync import stored
 
-        seconds = self.experiment.storage.unfinished_seconds
-        return stored(stage, self.store, StoragePolicy(tuple(inputs), **policy), seconds)
+        return stored(stage, self.store, self.experiment.storage.unfinished_seconds)
