@@ -67,6 +67,8 @@ def choose(
         When the order has fewer records than ``count``, which the ranking promises.
     """
     rule = request.rule
+    if count < 1:
+        raise _nothing_left()
     if request.own_size or rule.quota or rule.diversity or rule.weights:
         return _picked(request, order, count, context, higher_is_better)
     found, last, beyond = context.work.row(
@@ -114,10 +116,7 @@ def _picked(
         taken.append(rows[np.cumsum(costs[rows]) <= limit + 1e-9])
     chosen = np.sort(np.concatenate(taken))
     if not len(chosen):
-        raise UserError(
-            "nothing can be chosen: the size, the quota or the threshold leave no record",
-            hint="see the arm's size and quota",
-        )
+        raise _nothing_left()
     weights = None
     if arm.weights is not None and not arm.weights.sample:
         weights = weights_of(arm.weights, scores[chosen], higher_is_better=better)
@@ -135,6 +134,13 @@ def _picked(
     if by_tokens:
         choice.tokens = int(costs[chosen].sum())
     return choice
+
+
+def _nothing_left() -> UserError:
+    return UserError(
+        "nothing can be chosen: size, quota, threshold and marks leave no record",
+        hint="see the arm's size and quota, and selection.review",
+    )
 
 
 def _ordered(order: str, context: ArmContext) -> tuple[list[str], Floats]:

@@ -90,7 +90,7 @@ def dataset_card(
         method=None if stated is None else stated.details,
         models=[] if stated is None else _models(provenance["models"], stated),
         prompts=provenance.get("prompts") or {"file": None, "texts": []},
-        numbers=_numbers(request.kind, counts, details, ranking),
+        ranked=ranking.counts if ranking is not None and request.kind != "full" else None,
     )
 
 
@@ -129,27 +129,6 @@ def _models(stated: list[dict[str, Any]], ranking: Manifest) -> list[tuple[str, 
         share = "as it is" if released else f"{theta / sum(thetas.values()):.1%}"
         label = f"{_model_name(model['path'], model.get('revision'))} ({name})"
         rows.append((label, str(revision), f"{theta:,.6g}", share))
-    return rows
-
-
-def _numbers(
-    kind: str, counts: dict[str, int], details: dict[str, Any], ranking: Manifest | None
-) -> list[tuple[str, str]]:
-    rule, size = next(iter(details["size"].items()))
-    full = kind == "full"
-    rows = [
-        ("curated records", f"{counts['curated']:,}"),
-        ("candidates", f"{counts['candidates']:,}"),
-        ("selected", f"{counts['selected']:,}"),
-        ("size rule", "all" if full else f"{rule} {size:g}"),
-    ]
-    if ranking is not None and not full:
-        rows += [(name, f"{ranking.counts[name]:,}") for name in ("too_long", "failed")]
-    if details["cut"]["last_selected"] is not None:
-        rows.append(("score of the last record", f"{details['cut']['last_selected']:.6g}"))
-    characters = details["response_characters"]
-    for name in ("selected", "curated"):
-        rows.append((f"mean response, {name}", f"{characters[name]:,.0f} characters"))
     return rows
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from selectit_dagster.artefacts.duckdb_tables import Workspace
 from selectit_dagster.artefacts.manifest import Manifest, read_manifest
@@ -19,21 +19,11 @@ _EXAMPLES = 20
 _TOLERANCE = 1e-9
 # settings that leave every record's own score and order as they are
 _NO_SCORE = ("size", "review")
-
-REASONS = {
-    "new record": "it was not among the candidates before",
-    "record gone": "it is no longer among the candidates",
-    "mark": "a person marked it keep or drop, or took that back",
-    "settings": "it was scored or ordered with other settings",
-    "score rose": "its own score rose over the cut",
-    "score fell": "its own score fell below the cut",
-    "score changed": "its own score changed, of which neither the high nor the low ones are best",
-    "drawn": "the arm is drawn: the place that the seed gives it came to lie on this side",
-    "order moved": "the arm orders without a score, and its order changed",
-    "cut moved": "its own score stayed, others or the size changed",
-    "quota": "its rank alone would say otherwise: a quota or the diversity decided",
-    "candidates unknown": "the earlier selection kept no list of its candidates",
-}
+# a record of the tables o and n
+_MOVED = (
+    "record_id, 'rank' AS reason, o.rank AS old_rank, n.rank AS new_rank, "
+    "o.score AS old_score, n.score AS new_score"
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +51,7 @@ class Difference:
     cut:
         Score of the last chosen record, before and after.
     entered, left:
-        Numbers by reason (the keys of :data:`REASONS`).
+        Numbers by reason; docs/versions.md says what each means.
     examples:
         The first records that entered and left, and those that moved farthest.
     score_means:
@@ -87,10 +77,6 @@ class Difference:
             "left_by_reason": self.left,
             "text": self.text(),
         }
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the records that entered, left and moved, as table rows."""
-        return moved_rows(self.summary())
 
     def text(self) -> str:
         """Return the difference in one or two plain sentences."""
@@ -167,18 +153,21 @@ class _Side:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decided the selection, one entry a setting; the count counts under its rule."""
-        details = self.manifest.details
-        stated = dict(details.get("settings") or {})
-        for rule, size in (details.get("size") or {}).items():
-            stated["size"] = f"{rule} {size:g}"
-        if details.get("seed") is not None:
-            stated["seed"] = details["seed"]
-        return stated
+        """What decided the selection, with the seed of a draw."""
+        seed = self.manifest.details.get("seed")
+        return stated_settings(self.manifest) | ({} if seed is None else {"seed": seed})
 
     def tables(self, work: Workspace) -> tuple[str, str]:
         chosen = work.table(self.folder / DATASET_FILE)
         return chosen, work.table(self.folder / CANDIDATES_FILE) if self.has_candidates else chosen
+
+
+def stated_settings(manifest: Manifest) -> dict[str, Any]:
+    """Return what decided a selection, one entry a setting; the count counts under its rule."""
+    stated = dict(manifest.details.get("settings") or {})
+    for rule, size in (manifest.details.get("size") or {}).items():
+        stated["size"] = f"{rule} {size:g}"
+    return stated
 
 
 def differing(old: _Side, new: _Side) -> list[dict[str, Any]]:
@@ -202,7 +191,7 @@ def _compare(old: _Side, new: _Side, work: Workspace, examples: int) -> Differen
     (old_chosen, old_all), (new_chosen, new_all) = old.tables(work), new.tables(work)
     both = f"FROM {old_chosen} o JOIN {new_chosen} n USING (record_id)"
     kept, reordered = work.row(f"SELECT count(*), count(*) FILTER (o.rank <> n.rank) {both}")
-    judge = _Judge(old, new, bool([s for s in settings if s["name"] not in _NO_SCORE]), work)
+    judge = _Judge(old, new, any(s["name"] not in _NO_SCORE for s in settings))
     counts: dict[str, dict[str, int]] = {}
     found: dict[str, list[Moved]] = {}
     for verb, present, absent, side in (
@@ -210,30 +199,30 @@ def _compare(old: _Side, new: _Side, work: Workspace, examples: int) -> Differen
         ("left", old_chosen, new_chosen, "o"),
     ):
         query = (
-            "SELECT record_id, o.rank, n.rank, o.score, n.score FROM "
+            f"SELECT {_MOVED} FROM "
             f"(SELECT record_id FROM {present} ANTI JOIN {absent} USING (record_id)) "
             f"LEFT JOIN {old_all} o USING (record_id) LEFT JOIN {new_all} n USING (record_id) "
             f"ORDER BY {side}.rank, record_id"
         )
         reasons: Counter[str] = Counter()
         found[verb] = []
-        for row in _rows(work, query):
-            reason = judge.reason(verb, *row)
+        for moved in _moved(work, query):
+            reason = judge.reason(verb, moved)
             reasons[reason] += 1
             if len(found[verb]) < examples:
-                found[verb].append(Moved(row[0], reason, *row[1:]))
+                found[verb].append(replace(moved, reason=reason))
         counts[verb] = dict(reasons)
     farthest = (
-        f"SELECT record_id, o.rank, n.rank, o.score, n.score {both} WHERE o.rank <> n.rank "
+        f"SELECT {_MOVED} {both} WHERE o.rank <> n.rank "
         f"ORDER BY abs(o.rank - n.rank) DESC, record_id LIMIT {examples}"
     )
-    found["moved"] = [Moved(row[0], "rank", *row[1:]) for row in _rows(work, farthest)]
-    cut = [judge.old_cut, judge.new_cut]
+    found["moved"] = list(_moved(work, farthest))
+    cuts = [work.row(f"SELECT arg_max(score, rank) FROM {t}")[0] for t in (old_chosen, new_chosen)]
     return Difference(
         settings,
-        int(str(kept)),
-        int(str(reordered)),
-        cut,
+        kept,
+        reordered,
+        cuts,
         counts["entered"],
         counts["left"],
         found,
@@ -241,15 +230,15 @@ def _compare(old: _Side, new: _Side, work: Workspace, examples: int) -> Differen
     )
 
 
-def _rows(work: Workspace, query: str) -> Iterator[tuple[Any, ...]]:
+def _moved(work: Workspace, query: str) -> Iterator[Moved]:
     for batch in work.batches(query):
-        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        yield from (Moved(**row) for row in batch.to_pylist())
 
 
 class _Judge:
     """Why a record entered or left."""
 
-    def __init__(self, old: _Side, new: _Side, settings_differ: bool, work: Workspace) -> None:
+    def __init__(self, old: _Side, new: _Side, settings_differ: bool) -> None:
         self.settings_differ = settings_differ
         said = (side.manifest.details.get("review", {}) for side in (old, new))
         marks = [{(m, name) for m in ("keep", "drop") for name in r.get(m, ())} for r in said]
@@ -259,43 +248,25 @@ class _Judge:
         self.drawn = new.manifest.details.get("seed") is not None
         better = new.manifest.details.get("higher_is_better", True)
         self.sign = 0 if better is None else (1 if better else -1)
-        self.old_cut, self.new_cut = (
-            self._cut(work, side.folder / DATASET_FILE) for side in (old, new)
-        )
 
-    @staticmethod
-    def _cut(work: Workspace, path: Path) -> float | None:
-        value = work.row(f"SELECT arg_max(score, rank) FROM {work.table(path)}")[0]
-        return None if value is None else float(str(value))
-
-    def reason(
-        self,
-        verb: str,
-        record_id: str,
-        old_rank: int | None,
-        new_rank: int | None,
-        old_score: float | None,
-        new_score: float | None,
-    ) -> str:
-        """Return a key of :data:`REASONS`; ranks are those among all candidates."""
-        if record_id in self.marked:
+    def reason(self, verb: str, moved: Moved) -> str:
+        """Return the reason; ranks are those among all candidates."""
+        if moved.record_id in self.marked:
             return "mark"
-        there, elsewhere = (old_rank, "new record"), (new_rank, "record gone")
-        for rank, name in (there, elsewhere):
+        for rank, name in ((moved.old_rank, "new record"), (moved.new_rank, "record gone")):
             if rank is None:
                 return name if self.known[verb] else "candidates unknown"
-        assert old_rank is not None and new_rank is not None  # noqa: S101 - for the type checker
         if self.settings_differ:
             return "settings"
-        if old_score is None or new_score is None:
+        if moved.old_score is None or moved.new_score is None:
             return "drawn" if self.drawn else "order moved"
-        change = new_score - old_score
+        change = moved.new_score - moved.old_score
         wanted = self.sign if verb == "entered" else -self.sign
         if not self.sign and abs(change) > _TOLERANCE:
             return "score changed"
         if change * wanted > _TOLERANCE:
             return "score rose" if change > 0 else "score fell"
-        old_size, new_size = self.sizes
-        was, becomes = old_rank <= old_size, new_rank <= new_size
+        ranks = (moved.old_rank, moved.new_rank)
+        was, becomes = (cast(int, r) <= size for r, size in zip(ranks, self.sizes, strict=True))
         by_rank_alone = (not was and becomes) if verb == "entered" else (was and not becomes)
         return "cut moved" if by_rank_alone else "quota"

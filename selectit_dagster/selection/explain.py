@@ -21,6 +21,8 @@ from selectit_dagster.selection.dataset_writer import DATASET_FILE
 from selectit_dagster.selection.difference import CANDIDATES_FILE
 from selectit_dagster.selection.ranking import RANKING_FILE
 
+_TEXTS = ("instruction", "input", "response")
+
 
 @dataclass(frozen=True)
 class PromptFacts:
@@ -135,7 +137,7 @@ class Explanation:
 
 
 def _texts(shown: Explanation | RatedText) -> list[str]:
-    found = ((name, getattr(shown, name)) for name in ("instruction", "input", "response"))
+    found = ((name, getattr(shown, name)) for name in _TEXTS)
     return [f"  {name}: {one_line(value)}" for name, value in found if value]
 
 
@@ -229,12 +231,14 @@ def explain(
         def answers(text: str) -> list[ModelFacts]:
             return [_model_facts(*s, text, manifest.details, work) for s in sorted(scores)]
 
-        texts = [] if rated is None else _rated_texts(work, rated, record_id)
-        parts = ranked.get("parts") or [ranked["score"]] * len(texts)
-        found_texts = [
-            RatedText(*text, score, answers(text[0]))
-            for text, score in zip(texts, parts, strict=False)
-        ]
+        texts = []
+        if rated is not None:
+            rows = _rows(work, rated / "records.parquet", record_id, "parent")
+            rows.sort(key=lambda row: row["part"])
+            parts = ranked.get("parts") or [ranked["score"]] * len(rows)
+            for row, score in zip(rows, parts, strict=False):
+                name, shown = row["record_id"], {column: row[column] for column in _TEXTS}
+                texts.append(RatedText(name=name, **shown, score=score, models=answers(name)))
         models = [] if rated is not None else answers(record_id)
         arms = [
             _place(work, arm, folder, made, record_id)
@@ -243,9 +247,7 @@ def explain(
         ]
     return Explanation(
         record_id=record_id,
-        instruction=record.get("instruction", ""),
-        input=record.get("input", ""),
-        response=record.get("response", ""),
+        **{name: record.get(name, "") for name in _TEXTS},
         models=models,
         parameters=stored,
         score=ranked["score"],
@@ -253,7 +255,7 @@ def explain(
         ranked=manifest.counts["ranked"],
         status=ranked["status"],
         reason=ranked["reason"] or "",
-        rated=found_texts,
+        rated=texts,
         arms=arms,
     )
 
@@ -290,21 +292,15 @@ def _place(work: Workspace, arm: str, folder: Path, made: Manifest, record_id: s
     return Place(arm, row is not None, place, number, size, score, cut, why)
 
 
-def _rated_texts(work: Workspace, rated: Path, record_id: str) -> list[tuple[str, str, str, str]]:
-    """Return (name, instruction, input, response) of a record's rated texts."""
-    query = (
-        "SELECT record_id, instruction, input, response "
-        f"FROM {work.table(rated / 'records.parquet')} "
-        f"WHERE parent = {literal(record_id)} ORDER BY part"
-    )
-    return [tuple(row.values()) for b in work.batches(query) for row in b.to_pylist()]
+def _rows(
+    work: Workspace, path: Path, record_id: str, column: str = "record_id"
+) -> list[dict[str, Any]]:
+    query = f"SELECT * FROM {work.table(path)} WHERE {column} = {literal(record_id)}"
+    return [row for batch in work.batches(query) for row in batch.to_pylist()]
 
 
 def _one(work: Workspace, path: Path, record_id: str) -> dict[str, Any] | None:
-    query = f"SELECT * FROM {work.table(path)} WHERE record_id = {literal(record_id)}"
-    for batch in work.batches(query):
-        return cast("dict[str, Any]", batch.to_pylist()[0])
-    return None
+    return next(iter(_rows(work, path, record_id)), None)
 
 
 def _unknown(work: Workspace, ranking: Path, record_id: str, records: Path) -> UserError:
@@ -327,11 +323,7 @@ def _model_facts(
 ) -> ModelFacts:
     stored = details["parameters"]
     store = StoredScores(name, folder, stored["num_prompts"], stored["num_ratings"])
-    rows: list[dict[str, Any]] = []
-    for part in store.parts:
-        query = f"SELECT * FROM {work.table(part)} WHERE record_id = {literal(record_id)}"
-        for batch in work.batches(query):
-            rows += batch.to_pylist()
+    rows = [row for part in store.parts for row in _rows(work, part, record_id)]
     rows.sort(key=lambda row: row["prompt_index"])
     prompts = [_prompt_facts(row, stored) for row in rows]
     tokens = np.array([p.token_score for p in prompts if p.used], dtype=np.float64)

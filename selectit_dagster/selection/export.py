@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from selectit_dagster.artefacts.files import atomic_file, write_json, write_text
-from selectit_dagster.artefacts.manifest import Manifest, verify
+from selectit_dagster.artefacts.files import atomic_file, atomic_path, write_json, write_text
+from selectit_dagster.artefacts.manifest import verify
 from selectit_dagster.errors import UserError
 from selectit_dagster.selection.dataset_writer import DATASET_FILE
 
@@ -49,8 +49,7 @@ def export(folder: Path, to: str, out: Path, name: str | None = None) -> list[Pa
     if to not in TRAINERS:
         raise UserError(f"unknown trainer {to!r}", hint=f"one of {', '.join(TRAINERS)}")
     manifest = verify(folder)
-    out.mkdir(parents=True, exist_ok=True)
-    return TRAINERS[to](folder, manifest, out, name or str(manifest.details["arm"]))
+    return TRAINERS[to](folder, out, name or str(manifest.details["arm"]))
 
 
 def _records(folder: Path) -> Iterator[Record]:
@@ -109,7 +108,7 @@ def _last_text(value: Any) -> str:  # noqa: ANN401 - a text or a list of message
     return value if isinstance(value, str) else str(value[-1].get("content") or "")
 
 
-def _row(record: Record, kind: str) -> Record:
+def _as_messages(record: Record, kind: str) -> Record:
     """Return a record of ``kind`` in trl's form: messages, or prompt and completion."""
     asked = [{"role": "user", "content": _question(record)}]
 
@@ -117,28 +116,39 @@ def _row(record: Record, kind: str) -> Record:
         return [{"role": "assistant", "content": text}]
 
     if kind == PAIRS:
-        pair = {name: answer(_last_text(record["source"][name])) for name in ("chosen", "rejected")}
-        return {"prompt": asked, **pair}
+        return {"prompt": asked, **{name: answer(text) for name, text in _pair(record).items()}}
     if kind == MESSAGES:
         return {"messages": _messages(record)}
     return {"prompt": asked, "completion": answer(record["response"])}
 
 
-def _lines(path: Path, rows: Iterator[Record]) -> None:
+def _as_alpaca(record: Record, kind: str) -> Record:
+    """Return a record of ``kind`` in Alpaca's form; a conversation as messages."""
+    if kind == MESSAGES:
+        return {"messages": _messages(record)}
+    answers = _pair(record) if kind == PAIRS else {"output": record["response"]}
+    return {"instruction": record["instruction"], "input": record["input"], **answers}
+
+
+def _pair(record: Record) -> dict[str, str]:
+    return {name: _last_text(record["source"][name]) for name in ("chosen", "rejected")}
+
+
+def _lines(path: Path, rows: Iterator[Record]) -> Path:
     with atomic_file(path) as handle:
         for row in rows:
             handle.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+    return path
 
 
-def to_trl(folder: Path, manifest: Manifest, out: Path, name: str) -> list[Path]:
+def to_trl(folder: Path, out: Path, name: str) -> list[Path]:
     """Write JSON Lines with ``prompt`` and ``completion``, ``messages``, or pairs."""
     kind = _kind(folder)
-    path = out / f"{name}.jsonl"
-    _lines(path, (_row(record, kind) for record in _records(folder)))
-    return [path]
+    rows = (_as_messages(record, kind) for record in _records(folder))
+    return [_lines(out / f"{name}.jsonl", rows)]
 
 
-def to_llama_factory(folder: Path, manifest: Manifest, out: Path, name: str) -> list[Path]:
+def to_llama_factory(folder: Path, out: Path, name: str) -> list[Path]:
     """Write JSON Lines and this set's entry of ``dataset_info.json``, keeping the others."""
     kind = _kind(folder)
     entry: dict[str, Any] = {"file_name": f"{name}.jsonl"}
@@ -151,22 +161,12 @@ def to_llama_factory(folder: Path, manifest: Manifest, out: Path, name: str) -> 
         entry |= {"formatting": "alpaca", "ranking": kind == PAIRS}
         pair = {"chosen": "chosen", "rejected": "rejected"}
         entry["columns"] = columns | (pair if kind == PAIRS else {"response": "output"})
-
-    def row(record: Record) -> Record:
-        if kind == MESSAGES:
-            return _row(record, kind)
-        asked = {"instruction": record["instruction"], "input": record["input"]}
-        if kind == PAIRS:
-            source = record["source"]
-            return asked | {n: _last_text(source[n]) for n in ("chosen", "rejected")}
-        return asked | {"output": record["response"]}
-
     info = _dataset_info(out / INFO_FILE)
-    _lines(out / entry["file_name"], map(row, _records(folder)))
+    path = _lines(out / f"{name}.jsonl", (_as_alpaca(r, kind) for r in _records(folder)))
     # an entry of ours whose file is gone would stop the trainer
     kept = {k: v for k, v in info.items() if not _is_stale(v, out)}
     write_json(out / INFO_FILE, {**kept, name: entry})
-    return [out / entry["file_name"], out / INFO_FILE]
+    return [path, out / INFO_FILE]
 
 
 def _dataset_info(path: Path) -> dict[str, Any]:
@@ -187,47 +187,51 @@ def _is_stale(entry: Any, out: Path) -> bool:  # noqa: ANN401 - whatever the fil
     return isinstance(name, str) and not (out / name).exists()
 
 
-def to_axolotl(folder: Path, manifest: Manifest, out: Path, name: str) -> list[Path]:
+def to_axolotl(folder: Path, out: Path, name: str) -> list[Path]:
     """Write JSON Lines and the block ``datasets`` of axolotl's YAML file."""
     import yaml
 
     kind = _kind(folder)
-    path = out / f"{name}.jsonl"
-    entry: dict[str, Any] = {"path": str(path.resolve()), "ds_type": "json"}
-    block: dict[str, Any] = {"datasets": [entry]}
-    if kind == PAIRS:
+    forms: dict[str, dict[str, Any]] = {
         # a whole conversation of each answer is what its chat template takes
-        entry |= {"split": "train", "type": "chat_template.default"}
-        entry |= {
+        PAIRS: {
+            "split": "train",
+            "type": "chat_template.default",
             "field_messages": "prompt",
             "field_chosen": "chosen",
             "field_rejected": "rejected",
-        }
-        block = {"rl": "dpo", **block}
-        pairs = (_row(record, kind) for record in _records(folder))
-        _lines(path, ({**p, "chosen": p["chosen"][0], "rejected": p["rejected"][0]} for p in pairs))
-    elif kind == MESSAGES:
-        entry |= {"type": "chat_template", "field_messages": "messages"}
-        entry["message_property_mappings"] = {"role": "role", "content": "content"}
-        _lines(path, (_row(record, kind) for record in _records(folder)))
-    else:
-        entry["type"] = "alpaca"
-        names = {"instruction": "instruction", "input": "input", "response": "output"}
-        _lines(path, ({n: r[c] for c, n in names.items()} for r in _records(folder)))
+        },
+        MESSAGES: {
+            "type": "chat_template",
+            "field_messages": "messages",
+            "message_property_mappings": {"role": "role", "content": "content"},
+        },
+        ANSWERS: {"type": "alpaca"},
+    }
+
+    def row(record: Record) -> Record:
+        if kind != PAIRS:
+            return _as_alpaca(record, kind)
+        found = _as_messages(record, kind)
+        return {**found, "chosen": found["chosen"][0], "rejected": found["rejected"][0]}
+
+    path = _lines(out / f"{name}.jsonl", map(row, _records(folder)))
+    entry = {"path": str(path.resolve()), "ds_type": "json", **forms[kind]}
+    block = {**({"rl": "dpo"} if kind == PAIRS else {}), "datasets": [entry]}
     text = f"# add to axolotl's configuration\n{yaml.safe_dump(block, sort_keys=False)}"
     write_text(out / f"{name}.axolotl.yaml", text)
     return [path, out / f"{name}.axolotl.yaml"]
 
 
-def to_parquet(folder: Path, manifest: Manifest, out: Path, name: str) -> list[Path]:
+def to_parquet(folder: Path, out: Path, name: str) -> list[Path]:
     """Copy ``dataset.parquet``: texts, rank, score and, where there are any, weights."""
     path = out / f"{name}.parquet"
-    with (folder / DATASET_FILE).open("rb") as reader, atomic_file(path) as writer:
-        shutil.copyfileobj(reader, writer, 1 << 20)
+    with atomic_path(path) as part:
+        shutil.copyfile(folder / DATASET_FILE, part)
     return [path]
 
 
-TRAINERS: dict[str, Callable[[Path, Manifest, Path, str], list[Path]]] = {
+TRAINERS: dict[str, Callable[[Path, Path, str], list[Path]]] = {
     "llama-factory": to_llama_factory,
     "axolotl": to_axolotl,
     "trl": to_trl,

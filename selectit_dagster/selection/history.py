@@ -31,7 +31,7 @@ from selectit_dagster.artefacts.manifest import (
     write_manifest,
 )
 from selectit_dagster.errors import UserError
-from selectit_dagster.selection.difference import compare_selections
+from selectit_dagster.selection.difference import compare_selections, stated_settings
 
 VERSIONS = "versions.json"
 TAKEN_OVER = "taken over from before there were versions"
@@ -203,29 +203,35 @@ class History:
         told = replace(current, asked_by=asked_by, dagster_run=dagster_run, mlflow_run=mlflow_run)
         self._write(replace(state, versions=_put(state.versions, told)))
 
-    def _add(self, source: Path, *, why: str = "selected", **facts: Any) -> Version:  # noqa: ANN401
+    def _add(
+        self,
+        source: Path,
+        why: str = "selected",
+        *,
+        instead_of: str = "",
+        asked_by: str = "",
+        what_if: str = "",
+    ) -> Version:
         """Keep a selection as the next version, the current one from now on."""
         manifest, state = require_manifest(source, made_by="the selection"), self.state
         before = self.current
         change = None
         if before is not None and before.kept:
             change = compare_selections(self.place(before), source).summary()
-        settings = dict(manifest.details.get("settings", {}))
-        for rule, size in manifest.details.get("size", {}).items():
-            settings["size"] = f"{rule} {size:g}"
         version = Version(
             number=max((v.number for v in state.versions), default=0) + 1,
             selected=manifest.counts["selected"],
             digest=manifest.digest,
             records=str(manifest.fingerprint.get("records", "")),
             made_at=manifest.created_at,
-            settings=settings,
+            settings=stated_settings(manifest),
             change=change,
-            **facts,
+            asked_by=asked_by,
+            what_if=what_if,
         )
         _link(source, self.place(version))
         versions = (*state.versions, version)
-        self._write(State(version.number, _now(), why, versions=versions))
+        self._write(State(version.number, _now(), why, instead_of, versions=versions))
         self.prune(self.removable())
         return version
 
@@ -252,38 +258,26 @@ class History:
         """
         self.adopt()
         version = self.find(name)
-        require_manifest(self.place(version), made_by="the selection")
         with folder_lock(self.folder, "going back to a version"):
-            self._choose(version, why)
+            instead_of = self._asked_for()
+            _link(self.place(version), self.selected)
+            state = replace(self.state, current=version.number, since=_now(), why=why)
+            self._write(replace(state, instead_of=instead_of, confirmed={}))
         return version
 
-    def promote(self, source: Path, what_if: str, why: str, **facts: str) -> Version:
+    def promote(self, source: Path, what_if: str, why: str, *, asked_by: str) -> Version:
         """Make the selection of a what-if run the next version, and use it."""
         self.adopt()
         with folder_lock(self.folder, "promoting a what-if"):
             pinned = self._asked_for()
-            version = self._add(source, why=why, what_if=what_if, **facts)
-            self._choose(version, why, pinned)
+            version = self._add(source, why, instead_of=pinned, asked_by=asked_by, what_if=what_if)
+            _link(self.place(version), self.selected)
         return version
 
     def _asked_for(self) -> str:
         """Return the hash of the fingerprint that the current selection was asked for with."""
         manifest = read_manifest(self.selected)
         return self.state.instead_of or (sha256_json(manifest.fingerprint) if manifest else "")
-
-    def _choose(self, version: Version, why: str, pinned: str | None = None) -> None:
-        instead_of = self._asked_for() if pinned is None else pinned
-        _link(self.place(version), self.selected)
-        self._write(
-            replace(
-                self.state,
-                current=version.number,
-                since=_now(),
-                why=why,
-                instead_of=instead_of,
-                confirmed={},
-            )
-        )
 
     # --- what may go ------------------------------------------------------------------------
 

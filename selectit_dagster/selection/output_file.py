@@ -9,7 +9,7 @@ from pathlib import Path
 
 import orjson
 
-from selectit_dagster.artefacts.files import atomic_file
+from selectit_dagster.artefacts.files import atomic_path
 from selectit_dagster.artefacts.manifest import Manifest
 from selectit_dagster.data.fields import Row
 from selectit_dagster.errors import UserError
@@ -70,17 +70,13 @@ def write_output(folder: Path, manifest: Manifest, target: Path) -> None:
     source = folder / next(n for n in manifest.files if Path(n).name.startswith("data."))
     kind, compression = output_format(target)
     stored, packed = output_format(source)
-    if (kind, compression) == (stored, packed):
-        _copy(source, target)
-    elif kind == "parquet":
-        _copy(folder / DATASET_FILE, target)
-    else:
-        _convert(source, target, kind, compression)
-
-
-def _copy(source: Path, target: Path) -> None:
-    with source.open("rb") as reader, atomic_file(target) as writer:
-        shutil.copyfileobj(reader, writer, 1 << 20)
+    with atomic_path(target) as part:
+        if (kind, compression) == (stored, packed):
+            shutil.copyfile(source, part)
+        elif kind == "parquet":
+            shutil.copyfile(folder / DATASET_FILE, part)
+        else:
+            _convert(source, part, kind, compression)
 
 
 def _convert(source: Path, target: Path, kind: str, compression: str) -> None:
@@ -95,19 +91,11 @@ def _convert(source: Path, target: Path, kind: str, compression: str) -> None:
     rows = _records(opened.rows, kind, as_text=kind == "csv" and "csv" in opened.details)
     first = list(islice(rows, _AT_ONCE))
     shape = {"format": kind, "compression": compression, **opened.details}
-    with atomic_file(target):
-        pass  # the folder is there and may be written to
-    temporary = target.with_name(f".{target.name}.part")
-    try:
-        writer = TextWriter(temporary, shape)
-        while first:
-            writer.write(pa.record_batch({"raw": pa.array(first, pa.binary())}))
-            first = list(islice(rows, _AT_ONCE))
-        writer.close()
-        with temporary.open("rb") as done, atomic_file(target) as whole:
-            shutil.copyfileobj(done, whole, 1 << 20)
-    finally:
-        temporary.unlink(missing_ok=True)
+    writer = TextWriter(target, shape)
+    while first:
+        writer.write(pa.record_batch({"raw": pa.array(first, pa.binary())}))
+        first = list(islice(rows, _AT_ONCE))
+    writer.close()
 
 
 def _records(rows: Iterable[Row], kind: str, *, as_text: bool) -> Iterator[bytes]:

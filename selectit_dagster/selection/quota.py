@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -145,24 +146,14 @@ def rows_of(context: ArmContext, ids: Sequence[str]) -> npt.NDArray[np.float32]:
 
 def k_means(rows: Floats, clusters: int, seed: int) -> Indices:
     """Return (n,) the cluster of each row: Lloyd's rounds from a seeded k-means++ start."""
-    rng = np.random.default_rng(seed)
-    centres = rows[[int(rng.integers(len(rows)))]]
-    for _ in range(1, min(clusters, len(rows))):
-        far = np.min(((rows[:, None] - centres[None]) ** 2).sum(axis=2), axis=1)
-        total = far.sum()
-        chance = far / total if total > 0 else np.full(len(rows), 1 / len(rows))
-        centres = np.concatenate([centres, rows[[int(rng.choice(len(rows), p=chance))]]])
-    codes = np.zeros(len(rows), np.int64)
-    for round_ in range(_ROUNDS):
-        # |a - b|² without |a|², which is the same for all centres
-        nearest = ((centres**2).sum(axis=1) - 2 * rows @ centres.T).argmin(axis=1)
-        if round_ and (nearest == codes).all():
-            break
-        codes = nearest.astype(np.int64)
-        for number in range(len(centres)):
-            if (codes == number).any():
-                centres[number] = rows[codes == number].mean(axis=0)
-    return codes
+    from scipy.cluster.vq import kmeans2
+
+    with warnings.catch_warnings():
+        # clusters without a row, and rows that are all equal
+        warnings.simplefilter("ignore")
+        draw, most = np.random.default_rng(seed), min(clusters, len(rows))
+        _, codes = kmeans2(rows, most, iter=_ROUNDS, minit="++", seed=draw)
+    return np.asarray(codes, np.int64)
 
 
 def apportion(budget: float, available: Floats, shares: Floats, *, whole: bool) -> Floats:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from selectit_dagster.artefacts.duckdb_tables import (
     literal,
     stored_batches,
 )
+from selectit_dagster.artefacts.files import atomic_path
 from selectit_dagster.artefacts.manifest import require_manifest
 from selectit_dagster.errors import UserError
 from selectit_dagster.selection.dataset_writer import DATASET_FILE
@@ -68,15 +68,11 @@ def write_score_table(ranking: Path, selected: Mapping[str, Path], target: Path)
                 joined += f" LEFT JOIN {work.table(folder / CANDIDATES_FILE)} c USING (record_id)"
                 columns.append(f"c.score AS {_name(f'{arm}/score')}")
             parts.append(_in_order(columns, joined, work, number))
-        path = work.folder / SCORES_FILE
-        with ParquetStream(path, dictionary=["status"]) as stream:
+        with atomic_path(target) as path, ParquetStream(path, dictionary=["status"]) as stream:
             for batches in zip(*(stored_batches(part, None) for part in parts), strict=True):
                 arrays = [column for batch in batches for column in batch.columns]
                 names = [name for batch in batches for name in batch.schema.names]
                 stream.write(pa.record_batch(arrays, names=names))
-        with path.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        path.replace(target)
         return stream.rows
 
 

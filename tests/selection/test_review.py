@@ -43,6 +43,14 @@ def test_marks_count_and_each_is_named_in_the_manifest(tmp_path):
     assert ids(chosen(tmp_path / "few", RATINGS, 3, review=everything)) == ["h"]
 
 
+def test_marks_that_drop_every_record_are_refused(tmp_path):
+    nothing = write(tmp_path / "review.jsonl", **dict.fromkeys(RATINGS, "drop"))
+    with pytest.raises(UserError, match="nothing can be chosen") as refusal:
+        chosen(tmp_path, RATINGS, 3, review=nothing)
+    assert "selection.review" in refusal.value.hint
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
 def test_a_selection_without_review_keeps_its_fingerprint(tmp_path):
     assert "review" not in read_manifest(chosen(tmp_path, RATINGS, 3)).fingerprint
 
