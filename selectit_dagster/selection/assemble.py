@@ -59,7 +59,7 @@ def assemble(request: SelectionRequest, count: int, out: Path, progress: Progres
         counts = {
             "curated": curated.counts["kept"],
             "candidates": context.rows(context.candidates),
-            "selected": written.rows,
+            "selected": choice.count,
         }
         details = _details(request, ordering, written, counts, choice, context)
         details["notes"] += curated.details.get("notes") or []
@@ -160,7 +160,7 @@ def _details(
         "score_means": ordering.score_means,
         "cut": choice.cut,
         "response_characters": {
-            "selected": written.characters / max(1, written.rows),
+            "selected": written.characters / choice.count,
             "curated": context.work.row(average)[0],
         },
         "content_sha256": written.content,

@@ -46,8 +46,6 @@ class Written:
     ----------
     names:
         File names in the folder.
-    rows:
-        Number of records.
     characters:
         Sum of the responses' lengths in characters.
     content:
@@ -56,7 +54,6 @@ class Written:
     """
 
     names: list[str]
-    rows: int
     characters: int
     content: str
 
@@ -259,7 +256,7 @@ def write_selected(
             f"{count:,} records were chosen but {dataset.rows:,} of them are in {records}",
             hint=_MADE_AGAIN,
         )
-    return Written([name, DATASET_FILE], count, characters, content.hexdigest())
+    return Written([name, DATASET_FILE], characters, content.hexdigest())
 
 
 def _checked(batches: Iterator[pa.RecordBatch], records: Path) -> Iterator[pa.RecordBatch]:
