@@ -148,7 +148,8 @@ def _write_sorted(
     done = 0
     repeated = ["status", "reason", "sentence_score.key_value.key"]
     with ParquetStream(target, dictionary=repeated) as stream:
-        for batch in work.batches(_ranking_query(request, tables, thetas, work), _ROWS):
+        query = _ranking_query(request, tables, thetas, work)
+        for batch in work.batches(query, _ROWS, as_stored=True):
             if batch.column("status").null_count:
                 for store, path in zip(stores, tables, strict=True):
                     lacking = f"{work.table(records)} ANTI JOIN {work.table(path)}"
@@ -187,13 +188,14 @@ def _ranking_query(
     names = [literal(name) for name in thetas]
     reasons = [f"{literal(f'{name}: ')} || nullif(r{i}, '')" for i, name in enumerate(thetas)]
     tie = "position DESC" if request.variant == "released-code" else "record_id"
+    # texts and maps are made of sorted rows: in the sort they would take memory
     return (
         "SELECT record_id, score, "
         f"map([{', '.join(names)}], [{', '.join(f's{i}' for i in numbers)}]) AS sentence_score, "
         f"[{', '.join(map(literal, STATUSES))}][status + 1] AS status, "
         f"CASE WHEN status > 0 THEN concat_ws('; ', {', '.join(reasons)}) END AS reason"
-        f"{', parts' if request.rated is not None else ''} FROM ({query}) "
-        f"ORDER BY score DESC NULLS LAST, CASE WHEN score IS NULL THEN record_id END, {tie}"
+        f"{', parts' if request.rated is not None else ''} FROM (SELECT * FROM ({query}) "
+        f"ORDER BY score DESC NULLS LAST, CASE WHEN score IS NULL THEN record_id END, {tie})"
     )
 
 
