@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -91,6 +91,14 @@ def _pace(run: Callable[[int], Manifest], first: int, total: int, unit: str) -> 
 
 def _amount(manifest: Manifest, unit: str) -> float:
     return float(manifest.counts.get(unit) or manifest.details.get(unit) or 0)
+
+
+class _Training(NamedTuple):
+    """Optimiser steps, trained records' tokens, and token positions with what pads them."""
+
+    steps: int
+    tokens: float
+    positions: float
 
 
 class _Planner:
@@ -191,33 +199,61 @@ class _Planner:
 
         tuning, units = self.pipeline.tuning, list(self.pipeline.units.values())
         counts = {unit: self._count(unit) for unit in units}
-        left = [count for u, count in counts.items() if not _is_made(self.pipeline.checkpoint(u))]
+        left = [unit for unit in units if not _is_made(self.pipeline.checkpoint(unit))]
         total = sum(counts.values())
-        row = PlanRow("lora_checkpoints", total, total - sum(left))
+        row = PlanRow("lora_checkpoints", total, total - sum(counts[unit] for unit in left))
         if not left:
             return row
 
         def run(count: int) -> Manifest:
-            out = self._sampled(f"tuning-{count}", "dataset.parquet", count)
-            write_manifest(out, kind="selected", fingerprint={}, files=["dataset.parquet"])
+            out = self._dataset(count)
             section = tuning.model_copy(update={"epochs": 1.0, "max_steps": None})
-            return tune(TuningRequest(out, section, 1), out / "checkpoint", self.progress)
+            made = tune(TuningRequest(out, section, 1), out / "checkpoint", self.progress)
+            positions = self._epoch(out, count).positions
+            return replace(made, counts={**made.counts, "positions": round(positions)})
 
-        pace = _pace(run, 2 * tuning.batch_size, max(counts.values()), "tokens")
-        each = pace.sample.counts["tokens"] / max(1, pace.sample.counts["trained"])
-        most = tuning.max_steps or math.inf
-        steps = sum(min(math.ceil(n / tuning.batch_size) * tuning.epochs, most) for n in left)
-        seen = sum(min(n * tuning.epochs, most * tuning.batch_size) for n in left)
-        seconds = pace.seconds(seen * each, len(left))
+        pace = _pace(run, 2 * tuning.batch_size, max(counts.values()), "positions")
+        works = [self._training(counts[unit]) for unit in left]
         return PlanRow(
             row.stage,
             total,
             row.done,
-            round(steps),
-            tokens=seen * each,
-            seconds=seconds,
+            sum(work.steps for work in works),
+            tokens=sum(work.tokens for work in works),
+            seconds=pace.seconds(sum(work.positions for work in works), len(left)),
             parts=len(left),
         )
+
+    def _dataset(self, count: int) -> Path:
+        """Return a sample of the curated records as a selected dataset."""
+        out = self._sampled(f"tuning-{count}", "dataset.parquet", count)
+        if read_manifest(out) is None:
+            write_manifest(out, kind="selected", fingerprint={}, files=["dataset.parquet"])
+        return out
+
+    def _training(self, count: int) -> _Training:
+        """Return what training on ``count`` records comes to, its limit of steps respected."""
+        tuning = self.pipeline.tuning
+        epoch = self._epoch(self._dataset(min(count, _COUNTED)), count)
+        whole = math.ceil(epoch.steps * tuning.epochs)
+        steps = min(whole, tuning.max_steps or whole)
+        share = steps / whole * tuning.epochs
+        return _Training(steps, epoch.tokens * share, epoch.positions * share)
+
+    def _epoch(self, folder: Path, count: int) -> _Training:
+        """Return what one epoch over ``count`` records like those of ``folder`` comes to.
+
+        Records that do not fit are not trained: their share is the sample's.
+        """
+        from selectit_dagster.tuning.training_plan import make_plan, padded_positions
+
+        tuning = self.pipeline.tuning
+        plan = make_plan(folder, tuning)
+        trained = round(count * len(plan.examples) / (len(plan.examples) + len(plan.skipped)))
+        lengths = np.resize(plan.lengths, max(1, trained))
+        positions = padded_positions(lengths.tolist(), tuning, plan.micro_batch_size)
+        steps = math.ceil(len(lengths) / tuning.batch_size)
+        return _Training(steps, float(lengths.sum()), float(positions))
 
     def _count(self, unit: Unit) -> int:
         """Return how many records a subset will have; a token budget counts as its share."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.inference.model_loading import (
@@ -15,6 +18,7 @@ from selectit_dagster.inference.model_loading import (
     vocabulary_size,
 )
 from selectit_dagster.tuning.adapters import precision_of, require_four_bit, training_device
+from selectit_dagster.tuning.example_batches import LengthGroupedOrder
 from selectit_dagster.tuning.examples import (
     Example,
     Skipped,
@@ -42,6 +46,26 @@ class Plan:
     device: str
     precision: str
     checkpoint_every: int
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each example."""
+        return [len(example.input_ids) for example in self.examples]
+
+
+def padded_positions(
+    lengths: Sequence[int], tuning: TuningSection, micro_batch_size: int, seed: int = 1
+) -> int:
+    """Return the token positions of a first epoch, padding included: what its time goes with.
+
+    ``lengths``: (n,) tokens per example. Padding is a tenth of the tokens in a long run, and
+    twice as much as them where an epoch has few steps, since only like lengths pad little.
+    """
+    order = LengthGroupedOrder(lengths, tuning.batch_size, seed, epoch=lambda: 0).order(0)
+    visited = np.asarray(lengths)[order]
+    starts = range(0, len(visited), micro_batch_size)
+    batches = [visited[at : at + micro_batch_size] for at in starts]
+    return sum(int(batch.max()) * len(batch) for batch in batches)
 
 
 def make_plan(dataset: Path, tuning: TuningSection) -> Plan:

@@ -18,6 +18,7 @@ from selectit_dagster.orchestration import plans, run_costs, run_plan
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.plans import Plan, PlanRow
 from selectit_dagster.progress import Silent
+from selectit_dagster.tuning.tune import TuningRequest, tune
 
 RECORDS = 300
 
@@ -73,6 +74,31 @@ def test_a_sample_gives_an_interval_that_holds_the_true_count(
     for stage in (pipeline.raw(), pipeline.curated(), pipeline.scores("tiny")):
         manifest = stage.run(Silent())
     assert row.low <= manifest.details["tokens"] <= row.high
+
+
+def test_records_that_do_not_fit_are_no_work_in_the_plan_of_tuning(
+    source, tiny_model_folder, tmp_path
+):
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"instruction": "Any?", "answer": "no"}\n')
+    tuning = {"base_model": {"path": str(tiny_model_folder), "device": "cpu"}, "batch_size": 8}
+    pipeline = pipeline_of(
+        source,
+        tiny_model_folder,
+        tmp_path / "home",
+        tuning=tuning | {"epochs": 2, "max_length": 100, "method": "full"},
+        benchmarks=[{"name": "b", "task": "exact-match", "path": str(questions)}],
+    )
+    for stage in (pipeline.raw(), pipeline.questions(), pipeline.curated()):
+        stage.run(Silent())
+    planner = run_plan._Planner(pipeline, tmp_path / "scratch", Silent())
+    planned = planner._training(60)
+    request = TuningRequest(planner._dataset(60), pipeline.tuning, 1)
+    counts = tune(request, tmp_path / "checkpoint").counts
+    assert 10 < counts["trained"] < 50 < counts["trained"] + counts["skipped"] == 60
+    assert (planned.steps, planned.tokens) == (counts["steps"], counts["tokens"])
+    # what the time goes with holds the padding too
+    assert planned.positions > planned.tokens
 
 
 def test_what_a_run_took_stands_beside_its_plan(tmp_path, source, tiny_model_folder):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from selectit_dagster.tuning.example_batches import IGNORED, Collator, LengthGroupedOrder
 from selectit_dagster.tuning.examples import Example
+from selectit_dagster.tuning.training_plan import padded_positions
 
 
 @given(
@@ -47,6 +48,17 @@ def test_grouping_saves_padding_and_the_longest_comes_first():
     # neighbouring batches must not drift from long to short
     means = np.array([lengths[order[at : at + 8]].mean() for at in range(0, 800, 8)])
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
+
+
+def test_the_padded_positions_are_those_of_the_batches_that_are_made(settings):
+    rng = np.random.default_rng(3)
+    examples = [Example(str(n), [1] * size, 1) for n, size in enumerate(rng.integers(2, 60, 70))]
+    lengths = [len(example.input_ids) for example in examples]
+    order = LengthGroupedOrder(lengths, 8, 1, lambda: 0).order(0)
+    collate = Collator(0)
+    batches = [collate([examples[i] for i in order[at : at + 4]]) for at in range(0, 70, 4)]
+    made = sum(batch["input_ids"].numel() for batch in batches)
+    assert padded_positions(lengths, settings(batch_size=8), 4) == made > sum(lengths)
 
 
 def test_only_the_response_carries_labels():
