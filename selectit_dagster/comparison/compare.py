@@ -21,7 +21,9 @@ from selectit_dagster.artefacts.manifest import (
     require_manifest,
 )
 from selectit_dagster.comparison.analysis import compare_scores
+from selectit_dagster.comparison.arm_tables import comparison_table, paper_table
 from selectit_dagster.comparison.costs import cost_rows
+from selectit_dagster.comparison.forest_plot import forest
 from selectit_dagster.comparison.score_matrices import Run, load_benchmarks
 from selectit_dagster.progress import Progress, Silent
 
@@ -91,7 +93,10 @@ def compare(request: ComparisonRequest, out: Path, progress: Progress = _SILENT)
             benchmarks, runs, request.section, request.share, progress, request.titles
         )
         details |= {"costs": cost_rows(request.costs), "base_model": request.base_model}
-        write_views(details, out)
+        write_json(out / "comparison.json", details)
+        write_text(out / "table.md", comparison_table(details))
+        write_text(out / "paper_table.md", paper_table(details))
+        write_bytes(out / "forest.png", forest(details))
         return Content(
             files=["comparison.json", "table.md", "paper_table.md", "forest.png"],
             counts={
@@ -105,14 +110,3 @@ def compare(request: ComparisonRequest, out: Path, progress: Progress = _SILENT)
         )
 
     return make_or_current(out, kind=KIND, fingerprint=fingerprint, make=make)
-
-
-def write_views(details: dict[str, Any], out: Path) -> None:
-    """Write the JSON, the two tables and the plot."""
-    from selectit_dagster.comparison.arm_tables import comparison_table, paper_table
-    from selectit_dagster.comparison.forest_plot import forest
-
-    write_json(out / "comparison.json", details)
-    write_text(out / "table.md", comparison_table(details))
-    write_text(out / "paper_table.md", paper_table(details))
-    write_bytes(out / "forest.png", forest(details))
