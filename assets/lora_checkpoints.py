@@ -95,7 +95,7 @@ class LoraCheckpoints(StageAsset):
     def metrics(self, made: Made) -> dict[str, float]:
         """Return the figures of the training, below the charts of its steps."""
         measured, constants = split_constants(numbers(made.details))
-        return constants | {f"summary/{name}": value for name, value in measured.items()}
+        return constants | {f"summary.{name}": value for name, value in measured.items()}
 
     def track(self, run: TrackedRun, made: Made) -> None:
         """Log the training set, the training log as stepped metrics, and the adapter."""
@@ -155,5 +155,5 @@ def _trained_tokens(folder: Path) -> list[dict[str, Any]]:
 
 def _charted(row: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """Return a row of the log as its step and what the charts of that step show."""
-    shown = {k if k in _FIRST else f"training/{k}": v for k, v in row.items() if k != "step"}
+    shown = {k if k in _FIRST else f"training.{k}": v for k, v in row.items() if k != "step"}
     return int(row["step"]), shown

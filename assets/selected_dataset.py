@@ -15,7 +15,7 @@ from selectit_dagster.orchestration.asset_checks import (
 )
 from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.asset_metadata import Metadata, lineage, tables
-from selectit_dagster.orchestration.launchpad import changed, selection_fields
+from selectit_dagster.orchestration.launchpad import Launch, changed, selection_fields
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.stage_asset import Asked, StageAsset, log_dataset
 from selectit_dagster.orchestration.stages.stage import Stage
@@ -79,12 +79,27 @@ class SelectedDataset(StageAsset):
         write_explorer(self.pipeline.explorer(arm), folder)
         return folder / EXPLORER
 
+    def other_values(self, made: Made) -> list[Launch]:
+        """Offer half and twice the size that was asked for, and any other."""
+        rule, size = self.experiment.selection.size
+        whole = int if rule in ("count", "tokens") else float
+        more = min(2 * size, 1.0) if rule == "share" else 2 * size
+        near = () if rule == "threshold" else (whole(size / 2), whole(more))
+        sizes = {f"{rule} {v:,}": v for v in near if v not in (0, size)}
+        sizes[f"another {rule}"] = whole(size)
+        job, asset = (
+            self.access.name("write_subsets"),
+            self.access.key(self.pipeline.selected_asset),
+        )
+        arm = made.stage.partition or self.pipeline.production_arm
+        return [Launch(words, job, arm, asset, {rule: value}) for words, value in sizes.items()]
+
     def describe(self, made: Made) -> Metadata:
         """Show the versions, what the newest changed, the dataset card, and the facts."""
         history = self._history(made)
         shown: Metadata = {
             "version": dg.MetadataValue.text(history.said()),
-            "explorer": dg.MetadataValue.path(str(self._explorer(made))),
+            "explorer_file": dg.MetadataValue.path(str(self._explorer(made))),
             **tables(versions=history.rows()),
         }
         change = history.current.change if history.current is not None else None
@@ -120,10 +135,14 @@ class SelectedDataset(StageAsset):
 
     def track(self, run: TrackedRun, made: Made) -> None:
         """Log the dataset, the page to look into it, every version, and what the newest changed."""
-        if made.stage.partition is not None:  # the production dataset is a partition's
-            run.artifact(self._explorer(made))
+        history, explorer, keeper = self._history(made), self._explorer(made), run.run_id
+        if made.stage.partition is not None:
+            run.artifact(explorer)
+        elif history.current is not None:  # the production dataset is a partition's
+            keeper = history.current.mlflow_run
+        if keeper and (page := run.tracker.link(keeper, explorer.name)) is not None:
+            run.links["explorer"] = page
         log_dataset(run, made, "selected")
-        history = self._history(made)
         for v in history.state.versions:
             change = {f"version.{n}": v.change[n] for n in ("kept", "entered", "left") if v.change}
             run.metrics({"version.records": v.selected, **change}, v.number)

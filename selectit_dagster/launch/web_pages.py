@@ -92,9 +92,20 @@ def serve(experiments: Sequence[Path], home: Path, *, open_browser: bool = False
     return 0
 
 
+def _port(page: str, own: int) -> int:
+    """Return the home's own port for a page, another where somebody else has taken it."""
+    port = free_port(own)
+    if port != own:
+        say(
+            f"port {own}, which is this home's for {page}, is taken: its page is at {port} this "
+            f"time, and links and pictures of earlier runs are looked for at {own}"
+        )
+    return port
+
+
 def _dagster(home: Home, experiments: Sequence[Path], mlflow: str | None) -> Service:
     """Return Dagster's page, daemon and code server, which are one command."""
-    port = free_port(ports(home.root).dagster)
+    port = _port("Dagster", ports(home.root).dagster)
     address = f"http://{LOOPBACK}:{port}"
     workspace = home.dagster / "workspace.yaml"
     write_text(workspace, _WORKSPACE)
@@ -130,7 +141,7 @@ def _mlflow(pipelines: list[Pipeline]) -> tuple[Service | None, str | None]:
     say("preparing the MLflow store")
     for pipeline in tracked:
         _ = make_tracker(pipeline).client
-    port = free_port(ports(home.root).mlflow)
+    port = _port("MLflow", ports(home.root).mlflow)
     address = f"http://{LOOPBACK}:{port}"
     argv = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port)]
     argv += ["--workers", "1"]

@@ -75,8 +75,14 @@ def preview(path: Path, columns: list[str] | None = None, rows: int = 5) -> list
     return []
 
 
-def picture(png: bytes, title: str) -> dg.MarkdownMetadataValue:
-    """Return a PNG as Markdown with the picture inside it; too large ones are named instead."""
+def picture(png: bytes, title: str, address: str | None = None) -> dg.MarkdownMetadataValue:
+    """Return a PNG as Markdown: by its address in MLflow, or else with the picture inside it.
+
+    Dagster shows Markdown of less than 1,000 characters on the page itself, so only a picture with
+    an address stands there at once. One that is too large to be inside is named.
+    """
+    if address is not None:
+        return dg.MetadataValue.md(f"![{title}: shown while MLflow's page is served]({address})")
     if len(png) > _MAX_PNG:
         return dg.MetadataValue.md(f"*{title}: the picture is in the artefact's folder*")
     data = base64.b64encode(png).decode("ascii")

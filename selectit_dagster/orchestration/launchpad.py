@@ -6,8 +6,10 @@ number out of it is refused when the run is asked for (``run_coordinator.py``).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import urlencode, urlsplit
 
 import dagster as dg
 
@@ -39,22 +41,22 @@ def ranking_fields(experiment: Experiment, access: Access) -> dict[str, dg.Field
         "num_prompts": dg.Field(
             _one_of(access, "num_prompts", prompts),
             default_value=str(rating.num_prompts),
-            description=f"K: the first K of the prompts that were scored, 1 to {len(prompts)}",
+            description=f'K: the first K of the prompts that were scored, "1" to "{len(prompts)}"',
         ),
         "variant": dg.Field(
             _one_of(access, "variant", ("paper", "released-code")),
             default_value=rating.variant,
-            description="the paper's formulas or the authors'",
+            description="the paper's formulas or the authors': paper, released-code",
         ),
         "ablation": dg.Field(
             _one_of(access, "ablation", ("none", "sentence-r", "model-r")),
             default_value=rating.ablation,
-            description="what goes into the next level",
+            description="what goes into the next level: none, sentence-r, model-r",
         ),
         "models": dg.Field(
             [_one_of(access, "model", names)],
             default_value=names,
-            description="the models that are fused",
+            description=f"the models that are fused, of {', '.join(names)}",
         ),
         "thetas": dg.Field(weights, description="fusion weights; default: parameter counts"),
     }
@@ -76,7 +78,7 @@ def selection_fields(experiment: Experiment, access: Access) -> dict[str, dg.Fie
         "model": dg.Field(
             _one_of(access, "arm_model", names),
             is_required=False,
-            description="scoring model of this arm, where it takes a single one",
+            description=f"scoring model of an arm that takes a single one: {', '.join(names)}",
         ),
     }
 
@@ -95,6 +97,38 @@ def _number(kind: type, name: str, present: float | None, text: str = "") -> dg.
         {"is_required": False} if present is None else {"default_value": present}
     )
     return dg.Field(kind, description=": ".join(said), **given)
+
+
+class Launch(NamedTuple):
+    """A link's words, and what the launchpad holds where it leads: job, partition, values."""
+
+    words: str
+    job: str
+    partition: str
+    asset: dg.AssetKey
+    values: Mapping[str, Any]
+
+
+def launchpad_links(run: dg.DagsterRun, url: str, launches: list[Launch]) -> dict[str, Any]:
+    """Return a row of links that open the launchpad, filled in, of the run's code location.
+
+    ``url`` is Dagster's address, of which the path alone is used: whoever reads the row is there.
+    """
+    if (origin := run.remote_job_origin) is None:
+        return {}
+    place = origin.repository_origin
+    location = f"{place.repository_name}@{place.code_location_origin.location_name}"
+    links = []
+    for launch in launches:
+        config = {"ops": {launch.asset.to_python_identifier(): {"config": launch.values}}}
+        query = {
+            "config": json.dumps(config),
+            "tags[0][key]": "dagster/partition",
+            "tags[0][value]": launch.partition,
+        }
+        path = f"{urlsplit(url).path}/locations/{location}/jobs/{launch.job}/playground/setup"
+        links.append(f"[{launch.words}]({path}?{urlencode(query)})")
+    return {"try_another": dg.MetadataValue.md(" · ".join(links))} if links else {}
 
 
 def changed(config: Mapping[str, Any], experiment: Experiment) -> Overrides:

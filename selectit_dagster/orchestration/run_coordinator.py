@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import dagster as dg
+from dagster._core.errors import DagsterUserCodeProcessError
 from dagster._core.run_coordinator.base import SubmitRunContext
 from dagster._core.run_coordinator.queued_run_coordinator import QueuedRunCoordinator
+from dagster_shared.error import SerializableErrorInfo
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.orchestration.asset_keys import EXPERIMENT_TAG, experiments_of
@@ -25,11 +27,16 @@ class ExperimentRunCoordinator(QueuedRunCoordinator):
 
         Raises
         ------
-        UserError
-            When a value is out of its range: the launchpad shows it, and nothing starts.
+        DagsterUserCodeProcessError
+            When a value is out of its range: the launchpad shows the message and nothing else,
+            and nothing starts.
         """
         run = context.dagster_run
-        check_values(run.run_config)
+        try:
+            check_values(run.run_config)
+        except UserError as error:
+            told = SerializableErrorInfo(str(error), [], None)
+            raise DagsterUserCodeProcessError.from_error_info(told) from error
         if EXPERIMENT_TAG not in run.tags and (names := experiments_of(run)):
             self._instance.add_run_tags(run.run_id, {EXPERIMENT_TAG: names[0]})
         return super().submit_run(context)

@@ -19,6 +19,7 @@ from selectit_dagster.errors import PassingError, TransientError, UserError, of_
 from selectit_dagster.orchestration.asset_checks import Inspection, Made
 from selectit_dagster.orchestration.asset_keys import MODEL_POOL, Access
 from selectit_dagster.orchestration.asset_metadata import Metadata, base_metadata, picture
+from selectit_dagster.orchestration.launchpad import Launch, launchpad_links
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.plans import planned_seconds
 from selectit_dagster.orchestration.run_links import (
@@ -109,6 +110,10 @@ class StageAsset:
     def pictures(self, made: Made) -> dict[str, bytes]:
         """Return PNGs by name that are drawn for the pages; stored ones are shown anyway."""
         return {}
+
+    def other_values(self, made: Made) -> list[Launch]:
+        """Return what a person may want to try next: a link each, which opens the launchpad."""
+        return []
 
     def metrics(self, made: Made) -> dict[str, float]:
         """Return the figures that MLflow compares."""
@@ -205,11 +210,16 @@ class StageAsset:
             )
             stored = {path.stem: path.read_bytes() for path in sorted(stage.folder.glob("*.png"))}
             drawn = {**stored, **self.pictures(made)}
-            self._track(run, made, drawn)
+            addresses = self._track(run, made, drawn)
             checks = [self._checked(context.asset_key, name, made) for name in self.checks]
             run.tags({f"check.{c.check_name}": "passed" if c.passed else "FAILED" for c in checks})
             save_comparison(context, stage, tracker, run)
-        metadata = {**_links(stage, tracker, run), **self.page(made, drawn)}
+        shown = {
+            f"plot_{name.replace('-', '_')}": picture(png, name, addresses[name])
+            for name, png in drawn.items()
+        }
+        tries = launchpad_links(context.run, tracker.dagster_url, self.other_values(made))
+        metadata = {**_links(stage, tracker, run), **tries, **self.page(made), **shown}
         if not all(found.passed for found in checks):
             # what a check refused is no valid artefact for a later run either
             (stage.folder / MANIFEST).replace(stage.folder / REFUSED)
@@ -220,12 +230,11 @@ class StageAsset:
             check_results=checks,
         )
 
-    def page(self, made: Made, drawn: Mapping[str, bytes]) -> Metadata:
-        """Return what the asset's page shows of its artefact."""
+    def page(self, made: Made) -> Metadata:
+        """Return what the asset's page shows of its artefact, below links and above pictures."""
         return {
             **base_metadata(made.manifest, made.folder, self.data_file, made.stage.address),
             **self.describe(made),
-            **{f"plot_{n.replace('-', '_')}": picture(png, n) for n, png in drawn.items()},
         }
 
     def _checked(self, key: dg.AssetKey, name: str, made: Made) -> dg.AssetCheckResult:
@@ -239,19 +248,20 @@ class StageAsset:
             severity=dg.AssetCheckSeverity.ERROR,
         )
 
-    def _track(self, run: TrackedRun, made: Made, drawn: Mapping[str, bytes]) -> None:
-        """Log what every asset has, after what is the asset's own."""
+    def _track(
+        self, run: TrackedRun, made: Made, drawn: Mapping[str, bytes]
+    ) -> dict[str, str | None]:
+        """Log what every asset has, after what is the asset's own; return the pictures' places."""
         self.track(run, made)
         measured, constants = split_constants(self.metrics(made))
         run.metrics(measured)
         run.params({"made_with": constants} if constants else {})
         if (planned := planned_seconds(made.stage)) is not None:
-            run.metrics({"cost/planned_seconds": planned})
-        for name, png in drawn.items():
-            run.figure(png, name)
+            run.metrics({"stage.planned_seconds": planned})
         record_manifest(run, made.manifest, made.folder)
         if made.stage.address is not None:
             run.tags({"storage": made.stage.address})
+        return {name: run.figure(png, name) for name, png in drawn.items()}
 
 
 def log_dataset(run: TrackedRun, made: Made, context: str) -> None:
@@ -302,7 +312,7 @@ def _manifest(
     """Make the artefact; what is transient is tried again."""
 
     def progressed(figures: Mapping[str, float], step: int) -> None:
-        run.metrics({f"progress/{name}": value for name, value in figures.items()}, step)
+        run.metrics({f"stage.progress.{name}": value for name, value in figures.items()}, step)
 
     reporter = Reporter(
         stage.title,

@@ -11,6 +11,8 @@ from command import ROOT, selectit
 
 from selectit_dagster.artefacts.files import read_json
 from selectit_dagster.artefacts.home import Home
+from selectit_dagster.experiment import load_experiment
+from selectit_dagster.orchestration.pipeline import Pipeline
 
 pytestmark = pytest.mark.browser
 
@@ -89,13 +91,72 @@ def test_the_asset_page_links_to_its_mlflow_run_and_back(site, page, picture):
     page.get_by_text(re.compile("^Success$")).first.wait_for()
 
 
-def test_plots_open_on_the_asset_page(site, page):
+def test_plots_stand_on_the_asset_page(site, page):
     _partition(site, page)
-    row = page.get_by_role("row").filter(has_text="plot_selected_and_rejected")
-    row.get_by_text("Show Markdown").click()
-    plot = page.get_by_role("dialog").locator("img")
-    plot.wait_for()
-    assert plot.evaluate("image => image.naturalWidth") > 300
+    for name in ("selected_and_rejected", "length_against_score"):
+        plot = page.get_by_role("row").filter(has_text=f"plot_{name}").locator("img")
+        plot.wait_for()
+        page.wait_for_function("image => image.naturalWidth > 300", arg=plot.element_handle())
+
+
+def test_another_share_is_four_clicks_from_the_front_page_and_no_yaml(site, page, picture):
+    page.set_viewport_size(_WIDE)
+    page.goto(site.dagster)
+    page.get_by_role("link", name="Catalog").click()
+    page.get_by_role("link", name=f"{site.name} / production_dataset").click()
+    page.get_by_role("link", name=re.compile(r"^share 0\.\d+$")).first.click()
+    launch = page.get_by_role("button", name="Launch Run")
+    page.get_by_text("No errors").wait_for()
+    picture(page, "another-share")
+    launch.click()
+    page.wait_for_url(re.compile("/runs/[0-9a-f-]{36}"))
+    page.get_by_text(re.compile("^Success$")).first.wait_for(timeout=900_000)
+    (tried,) = Pipeline(load_experiment(site.experiment), Home(site.home, site.name)).what_ifs()
+    assert tried["settings"] == {"share": 0.1}
+
+
+def test_why_a_record_was_chosen_is_two_clicks_from_the_asset(site, page, picture):
+    page.goto(f"{site.dagster}/assets/{site.name}/production_dataset")
+    with page.context.expect_page() as opened:
+        page.locator(f'a[href^="{site.mlflow}"][href*="explorer.html"]').first.click()
+    explorer = opened.value.frame_locator("iframe")
+    explorer.locator("#list .row").nth(3).click()
+    explorer.locator("#record .bars").wait_for()
+    assert "rank 4 of 60 by SelectIT's score" in explorer.locator("#record").inner_text()
+    picture(opened.value, "why-a-record")
+    opened.value.close()
+
+
+def test_values_out_of_range_are_refused_in_the_launchpad_without_a_traceback(site, page, picture):
+    page.goto(f"{site.dagster}/assets/{site.name}/ranking")
+    materialize = page.get_by_role("button", name=re.compile("Materialize")).first
+    materialize.locator("xpath=following::button[1]").click()
+    page.get_by_text("Open launchpad").click()
+    pad = page.get_by_role("dialog")
+
+    def write(field: str, value: str) -> None:
+        line = pad.locator(".CodeMirror-line").filter(has_text=f"{field}:")
+        line.click()
+        page.keyboard.press("End")
+        for _ in line.inner_text().partition(": ")[2]:
+            page.keyboard.press("Backspace")
+        page.keyboard.type(value)
+        page.keyboard.press("Escape")
+
+    pad.get_by_text("No errors").wait_for()
+    assert "experiment.yaml" not in pad.inner_text() and str(site.home) not in pad.inner_text()
+    write("variant", "papre")
+    pad.get_by_text(re.compile("variant not in enum type")).wait_for()
+    assert pad.get_by_role("button", name="Materialize").is_disabled()
+    write("variant", "paper")
+    write("alpha", "500")
+    pad.get_by_text("No errors").wait_for()
+    pad.get_by_role("button", name="Materialize").click()
+    told = page.get_by_role("dialog").last
+    told.get_by_text("alpha 500 is out of its range").wait_for()
+    assert "give a number 0 to 100" in told.inner_text()
+    assert "File " not in told.inner_text()
+    picture(page, "refused")
 
 
 def test_two_runs_are_compared_in_mlflow(site, page):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -219,9 +221,9 @@ def test_questions_and_trained_tokens_can_be_browsed_in_mlflow(world, tmp_path):
     assert answers["columns"] == stored.column_names
     assert [row[0] for row in answers["data"]] == stored["question_id"].to_pylist()
     tuned = client.search_runs([experiment], "tags.asset = 'lora_checkpoints'", max_results=1)[0]
-    for name in ("loss", "learning_rate", "grad_norm", "training/memory_bytes"):
+    for name in ("loss", "learning_rate", "grad_norm", "training.memory_bytes"):
         history = client.get_metric_history(tuned.info.run_id, name)
-        steps = int(tuned.data.metrics["count/steps"])
+        steps = int(tuned.data.metrics["stage.count.steps"])
         assert [point.step for point in history] == list(range(1, steps + 1)), name
     trained = shown("lora_checkpoints", "trained_tokens.json")
     assert trained["columns"] == ["record_id", "prompt", "trained", "trained_tokens"]
@@ -243,6 +245,49 @@ def test_dagster_knows_what_was_made_and_its_checks_passed(world):
         assert partitions == {"selectit_seed-1", "random-1_seed-1"}
         runs = instance.get_runs()
         assert all("mlflow/url" in run.tags for run in runs)
+
+
+def test_the_page_of_what_was_chosen_leads_on_in_one_click(world):
+    """Its plots are short enough to stand there; links open the explorer and the launchpad."""
+    path, home, _ = world
+    import dagster as dg
+    from mlflow import MlflowClient
+
+    from selectit_dagster.orchestration.instance import open_instance
+
+    with open_instance(home / "dagster") as instance:
+        event = instance.get_latest_materialization_event(
+            dg.AssetKey(["tiny", "production_dataset"])
+        )
+    shown = event.asset_materialization.metadata
+    client = MlflowClient(f"sqlite:///{home / 'mlflow' / 'mlflow.db'}")
+    plot = shown["plot_selected_and_rejected"].value
+    assert len(plot) < 1000
+    stored = parse_qs(urlsplit(plot.rpartition("(")[2].rstrip(")")).query)
+    names = [file.path for file in client.list_artifacts(stored["run_uuid"][0], "plots")]
+    assert stored["path"][0] in names
+    explorer = shown["explorer"].value.split("/runs/")[1].partition("/artifacts/")
+    assert "explorer.html" in [file.path for file in client.list_artifacts(explorer[0])]
+    assert explorer[2].startswith("explorer.html?")
+    tries = shown["try_another"].value
+    assert len(tries) < 1000
+    links = re.findall(r"\[([^]]+)\]\((/locations/__repository__@selectit/\S+)\)", tries)
+    share = line_of(path, home).experiment.selection.share
+    assert [words for words, _ in links] == [
+        f"share {share / 2}",
+        f"share {2 * share}",
+        "another share",
+    ]
+    place = urlsplit(links[0][1])
+    assert place.path.endswith("/jobs/tiny_write_subsets/playground/setup")
+    asked = parse_qs(place.query)
+    assert json.loads(asked["config"][0]) == {
+        "ops": {"tiny__selected_dataset": {"config": {"share": share / 2}}}
+    }
+    assert (asked["tags[0][key]"], asked["tags[0][value]"]) == (
+        ["dagster/partition"],
+        ["selectit"],
+    )
 
 
 def test_a_changed_alpha_ranks_again_but_scores_nothing(world):

@@ -118,7 +118,7 @@ def test_dagsters_pages_and_the_command_line_show_them_escaped(line, capsys):
     }
     for kind, stage in described.items():
         name = kind.__name__
-        shown = kind(line, access).page(Made(stage, read_manifest(stage.folder)), {})
+        shown = kind(line, access).page(Made(stage, read_manifest(stage.folder)))
         values = [v if hasattr(v, "records") else getattr(v, "value", v) for v in shown.values()]
         strings = list(_strings(values))
         assert len(strings) > 10

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 from selectit_dagster.artefacts.files import write_bytes
 from selectit_dagster.artefacts.manifest import MANIFEST, Manifest, read_manifest
@@ -149,12 +150,17 @@ class TrackedRun:
             f"store {path.name}", lambda: self._client.log_artifact(self.run_id, str(path), folder)
         )
 
-    def figure(self, png: bytes, name: str) -> None:
-        """Store a picture under ``plots/``."""
+    @attempted("store a picture")
+    def figure(self, png: bytes, name: str) -> str | None:
+        """Store a picture under ``plots/``; return where MLflow's own server shows it."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{name}.png"
             write_bytes(path, png)
-            self.artifact(path, "plots")
+            self._client.log_artifact(self.run_id, str(path), "plots")
+        if self.tracker.uri.startswith("databricks"):
+            return None  # its pictures need a log-in that a page of Dagster's has not
+        place = f"path=plots/{quote(name)}.png&run_uuid={self.run_id}"
+        return f"{self.tracker.ui_url}/get-artifact?{place}"
 
     @attempted("store tables")
     def tables(self, tables: dict[str, list[dict[str, Any]]]) -> None:
@@ -309,9 +315,10 @@ class TrackedRun:
 
 def record_manifest(run: TrackedRun, manifest: Manifest, folder: Path) -> None:
     """Log what every stage has: counts and figures as metrics, the manifest as an artefact."""
-    # a name with a slash stands in a section of its own, below what the asset is about
-    counts = {f"count/{name}": float(value) for name, value in manifest.counts.items()}
-    run.metrics({**counts, "cost/seconds": manifest.seconds})
+    # MLflow's charts stand by name, those with a slash above all others: so none has one, and what
+    # every stage has comes below loss, benchmarks and what else an asset is about
+    counts = {f"stage.count.{name}": float(value) for name, value in manifest.counts.items()}
+    run.metrics({**counts, "stage.seconds": manifest.seconds})
     versions = {f"version.{name}": version for name, version in manifest.versions.items()}
     run.tags({"data_version": manifest.digest, "artefact": str(folder), **versions})
     run.artifact(folder / MANIFEST)

@@ -174,9 +174,10 @@ class Tracker(TrackingStore):
         return list(self.client.search_runs([self.experiment_id], search, 1, most, newest))
 
     @attempted("find the experiment")
-    def link(self, run_id: str) -> str:
-        """Return the address of a run's page, None when the store does not answer."""
-        return f"{self.ui_url}/#/experiments/{self.experiment_id}/runs/{run_id}?{_TRAINING}"
+    def link(self, run_id: str, artefact: str = "") -> str:
+        """Return the address of a run's page, or of a file on it; None without an answer."""
+        place = f"runs/{run_id}" + (f"/artifacts/{artefact}" if artefact else "")
+        return f"{self.ui_url}/#/experiments/{self.experiment_id}/{place}?{_TRAINING}"
 
     @attempted("find runs to compare")
     def comparison_link(self, asset: str, run: TrackedRun | None = None) -> str | None:
