@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
+
 from selectit_dagster.orchestration import asset_keys
-from selectit_dagster.orchestration.asset_checks import Inspection, Made, check, inspection, query
+from selectit_dagster.orchestration.asset_checks import Made, check, inspection, query
 from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.asset_metadata import Metadata, preview, row_count, tables
 from selectit_dagster.orchestration.pipeline import Pipeline
@@ -32,7 +34,7 @@ class UntunedEvaluation(StageAsset):
         return asked.pipeline.evaluation(None)
 
     @check("every question has one finite score, or is named as too_long or not_judged")
-    def every_question_scored(self, made: Made) -> Inspection:
+    def every_question_scored(self, made: Made) -> dg.AssetCheckResult:
         """Look whether every question is there once, and has a score or a reason to have none.
 
         Questions that did not fit the model's context are ``too_long``; answers that no judge

@@ -7,7 +7,6 @@ import dagster as dg
 from selectit_dagster.assets.raw_dataset import profile_pictures, profile_tables
 from selectit_dagster.orchestration import asset_keys
 from selectit_dagster.orchestration.asset_checks import (
-    Inspection,
     Made,
     check,
     inspection,
@@ -48,7 +47,7 @@ class CuratedDataset(StageAsset):
         return asked.pipeline.curated()
 
     @check("read = kept + rejected + duplicate + contaminated; ids occur once")
-    def balance(self, made: Made) -> Inspection:
+    def balance(self, made: Made) -> dg.AssetCheckResult:
         """Look whether every raw record was kept or is named among the dropped ones."""
         path = made.folder / "records.parquet"
         rows, ids, _ = record_ids(path)

@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 
 from selectit_dagster.orchestration import asset_keys
-from selectit_dagster.orchestration.asset_checks import Inspection, Made, check, inspection
+from selectit_dagster.orchestration.asset_checks import Made, check, inspection
 from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.asset_metadata import (
     Metadata,
@@ -58,7 +58,7 @@ class LoraCheckpoints(StageAsset):
         "the checkpoint loads over its base model, was changed by the training, and gives "
         "finite logits and an answer"
     )
-    def loads_and_answers(self, made: Made) -> Inspection:
+    def loads_and_answers(self, made: Made) -> dg.AssetCheckResult:
         """Load the checkpoint, look at its weights, and ask it something."""
         from selectit_dagster.inference.engine import Engine
         from selectit_dagster.inference.generation import Decoding

@@ -6,7 +6,7 @@ from selectit_dagster.artefacts.accounting import RecordsLostError, account, acc
 from selectit_dagster.artefacts.manifest import require_manifest
 from selectit_dagster.errors import ArtefactError
 from selectit_dagster.orchestration import asset_keys
-from selectit_dagster.orchestration.asset_checks import Inspection, Made, check, inspection, query
+from selectit_dagster.orchestration.asset_checks import Made, check, inspection, query
 from selectit_dagster.orchestration.asset_keys import Access, scores_name
 from selectit_dagster.orchestration.asset_metadata import Metadata, lineage
 from selectit_dagster.orchestration.launchpad import changed, ranking_fields
@@ -43,7 +43,7 @@ class Ranking(StageAsset):
         return asked.pipeline.what_if(asked.pipeline.production_arm, overrides, own)
 
     @check("kept = ranked + too_long + failed; ranks are 1 to n without gaps")
-    def every_record_accounted_for(self, made: Made) -> Inspection:
+    def every_record_accounted_for(self, made: Made) -> dg.AssetCheckResult:
         """Compare the ranking with the curated records."""
         home, path = made.folder.parent, made.folder / "ranking.parquet"
         records = home / "curated" / "records.parquet"
@@ -80,7 +80,7 @@ class Ranking(StageAsset):
         )
 
     @check("every ranked record has a finite score, no other has one")
-    def finite_scores(self, made: Made) -> Inspection:
+    def finite_scores(self, made: Made) -> dg.AssetCheckResult:
         """Look at every score."""
         ranked, bad, extra, names = query(
             """

@@ -5,7 +5,6 @@ import dagster as dg
 from selectit_dagster.artefacts.manifest import Manifest
 from selectit_dagster.orchestration import asset_keys
 from selectit_dagster.orchestration.asset_checks import (
-    Inspection,
     Made,
     check,
     inspection,
@@ -42,7 +41,7 @@ class RawDataset(StageAsset):
         return asked.pipeline.raw()
 
     @check("read = kept + rejected, and every record id occurs once")
-    def balance(self, made: Made) -> Inspection:
+    def balance(self, made: Made) -> dg.AssetCheckResult:
         """Compare the counts with the rows."""
         read, kept, rejected = (made.counts[name] for name in ("read", "kept", "rejected"))
         rows, ids, twice = record_ids(made.folder / "records.parquet")

@@ -7,7 +7,6 @@ import dagster as dg
 
 from selectit_dagster.orchestration import asset_keys
 from selectit_dagster.orchestration.asset_checks import (
-    Inspection,
     Made,
     check,
     inspection,
@@ -54,7 +53,7 @@ class SelectedDataset(StageAsset):
         return asked.pipeline.selected(asked.partition)
 
     @check("the subset has the size that was asked for, without repeats")
-    def subset_of_the_right_size(self, made: Made) -> Inspection:
+    def subset_of_the_right_size(self, made: Made) -> dg.AssetCheckResult:
         """Count the records."""
         rows, ids, twice = record_ids(made.folder / "dataset.parquet")
         wanted = made.counts["selected"]

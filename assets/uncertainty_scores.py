@@ -5,16 +5,9 @@ import dagster as dg
 from selectit_dagster.display import one_line
 from selectit_dagster.experiment import ScoringModel
 from selectit_dagster.orchestration import asset_keys
-from selectit_dagster.orchestration.asset_checks import Inspection, Made, check, inspection, query
+from selectit_dagster.orchestration.asset_checks import Made, check, inspection, query
 from selectit_dagster.orchestration.asset_keys import Access
-from selectit_dagster.orchestration.asset_metadata import (
-    Metadata,
-    column_schema,
-    lineage,
-    preview,
-    row_count,
-    tables,
-)
+from selectit_dagster.orchestration.asset_metadata import Metadata, lineage
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.stage_asset import Asked, StageAsset
 from selectit_dagster.orchestration.stages.stage import Stage
@@ -27,6 +20,7 @@ class UncertaintyScores(StageAsset):
 
     group = asset_keys.RATING
     kinds = asset_keys.MODEL_KINDS
+    data_file = "*.parquet"
     deps = (asset_keys.CURATED,)
     loads_model = True
 
@@ -47,7 +41,7 @@ class UncertaintyScores(StageAsset):
         return asked.pipeline.scores(self.model)
 
     @check("every curated record has one row per rating prompt, no others")
-    def one_row_per_record_and_prompt(self, made: Made) -> Inspection:
+    def one_row_per_record_and_prompt(self, made: Made) -> dg.AssetCheckResult:
         """Compare the shards with the curated records."""
         records, missing, foreign, wrong, names = query(
             """
@@ -77,7 +71,7 @@ class UncertaintyScores(StageAsset):
         )
 
     @check("every stored distribution is finite and sums to one")
-    def finite_distributions(self, made: Made) -> Inspection:
+    def finite_distributions(self, made: Made) -> dg.AssetCheckResult:
         """Add up every distribution."""
         ok, bad_sum, misplaced, names = query(
             """
@@ -104,17 +98,11 @@ class UncertaintyScores(StageAsset):
         )
 
     def describe(self, made: Made) -> Metadata:
-        """Show the rating tokens, rates, warnings and a preview of the distributions."""
+        """Show the rating tokens, rates and warnings."""
         source = self.access.key(asset_keys.CURATED)
         texts = [(source, column) for column in ("instruction", "input", "response")]
         columns = {"record_id": [(source, "record_id")], "probabilities": texts}
-        shown: Metadata = {}
-        shards = sorted(made.folder.glob("*.parquet"))
-        if shards:
-            shown["dagster/column_schema"] = column_schema(shards[0])
-            shown |= tables(preview=preview(shards[0]))
-        shown["dagster/row_count"] = sum(map(row_count, shards))
-        shown["model_facts"] = dg.MetadataValue.json(made.details)
+        shown: Metadata = {"model_facts": dg.MetadataValue.json(made.details)}
         if warnings := made.details.get("warnings"):
             lines = [f"- {one_line(warning, 400)}" for warning in warnings]
             shown["warnings"] = dg.MetadataValue.md("\n".join(lines))

@@ -1,7 +1,6 @@
 """What a check of an asset is: a look at the finished artefact before anything builds on it.
 
-A look reads the stored files afresh, never the engine's memory. It knows no Dagster; the asset
-turns it into a blocking check. Each asset's own looks stand in its file.
+A look reads the stored files afresh, never the engine's memory. Each asset's own stand in its file.
 """
 
 from __future__ import annotations
@@ -11,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import dagster as dg
+
 from selectit_dagster.artefacts.manifest import Manifest
 from selectit_dagster.orchestration.stages.stage import Stage
 
-Look = TypeVar("Look", bound=Callable[..., "Inspection"])
+Look = TypeVar("Look", bound=Callable[..., dg.AssetCheckResult])
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,6 @@ class Made:
         return self.manifest.counts
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """The outcome of one look at a finished artefact."""
-
-    passed: bool
-    message: str
-    facts: dict[str, Any]
-
-
 def check(description: str) -> Callable[[Look], Look]:
     """Make a method of an asset one of its blocking checks, under the method's name."""
 
@@ -65,13 +57,13 @@ def inspection(
     wrong: Sequence[Any] = (),
     what: str = "records",
     **facts: Any,  # noqa: ANN401
-) -> Inspection:
+) -> dg.AssetCheckResult:
     """Return an outcome whose message ends with the first of what is ``wrong``, by name.
 
     ``passed`` may be a truth value of any library.
     """
     named = f"; {what}: {', '.join(map(str, wrong[:3]))}" if wrong else ""
-    return Inspection(bool(passed), message + named, facts)
+    return dg.AssetCheckResult(passed=bool(passed), description=message + named, metadata=facts)
 
 
 def query(sql: str, *parameters: Any) -> list[tuple[Any, ...]]:  # noqa: ANN401 - SQL values

@@ -137,11 +137,10 @@ def base_metadata(
         "made_in_seconds": manifest.seconds,
         "made_at": manifest.created_at,
     }
-    if data_file is not None and (folder / data_file).exists():
-        path = folder / data_file
-        shown["dagster/row_count"] = row_count(path)
-        shown["dagster/column_schema"] = column_schema(path)
-        shown |= tables(preview=preview(path))
+    if data_file is not None and (files := sorted(folder.glob(data_file))):
+        shown["dagster/row_count"] = sum(map(row_count, files))
+        shown["dagster/column_schema"] = column_schema(files[0])
+        shown |= tables(preview=preview(files[0]))
     return shown
 
 

@@ -16,7 +16,7 @@ import dagster as dg
 
 from selectit_dagster.artefacts.manifest import MANIFEST, Manifest
 from selectit_dagster.errors import PassingError, TransientError, UserError, of_the_machine
-from selectit_dagster.orchestration.asset_checks import Inspection, Made
+from selectit_dagster.orchestration.asset_checks import Made
 from selectit_dagster.orchestration.asset_keys import MODEL_POOL, Access
 from selectit_dagster.orchestration.asset_metadata import Metadata, base_metadata, picture
 from selectit_dagster.orchestration.launchpad import Launch, launchpad_links
@@ -77,7 +77,7 @@ class StageAsset:
     deps:
         What it depends on, by name.
     data_file:
-        The Parquet file whose rows, schema and first rows are shown.
+        The Parquet file whose rows, schema and first rows are shown; a pattern, for several.
     loads_model:
         It waits for the place of the one model in memory.
     config, partitions, more:
@@ -211,7 +211,8 @@ class StageAsset:
             stored = {path.stem: path.read_bytes() for path in sorted(stage.folder.glob("*.png"))}
             drawn = {**stored, **self.pictures(made)}
             addresses = self._track(run, made, drawn)
-            checks = [self._checked(context.asset_key, name, made) for name in self.checks]
+            looks = {name: getattr(self, name)(made) for name in self.checks}
+            checks = [found._replace(check_name=name) for name, found in looks.items()]
             run.tags({f"check.{c.check_name}": "passed" if c.passed else "FAILED" for c in checks})
             save_comparison(context, stage, tracker, run)
         shown = {
@@ -219,7 +220,7 @@ class StageAsset:
             for name, png in drawn.items()
         }
         tries = launchpad_links(context.run, tracker.dagster_url, self.other_values(made))
-        metadata = {**_links(stage, tracker, run), **tries, **self.page(made), **shown}
+        metadata = {**_links(stage, tracker, run), **tries, **shown, **self.page(made)}
         if not all(found.passed for found in checks):
             # what a check refused is no valid artefact for a later run either
             (stage.folder / MANIFEST).replace(stage.folder / REFUSED)
@@ -231,22 +232,11 @@ class StageAsset:
         )
 
     def page(self, made: Made) -> Metadata:
-        """Return what the asset's page shows of its artefact, below links and above pictures."""
+        """Return what the asset's page shows of its artefact, below links and pictures."""
         return {
             **base_metadata(made.manifest, made.folder, self.data_file, made.stage.address),
             **self.describe(made),
         }
-
-    def _checked(self, key: dg.AssetKey, name: str, made: Made) -> dg.AssetCheckResult:
-        found: Inspection = getattr(self, name)(made)
-        return dg.AssetCheckResult(
-            asset_key=key,
-            check_name=name,
-            passed=found.passed,
-            description=found.message,
-            metadata=found.facts,
-            severity=dg.AssetCheckSeverity.ERROR,
-        )
 
     def _track(
         self, run: TrackedRun, made: Made, drawn: Mapping[str, bytes]

@@ -121,7 +121,7 @@ def test_why_a_record_was_chosen_is_two_clicks_from_the_asset(site, page, pictur
         page.locator(f'a[href^="{site.mlflow}"][href*="explorer.html"]').first.click()
     explorer = opened.value.frame_locator("iframe")
     explorer.locator("#list .row").nth(3).click()
-    explorer.locator("#record .bars").wait_for()
+    explorer.locator("#record .bars").first.wait_for()
     assert "rank 4 of 60 by SelectIT's score" in explorer.locator("#record").inner_text()
     picture(opened.value, "why-a-record")
     opened.value.close()
@@ -132,7 +132,7 @@ def test_values_out_of_range_are_refused_in_the_launchpad_without_a_traceback(si
     materialize = page.get_by_role("button", name=re.compile("Materialize")).first
     materialize.locator("xpath=following::button[1]").click()
     page.get_by_text("Open launchpad").click()
-    pad = page.get_by_role("dialog")
+    pad = page.locator(".dagster-dialog").filter(has_text="Launchpad")
 
     def write(field: str, value: str) -> None:
         line = pad.locator(".CodeMirror-line").filter(has_text=f"{field}:")
@@ -152,7 +152,7 @@ def test_values_out_of_range_are_refused_in_the_launchpad_without_a_traceback(si
     write("alpha", "500")
     pad.get_by_text("No errors").wait_for()
     pad.get_by_role("button", name="Materialize").click()
-    told = page.get_by_role("dialog").last
+    told = page.locator(".dagster-dialog").last
     told.get_by_text("alpha 500 is out of its range").wait_for()
     assert "give a number 0 to 100" in told.inner_text()
     assert "File " not in told.inner_text()

@@ -245,6 +245,7 @@ class SelectionStages(StageFactory):
             asset="production_dataset",
             partition=None,
             run=lambda progress: require_manifest(chosen.folder, made_by=chosen.title),
+            note=lambda **_: None,  # the run that chose is who made the version
         )
 
     def explorer(self, arm: str, *, only: tuple[str, ...] | None = None) -> ExplorerRequest:

@@ -137,9 +137,6 @@ class TrackedRun:
     @attempted("set tags")
     def tags(self, values: dict[str, str]) -> None:
         """Set tags."""
-        self._set_tags(values)
-
-    def _set_tags(self, values: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
         self._client.log_batch(self.run_id, tags=[RunTag(k, str(v)) for k, v in values.items()])
@@ -267,7 +264,7 @@ class TrackedRun:
             same = [v for v in found if v.template == template]
             version = same[0] if same else client.register_prompt(name, template)
             client.link_prompt_version_to_run(self.run_id, version)
-        self._set_tags({"rating_prompts": f"{name}, version {version.version}"})
+        client.set_tag(self.run_id, "rating_prompts", f"{name}, version {version.version}")
 
     @attempted("store the arms")
     def arms(self, rows: dict[str, dict[str, float]]) -> None:
