@@ -82,13 +82,16 @@ class Ports:
 
 def ports(root: Path) -> Ports:
     """Return a home's ports; they are chosen, free ones, and kept, at the first call."""
-    file = root / "ports.json"
+    file, chosen = root / "ports.json", None
     with contextlib.suppress(UserError, ValueError, TypeError, KeyError):
         known = read_json(file)
-        # in a copy others are chosen: both homes may be served at once
-        if known.get("home", str(root)) == str(root):
-            return Ports(int(known["dagster"]), int(known["mlflow"]))
-    chosen = Ports(**{name: free_port(port) for name, port in _PREFERRED.items()})
+        kept, former = Ports(int(known["dagster"]), int(known["mlflow"])), known.get("home")
+        if former in (None, str(root)):
+            return kept
+        # a moved home keeps them, for links and pictures of its pages lead there; a copy does
+        # not: both may be served at once
+        chosen = None if Path(former).exists() else kept
+    chosen = chosen or Ports(**{name: free_port(port) for name, port in _PREFERRED.items()})
     with contextlib.suppress(OSError):
         root.mkdir(parents=True, exist_ok=True)
         write_json(file, {**asdict(chosen), "home": str(root)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from small_home import make_pipeline, write_experiment
 from selectit_dagster.artefacts.files import folder_lock
 from selectit_dagster.errors import UserError
 from selectit_dagster.launch.web_pages import serve
+from selectit_dagster.orchestration import resources
 from selectit_dagster.orchestration.resources import make_tracker, ports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +36,18 @@ def test_a_home_keeps_the_ports_that_it_chose_even_when_they_are_taken_for_a_whi
         assert ports(tmp_path / "another").mlflow != chosen.mlflow
     (tmp_path / "ports.json").write_text("{", encoding="utf-8")
     assert ports(tmp_path).dagster > 0
+
+
+def test_a_moved_home_keeps_its_ports_and_a_copied_one_chooses_others(tmp_path, monkeypatch):
+    first = tmp_path / "first"
+    kept = ports(first)
+    monkeypatch.setattr(resources, "free_port", lambda preferred: preferred + 7000)
+    shutil.copytree(first, tmp_path / "copy")
+    assert ports(tmp_path / "copy").mlflow == 12000
+    first.rename(tmp_path / "moved")
+    assert ports(tmp_path / "moved") == kept
+    first.mkdir()
+    assert ports(tmp_path / "moved") == kept
 
 
 def test_links_of_a_home_lead_to_its_ports_unless_told_otherwise(tmp_path, monkeypatch):
