@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.inference.chat_templates import render_chat
-from selectit_dagster.inference.special_tokens import as_content, control_tokens, encode
+from selectit_dagster.inference.special_tokens import as_content, encode_all
 from selectit_dagster.rating.prompts import QUESTION
 
 if TYPE_CHECKING:
@@ -94,23 +94,14 @@ class Encoder:
         """Return one row of token ids per text, to the text's end."""
         if not texts:
             return []
-        rows = self.tokenizer(
-            list(texts),
-            add_special_tokens=not self.chat_template,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
-        if (control := control_tokens(self.tokenizer)) is not None:
-            for at, text in enumerate(texts):
-                inner = text[len(self.head) : len(text) - len(self.tail)]
-                if control.search(inner):  # of the record: content, never control
-                    marked = (
-                        self.head
-                        + as_content(self.tokenizer, inner)
-                        + text[len(text) - len(self.tail) :]
-                    )
-                    rows[at] = encode(self.tokenizer, marked, special=not self.chat_template)
+        # special tokens of the record are content, never control; those around it are meant
+        marked = [
+            self.head
+            + as_content(self.tokenizer, text[len(self.head) : len(text) - len(self.tail)])
+            + text[len(text) - len(self.tail) :]
+            for text in texts
+        ]
+        rows = encode_all(self.tokenizer, marked, special=not self.chat_template)
         return [row[: len(row) - self.trailing] for row in rows] if self.trailing else rows
 
     def offsets(self, text: str) -> list[tuple[int, int]] | None:

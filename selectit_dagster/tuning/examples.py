@@ -21,7 +21,7 @@ from selectit_dagster.inference.prompt_templates import (
     render_response,
     without_end,
 )
-from selectit_dagster.inference.special_tokens import MARK, as_content, encode
+from selectit_dagster.inference.special_tokens import as_content, encode, encode_all
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -184,18 +184,7 @@ def _encoded(
     ]
     wholes = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
     special = adds_special(template.name)
-    # over-long texts are skipped by name below; the tokenizer's own warning would mislead
-    asked, written = (
-        [
-            encode(tokenizer, text, special=special) if MARK in text else ids
-            for text, ids in zip(
-                batch,
-                tokenizer(batch, add_special_tokens=special, verbose=False)["input_ids"],
-                strict=True,
-            )
-        ]
-        for batch in (prompts, wholes)
-    )
+    asked, written = (encode_all(tokenizer, texts, special=special) for texts in (prompts, wholes))
     examples = []
     for record, response, prompt_ids, whole_ids in zip(
         records, responses, asked, written, strict=True

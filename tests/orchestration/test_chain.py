@@ -183,8 +183,10 @@ def test_the_champion_in_mlflow_loads_back_to_the_checkpoints_logits(world, tmp_
             for folder in (adapter, stored)
         ]
         plain = load_model(base).model(ids).logits
-    assert torch.equal(*logits)
-    assert not torch.equal(logits[0], plain)
+    # loaded three times, and so perhaps summed in another order: equal in float32, not to the bit
+    close = {"atol": 1e-5, "rtol": 1e-5}
+    torch.testing.assert_close(*logits, **close)
+    assert (logits[0] - plain).abs().max() > 1e-3
 
     import mlflow
 
@@ -193,7 +195,7 @@ def test_the_champion_in_mlflow_loads_back_to_the_checkpoints_logits(world, tmp_
     loaded = mlflow.pyfunc.load_model("models:/tiny@champion")
     with torch.no_grad():
         by_mlflow = loaded.unwrap_python_model().model(ids).logits
-    assert torch.equal(by_mlflow, logits[1])
+    torch.testing.assert_close(by_mlflow, logits[1], **close)
     assert len(loaded.predict(["Say something."], params=None)) == 1
     assert "chosen on the reported test questions" in version.description
     assert f"{champion['average']:.4f}" in version.description

@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from scoring_world import (
@@ -27,6 +28,7 @@ from selectit_dagster.artefacts.files import sha256_file
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import RaySection
 from selectit_dagster.inference.backends.ray import RayBackend
+from selectit_dagster.rating.score_store import read_scores
 from selectit_dagster.rating.scoring import ScoringRequest, score
 
 pytest.importorskip("ray", reason='needs the extra "ray"')
@@ -80,15 +82,20 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.name: sha256_file(path) for path in folder.glob("part-*")}
 
 
-def test_score_files_are_those_of_the_local_engine_byte_for_byte(
+def test_scores_are_those_of_the_local_engine(
     cluster: Any, records: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     request = request_for(records, tiny_model_folder)
     local = score(request, tmp_path / "local")
     found = score(on_ray(request), tmp_path / "ray")
-    assert hashes(tmp_path / "ray") == hashes(tmp_path / "local")
+    there, here = (read_scores(tmp_path / name, 5) for name in ("ray", "local"))
+    # another process may sum in another order: equal in float32, not to the bit
+    np.testing.assert_allclose(there.probabilities, here.probabilities, atol=1e-5)
+    np.testing.assert_allclose(there.rating_mass, here.rating_mass, atol=1e-5)
+    names = ("record_ids", "keys", "reasons")
+    assert [getattr(there, name) for name in names] == [getattr(here, name) for name in names]
+    assert there.status.tolist() == here.status.tolist()
     assert found.fingerprint == local.fingerprint
-    assert found.digest == local.digest
     assert found.counts == local.counts
     same = ("parameters", "dtype", "device", "way", "batch_tokens", "tokens", "token_positions")
     assert {k: found.details[k] for k in same} == {k: local.details[k] for k in same}
