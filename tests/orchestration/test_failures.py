@@ -263,9 +263,8 @@ def test_a_run_at_whose_end_mlflow_was_away_is_closed_after_the_next_one(world):
     missed, last = (world.materialise().run_id for _ in range(2))
     going_on = _abandon(world)
     access = SimpleNamespace(name=str, experiment=None)
-    place = SimpleNamespace(pipeline=lambda: world.line)
-    tracking = SimpleNamespace(tracker=lambda line: world.tracker)
-    sensor = run_cleanup.closing_sensors(access, place, tracking, frozenset())[0]
+    place = SimpleNamespace(open=lambda: (world.line, world.tracker))
+    sensor = run_cleanup.closing_sensors(access, place, frozenset())[0]
     run = world.instance.get_run_by_id(last)
     (event,) = world.instance.all_logs(last, of_type=dg.DagsterEventType.RUN_SUCCESS)
     sensor(
