@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from selectit_dagster.artefacts.files import sha256_json
 
 if TYPE_CHECKING:
+    from selectit_dagster.inference.batching import Batch, Row
     from selectit_dagster.inference.engine import Engine
-    from selectit_dagster.inference.prompt_rows import Batch, Row
 
 Keep = Callable[[Sequence[str], Callable[[], Sequence[Any]]], list[Any]]
 

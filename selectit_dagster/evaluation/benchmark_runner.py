@@ -21,10 +21,10 @@ from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation.answer_journal import Journal, run_rows
 from selectit_dagster.evaluation.intervals import Score, summarise
 from selectit_dagster.evaluation.tasks.task import Prompt, Question, Scored, Task
+from selectit_dagster.inference.batching import Batch, Row
 from selectit_dagster.inference.engine import Engine
 from selectit_dagster.inference.generation import generate_batch
 from selectit_dagster.inference.likelihood import continuation_batch, find_options, option_batch
-from selectit_dagster.inference.prompt_rows import Batch, Row
 
 Work = Callable[[Batch], list[Any]]
 Run = Callable[..., list[Any]]

@@ -92,8 +92,8 @@ def evaluation_fingerprint(request: EvaluationRequest) -> Fingerprint:
 def _adapter_and_chat(request: EvaluationRequest) -> dict[str, str]:
     """Return how an adapter is computed, and the chat template, where there are such."""
     from selectit_dagster.inference.adapter_loading import adapter_facts
-    from selectit_dagster.inference.chat_templates import template_facts
     from selectit_dagster.inference.devices import resolve_device, resolve_dtype
+    from selectit_dagster.inference.prompt_templates import template_facts
 
     base, facts = request.base, {}
     tuned = request.checkpoint / "adapter" if request.checkpoint is not None else None

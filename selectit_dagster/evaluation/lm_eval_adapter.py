@@ -16,10 +16,10 @@ from lm_eval import utils
 from lm_eval.api.model import TemplateLM
 
 from selectit_dagster.evaluation.answer_journal import Journal, run_rows
+from selectit_dagster.inference.batching import Batch, Row
 from selectit_dagster.inference.engine import Engine
 from selectit_dagster.inference.generation import Decoding, cut_at, generate_batch
 from selectit_dagster.inference.likelihood import continuation_batch, token_batch
-from selectit_dagster.inference.prompt_rows import Batch, Row
 
 # rows that agree this far are worth a look for a longer common prefix
 _ALIKE = 32

@@ -22,7 +22,7 @@ from selectit_dagster.errors import UserError
 from selectit_dagster.evaluation.answer_journal import Keep, kept_nowhere
 from selectit_dagster.experiment import ServedModel
 from selectit_dagster.inference.backends.protocol import Backend, TokenBatch, local_backend
-from selectit_dagster.inference.prompt_rows import Batch, Row, plan_batches
+from selectit_dagster.inference.batching import Batch, Row, plan_batches
 
 if TYPE_CHECKING:
     from selectit_dagster.inference.engine import Reader
@@ -133,8 +133,8 @@ def open_judge(model: ServedModel) -> Iterator[Judge]:
         longest = context_length(loaded.model.config, loaded.tokenizer)
         yield Judge(local_backend(loaded, options.tokens), reader, options, longest or sys.maxsize)
         return
+    from selectit_dagster.artefacts.user_cache import cache_folder
     from selectit_dagster.inference.backends.server import ServerBackend, reachable
-    from selectit_dagster.inference.model_identity import cache_folder
 
     with reachable(model, cache_folder() / "judge-server.log") as there:
         backend = ServerBackend(there, options.tokens)

@@ -9,20 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from selectit_dagster.inference.batching import Batch, Row, plan_batches, usual_batch_tokens
 from selectit_dagster.inference.execution_modes import PADDED, PREFIX
-from selectit_dagster.inference.prompt_rows import Batch, Row, plan_batches
+from selectit_dagster.inference.prompt_templates import without_end
 from selectit_dagster.inference.runner import ModelRunner
-from selectit_dagster.inference.special_tokens import encode
+from selectit_dagster.inference.tokenization import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from selectit_dagster.inference.model_loading import LoadedModel
 
-# a batch's activations should stay in a core's cache: measured best at 256 to 512 positions
-# for a hidden size of 768
-_CPU_ACTIVATIONS = 400_000
-_CPU_SMALLEST = 256
 # where neither configuration nor tokenizer says; the harness takes the same
 _UNSAID_CONTEXT = 2048
 
@@ -35,8 +32,6 @@ class Reader:
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return the prompt's token ids, without an end token the tokenizer may append."""
-        from selectit_dagster.inference.prompt_templates import without_end
-
         return without_end(self.tokenizer, encode(self.tokenizer, text, special=special))
 
 
@@ -79,31 +74,27 @@ class Engine(Reader):
         )
         return str(text)
 
-    def budget(self, batch_tokens: int, *, generates: bool) -> int:
-        """Return the token positions of a batch on this device, at most ``batch_tokens``.
-
-        Generation reads all weights at every step whatever the batch, so it keeps the
-        whole budget; a likelihood pass on a CPU is faster in small batches.
-        """
-        if generates or self.runner.device != "cpu":
-            return batch_tokens
-        width = self.runner.text_config.hidden_size
-        return min(batch_tokens, max(_CPU_SMALLEST, _CPU_ACTIVATIONS // width))
-
     def plan(self, rows: Sequence[Row], batch_tokens: int, *, new_tokens: int = 0) -> list[Batch]:
-        """Return the batches for ``rows``; see :func:`plan_batches`."""
+        """Return the batches for ``rows``, of at most ``batch_tokens``; see :func:`plan_batches`.
+
+        Generation reads all weights at every step whatever the batch, so it keeps the whole
+        budget; a likelihood pass on a CPU is faster in small batches.
+        """
         if not rows:
             return []
+        runner = self.runner
+        if not new_tokens and runner.device == "cpu":
+            usual = usual_batch_tokens(self.model.config, runner.device, runner.dtype)
+            batch_tokens = min(batch_tokens, usual)
         longest = max(len(row.ids) for row in rows) + new_tokens
         longest = min(longest, max(self.context, longest - new_tokens))
-        modes = self.runner.modes
-        choose = modes.of_generation if new_tokens else modes.of_pass
-        mode = choose(longest, shared=True) if self.runner.share_prefix else ""
+        choose = runner.modes.of_generation if new_tokens else runner.modes.of_pass
+        mode = choose(longest, shared=True) if runner.share_prefix else ""
         share = mode == PREFIX
         mode = mode if share else choose(longest, shared=False)
         return plan_batches(
             rows,
-            self.budget(batch_tokens, generates=new_tokens > 0),
+            batch_tokens,
             new_tokens=new_tokens,
             share=share,
             pad=mode in (PREFIX, PADDED),

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from selectit_dagster.errors import UserError
+from selectit_dagster.inference.batching import Batch, Row
 from selectit_dagster.inference.decoding_loops import decode
 from selectit_dagster.inference.execution_modes import PREFIX
-from selectit_dagster.inference.prompt_rows import Batch, Row
 from selectit_dagster.inference.prompt_templates import encode_prompt
 
 if TYPE_CHECKING:

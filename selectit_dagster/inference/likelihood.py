@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from selectit_dagster.inference.prompt_rows import Batch, Row
+from selectit_dagster.inference.batching import Batch, Row
 
 if TYPE_CHECKING:
     import torch

@@ -8,14 +8,14 @@ not depend on its path.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from selectit_dagster.artefacts.files import read_json, sha256_file, sha256_json, write_json
+from selectit_dagster.artefacts.files import read_json, sha256_file, sha256_json
+from selectit_dagster.artefacts.user_cache import remembered
 from selectit_dagster.errors import PassingError, UserError, first_line
 
 if TYPE_CHECKING:
@@ -84,18 +84,13 @@ def _read_otherwise(reference: ModelReference, key: str) -> bool:
 
     An earlier version followed the class.
     """
-    from selectit_dagster.inference.tokenizer_files import names_a_class, reads_file_otherwise
+    from selectit_dagster.inference.tokenization import names_a_class, reads_file_otherwise
 
     if not names_a_class(reference):
         return False
-    name = sha256_json([key, version("transformers"), version("tokenizers")])
-    entry = cache_folder() / "tokenizers" / f"{name}.json"
-    with contextlib.suppress(UserError, KeyError, TypeError):
-        return bool(read_json(entry)["otherwise"])
-    found = reads_file_otherwise(reference)
-    with contextlib.suppress(UserError, OSError):
-        write_json(entry, {"otherwise": found})
-    return found
+    made_by = [key, version("transformers"), version("tokenizers")]
+    found = remembered("tokenizers", made_by, "otherwise", lambda: reads_file_otherwise(reference))
+    return bool(found)
 
 
 def hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
@@ -183,23 +178,10 @@ def hub_commit(name: str, revision: str | None, *, filename: str = "config.json"
     return _COMMITS[key]
 
 
-def cache_folder() -> Path:
-    """Return the user's cache folder of this project (``$XDG_CACHE_HOME`` is honoured)."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "selectit-dagster"
-
-
 def _cached_hash(path: Path) -> str:
     """Return a file's SHA-256; that of a big, settled file is remembered between runs."""
     stat = path.stat()
     if stat.st_size < _HASH_CACHE_FROM_BYTES or time.time() - stat.st_mtime < _RACY_SECONDS:
         return sha256_file(path)
     state = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-    entry = cache_folder() / "hashes" / f"{sha256_json(state)}.json"
-    with contextlib.suppress(UserError, KeyError, TypeError):
-        return str(read_json(entry)["sha256"])
-    digest = sha256_file(path)
-    # a cache that cannot be written only costs time
-    with contextlib.suppress(UserError, OSError):
-        write_json(entry, {"sha256": digest})
-    return digest
+    return str(remembered("hashes", state, "sha256", lambda: sha256_file(path)))

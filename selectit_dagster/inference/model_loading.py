@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.errors import UserError, first_line
 from selectit_dagster.inference.adapter_loading import apply_adapter
-from selectit_dagster.inference.chat_templates import remember_settings
 from selectit_dagster.inference.devices import is_out_of_memory, resolve_device, resolve_dtype
 from selectit_dagster.inference.model_identity import commit_of, local_path
-from selectit_dagster.inference.tokenizer_files import reads_file_otherwise
+from selectit_dagster.inference.prompt_templates import remember_settings
+from selectit_dagster.inference.tokenization import reads_file_otherwise
 
 if TYPE_CHECKING:
     import torch

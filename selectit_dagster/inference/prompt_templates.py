@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from selectit_dagster.errors import UserError
-from selectit_dagster.inference.chat_templates import render_chat
-from selectit_dagster.inference.special_tokens import as_content, encode
+from selectit_dagster.artefacts.files import sha256_json
+from selectit_dagster.errors import UserError, first_line
+from selectit_dagster.inference.tokenization import as_content, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from selectit_dagster.experiment import ModelReference
 
 _ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further "
@@ -29,6 +32,10 @@ _ALPACA = (
 )
 _MARK = "\ue000\ue001\ue000"
 _FIELD = re.compile(r"\{(instruction|input)\}")
+_NOW = re.compile(r"""strftime_now\(\s*(["'])([^"'\n]*)\1\s*\)""")
+_SETTINGS = "selectit_template"
+_PROBE = [{"role": "user", "content": "Say hello."}]
+_ANSWERED = [*_PROBE, {"role": "assistant", "content": "Hello!"}]
 
 
 @dataclass(frozen=True)
@@ -166,3 +173,83 @@ def _applied(tokenizer: Any, content: str, response: str | None = None) -> str: 
         answering=response is None,
         instead="use template: alpaca, or template: custom",
     )
+
+
+# --- chat templates ----------------------------------------------------------------------
+
+
+def remember_settings(tokenizer: Any, reference: ModelReference) -> None:  # noqa: ANN401
+    """Let ``render_chat`` know the reference's date and arguments."""
+    setattr(tokenizer, _SETTINGS, (reference.template_date, dict(reference.template_arguments)))
+
+
+def render_chat(
+    tokenizer: Any,  # noqa: ANN401 - any tokenizer of transformers
+    turns: list[dict[str, str]],
+    *,
+    answering: bool,
+    instead: str,
+) -> str:
+    """Return the conversation in the tokenizer's template.
+
+    Parameters
+    ----------
+    tokenizer:
+        From ``load_tokenizer``; another one gets the default date and no arguments.
+    turns:
+        Role and content of each turn.
+    answering:
+        Whether the text goes on to where the assistant's answer begins.
+    instead:
+        What the user can set when the template does not take the conversation.
+
+    Raises
+    ------
+    UserError
+        When the template refuses, or asks for today's date in a form that cannot be fixed.
+    """
+    from jinja2 import TemplateError
+
+    day, arguments = getattr(tokenizer, _SETTINGS, None) or (date(2024, 7, 26), {})
+    template = _NOW.sub(lambda now: repr(day.strftime(now.group(2))), tokenizer.get_chat_template())
+    if re.search(r"strftime_now\s*\(", template):
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path} asks for today's date in a form that "
+            "cannot be fixed: its text would differ from day to day",
+            hint=instead,
+        )
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                turns,
+                tokenize=False,
+                add_generation_prompt=answering,
+                chat_template=template,
+                **arguments,
+            )
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path} does not take one question and one "
+            f"answer: {first_line(error)}",
+            hint=instead,
+        ) from error
+
+
+def template_facts(reference: ModelReference) -> dict[str, str]:
+    """Return what a fingerprint must say of the template, beside the tokenizer's files.
+
+    That is the digest of a rendered probe where date or arguments change the text. Nothing
+    elsewhere: an earlier version, which knew neither, rendered the same.
+    """
+    from selectit_dagster.inference.model_loading import load_tokenizer
+
+    tokenizer = load_tokenizer(reference)
+    template = getattr(tokenizer, "chat_template", None)
+    if not template or not (reference.template_arguments or "strftime_now" in str(template)):
+        return {}
+    shown = [
+        render_chat(tokenizer, turns, answering=answering, instead="use another template")
+        for turns, answering in ((_PROBE, True), (_ANSWERED, False))
+    ]
+    return {"chat_template_probe": sha256_json(shown)}

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from selectit_dagster.inference.batching import Row, plan_batches, usual_batch_tokens
 from selectit_dagster.inference.likelihood import log_probabilities
-from selectit_dagster.inference.prompt_rows import Row
 from selectit_dagster.inference.prompt_templates import encode_prompt, render_prompt
 from selectit_dagster.inference.runner import ModelRunner
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from selectit_dagster.inference.model_loading import LoadedModel
 
-_CPU_POSITIONS = 2_048
-_GPU_POSITIONS = 32_768
 # logits of one pass, in float32: 64 M numbers are 256 MB
 _LOGITS = 1 << 26
 Floats = npt.NDArray[np.float64]
@@ -49,16 +47,13 @@ class Forward:
     ----------
     loaded:
         The model, in evaluation mode.
-    positions:
-        Token positions per pass; default: by device.
     """
 
-    def __init__(self, loaded: LoadedModel, positions: int | None = None) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         self.runner = ModelRunner(loaded)
         self.tokenizer = loaded.tokenizer
         self.model: Any = loaded.model
-        on_cpu = loaded.device == "cpu"
-        self.positions = positions or (_CPU_POSITIONS if on_cpu else _GPU_POSITIONS)
+        self.positions = usual_batch_tokens(loaded.model.config, loaded.device, loaded.dtype)
         self.context = self.runner.context or 1 << 30
         self.vocabulary = int(self.runner.text_config.vocab_size)
         begin = self.tokenizer.bos_token_id
@@ -127,10 +122,11 @@ class Forward:
         read = [replace(row, continuation=n) for row, n in zip(rows, most, strict=True)]
         usable = [i for i, r in enumerate(read) if most[i] > 0 and len(r.ids) <= self.context]
         limit = min(self.positions, max(1, _LOGITS // self.vocabulary))
-        for batch in _batches([(index, len(rows[index].ids)) for index in usable], limit):
-            found = log_probabilities(self.runner, [read[index] for index in batch], reduce)
-            for index, statistics in zip(batch, found, strict=True):
-                result[index] = statistics
+        asked = [read[index] for index in usable]
+        for batch in plan_batches(asked, limit, share=False):
+            found = log_probabilities(self.runner, [asked[n] for n in batch.indices], reduce)
+            for number, statistics in zip(batch.indices, found, strict=True):
+                result[usable[number]] = statistics
         return result
 
     def embeddings(self, rows: Sequence[Row], *, weighted: bool = False) -> npt.NDArray[np.float32]:
@@ -140,14 +136,14 @@ class Forward:
         does not fit into the context is read up to its end.
         """
         result: dict[int, npt.NDArray[np.float32]] = {}
-        cut = [row.ids[: self.context] for row in rows]
-        for batch in _batches([(i, max(1, len(ids))) for i, ids in enumerate(cut)], self.positions):
-            members = [cut[index] for index in batch]
-            names = [f"row {rows[index].key!r}" for index in batch]
+        cut = [replace(row, ids=row.ids[: self.context]) for row in rows]
+        for batch in plan_batches(cut, self.positions, share=False):
+            members = [cut[index].ids for index in batch.indices]
+            names = [f"row {rows[index].key!r}" for index in batch.indices]
             found = self.runner.each(
                 names, [len(ids) for ids in members], self._means_of(members, weighted)
             )
-            result.update(zip(batch, found, strict=True))
+            result.update(zip(batch.indices, found, strict=True))
         return np.stack([result[index] for index in range(len(rows))])
 
     def _means_of(
@@ -177,16 +173,3 @@ def _mean(states: torch.Tensor, weighted: bool) -> npt.NDArray[np.float32]:
 
 def _float64(values: torch.Tensor) -> Floats:
     return np.asarray(values.cpu().numpy(), dtype=np.float64)
-
-
-def _batches(lengths: Sequence[tuple[int, int]], limit: int) -> list[list[int]]:
-    """Cut (index, length) pairs, longest first, so that rows times longest is in the limit."""
-    batches: list[list[int]] = []
-    longest = 0
-    for index, length in sorted(lengths, key=lambda item: (-item[1], item[0])):
-        if batches and (len(batches[-1]) + 1) * longest <= limit:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-            longest = length
-    return batches

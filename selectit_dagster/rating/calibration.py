@@ -7,15 +7,12 @@ kept in the user's cache, so that a second run plans the same batches.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selectit_dagster.artefacts.files import read_json, sha256_json, write_json
-from selectit_dagster.errors import UserError
+from selectit_dagster.artefacts.user_cache import remembered
 from selectit_dagster.inference.backends.protocol import Backend
 from selectit_dagster.rating.planned_batches import PlannedBatch, plan_by_prompt
 from selectit_dagster.rating.shards import read_chunks
@@ -38,23 +35,14 @@ def batch_tokens(request: ScoringRequest, rows: RowMaker, backend: Backend, reco
     asked, usual = request.rating.max_batch_tokens, backend.facts.batch_tokens
     if asked is not None or request.engine == "server":  # a server batches by itself
         return asked or usual
-    entry = _entry(request, backend)
-    with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
-        return int(read_json(entry)["batch_tokens"])
-    measured = _measure(request, rows, backend, records)
-    if measured is None:
-        return usual
-    with contextlib.suppress(UserError, OSError):
-        write_json(entry, {"batch_tokens": measured})
-    return measured
-
-
-def _entry(request: ScoringRequest, backend: Backend) -> Path:
-    from selectit_dagster.inference.model_identity import cache_folder, model_identity
+    from selectit_dagster.inference.model_identity import model_identity
 
     facts = backend.facts
     state = [model_identity(request.model), facts.device, facts.dtype, facts.workers]
-    return cache_folder() / "batch-tokens" / f"{sha256_json(state)}.json"
+    measured = remembered(
+        "batch-tokens", state, "batch_tokens", lambda: _measure(request, rows, backend, records)
+    )
+    return int(measured or usual)
 
 
 def _measure(request: ScoringRequest, rows: RowMaker, backend: Backend, records: int) -> int | None:

@@ -132,8 +132,8 @@ def _try(model: ScoringModel, rating: RatingSection, facts: dict[str, Any]) -> N
         facts |= _plain_facts(loaded)
         _rate_sample(loaded, rows, facts)
         return
+    from selectit_dagster.artefacts.user_cache import cache_folder
     from selectit_dagster.inference.backends.server import ServerBackend, reachable
-    from selectit_dagster.inference.model_identity import cache_folder
 
     with reachable(model, cache_folder() / "doctor-server.log") as there:
         backend = ServerBackend(there, ids)

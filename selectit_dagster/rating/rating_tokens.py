@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from selectit_dagster.errors import UserError
-from selectit_dagster.inference.chat_templates import render_chat
-from selectit_dagster.inference.special_tokens import as_content, encode_all
+from selectit_dagster.inference.prompt_templates import render_chat
+from selectit_dagster.inference.tokenization import as_content, encode_all
 from selectit_dagster.rating.prompts import QUESTION
 
 if TYPE_CHECKING:

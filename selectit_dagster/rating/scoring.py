@@ -125,7 +125,7 @@ def _conditional(request: ScoringRequest) -> dict[str, Any]:
 
         found |= adapter_facts(request.model.adapter, _dtype(request))
     if request.rating.chat_template:
-        from selectit_dagster.inference.chat_templates import template_facts
+        from selectit_dagster.inference.prompt_templates import template_facts
 
         found |= template_facts(request.model)
     return found

@@ -21,7 +21,7 @@ from selectit_dagster.inference.prompt_templates import (
     render_response,
     without_end,
 )
-from selectit_dagster.inference.special_tokens import as_content, encode, encode_all
+from selectit_dagster.inference.tokenization import as_content, encode, encode_all
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -85,7 +85,7 @@ def _chat(tuning: TuningSection) -> dict[str, str]:
     """Return what only the template ``chat`` depends on."""
     if tuning.template != "chat":
         return {}
-    from selectit_dagster.inference.chat_templates import template_facts
+    from selectit_dagster.inference.prompt_templates import template_facts
 
     kept = {"tuning.reasoning": "keep"} if tuning.reasoning == "keep" else {}
     return {**kept, **template_facts(tuning.base_model)}

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from selectit_dagster.evaluation.answer_journal import kept_nowhere, run_rows
+from selectit_dagster.inference.batching import Row
 from selectit_dagster.inference.engine import Engine
 from selectit_dagster.inference.generation import Decoding, cut_at, generate_batch, sample
 from selectit_dagster.inference.likelihood import continuation_batch, find_options, option_batch
 from selectit_dagster.inference.model_loading import LoadedModel
-from selectit_dagster.inference.prompt_rows import Row
 
 SHARED = "Below is an instruction that describes a task. Write a response.\n\n"
 TEXTS = ["the fox", "What is the capital of France?", "1 2 3 4 5", "dog", "jumps over the lazy"]

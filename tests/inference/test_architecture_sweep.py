@@ -19,11 +19,11 @@ from selectit_dagster.errors import UserError
 from selectit_dagster.inference import runner
 from selectit_dagster.inference.backends.protocol import TokenBatch
 from selectit_dagster.inference.backends.transformers import TransformersBackend
+from selectit_dagster.inference.batching import Row
 from selectit_dagster.inference.engine import Engine
 from selectit_dagster.inference.generation import Decoding, end_tokens, generate_batch
 from selectit_dagster.inference.likelihood import continuation_batch, option_batch
 from selectit_dagster.inference.model_loading import LoadedModel
-from selectit_dagster.inference.prompt_rows import Row
 from selectit_dagster.rating.levels import rating_distribution
 
 RATING_IDS = [5, 6, 7, 8, 9]

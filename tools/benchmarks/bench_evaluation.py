@@ -38,10 +38,10 @@ from selectit_dagster.evaluation.benchmark_runner import Result, fit_prompts, ru
 from selectit_dagster.evaluation.tasks import make_task
 from selectit_dagster.evaluation.tasks.task import Task
 from selectit_dagster.experiment import Benchmark
+from selectit_dagster.inference.batching import Row
 from selectit_dagster.inference.engine import Engine
 from selectit_dagster.inference.generation import Decoding, generate_batch
 from selectit_dagster.inference.model_loading import LoadedModel
-from selectit_dagster.inference.prompt_rows import Row
 from tools.benchmarks.peers import peer_python
 
 VOCABULARY = 32_000

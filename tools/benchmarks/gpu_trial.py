@@ -357,10 +357,10 @@ def tuning(trial: Trial) -> dict[str, Any]:
 
 def evaluation(trial: Trial) -> dict[str, Any]:
     """Return speed of greedy generation beside ``generate``, and of multiple choice."""
+    from selectit_dagster.inference.batching import Row
     from selectit_dagster.inference.engine import Engine
     from selectit_dagster.inference.generation import Decoding, generate_batch
     from selectit_dagster.inference.likelihood import option_batch
-    from selectit_dagster.inference.prompt_rows import Row
 
     draw = np.random.default_rng(0)
     questions, shots, new = (6, 60, 6) if trial.small else (64, 1200, 64)

@@ -165,7 +165,7 @@ class RayBackend:
 
 def facts_unloaded(reference: ScoringModel) -> BackendFacts:
     """Return the facts that the configuration tells; no weights are read."""
-    from selectit_dagster.inference.backends.transformers import usual_batch_tokens
+    from selectit_dagster.inference.batching import usual_batch_tokens
     from selectit_dagster.inference.model_identity import commit_of
     from selectit_dagster.inference.model_loading import load_config, parameters_unloaded
 

@@ -7,7 +7,7 @@ import resource
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from selectit_dagster.inference.backends.protocol import (
     LogProbabilities,
     TokenBatch,
 )
+from selectit_dagster.inference.batching import usual_batch_tokens
 from selectit_dagster.inference.execution_modes import LADDER
 from selectit_dagster.inference.runner import ModelRunner
 
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
 
     from selectit_dagster.inference.model_loading import LoadedModel
 
-# on a CPU a batch's activations should stay in the cache: 512 positions of a width of 768 in
-# float32; a narrower model takes more, so that its many small steps cost less to start
-_CPU_BATCH_TOKENS = (512, 2048)
-_CPU_BATCH_BYTES = 512 * 768 * 4
-_GPU_BATCH_TOKENS = 16_384
 _MAX_WORKERS = 8
 
 
@@ -144,13 +140,3 @@ class TransformersBackend:
                 # MKL's number is the process's: who still runs must not get it back too early
                 if not self._running:
                     torch.set_num_threads(self.threads)
-
-
-def usual_batch_tokens(config: Any, device: str, dtype: str) -> int:  # noqa: ANN401 - any model's
-    """Return the token positions of a batch that suit a device and a model's width unmeasured."""
-    if device != "cpu":
-        return _GPU_BATCH_TOKENS
-    fewest, most = _CPU_BATCH_TOKENS
-    each = 4 if dtype == "float32" else 2
-    width = getattr(config.get_text_config(), "hidden_size", None) or 768
-    return int(np.clip(_CPU_BATCH_BYTES // (each * width), fewest, most))

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 
 from selectit_dagster.errors import UserError
 from selectit_dagster.experiment import ModelReference
-from selectit_dagster.inference.chat_templates import render_chat, template_facts
 from selectit_dagster.inference.model_loading import load_tokenizer
+from selectit_dagster.inference.prompt_templates import render_chat, template_facts
 from selectit_dagster.rating.rating_tokens import Encoder
 
 TURNS = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"

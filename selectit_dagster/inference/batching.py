@@ -1,4 +1,4 @@
-"""What is asked of the model, row by row, and which rows share a batch.
+"""Batching: what is asked of the model row by row, which rows share a batch, and its budget.
 
 Rows of one ``share`` group begin with the same tokens (worked examples, a template's
 opening); their longest common prefix is computed once and its key/value cache is reused.
@@ -10,6 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+# on a CPU a batch's activations should stay in the cache: 512 positions of a width of 768 in
+# float32; a narrower model takes more, so that its many small steps cost less to start
+_CPU_BATCH_TOKENS = (512, 2048)
+_CPU_BATCH_BYTES = 512 * 768 * 4
+_GPU_BATCH_TOKENS = 16_384
 
 
 @dataclass(frozen=True)
@@ -100,3 +107,13 @@ def plan_batches(
             current.append(index)
         batches.append(Batch(tuple(current), prefix))
     return batches
+
+
+def usual_batch_tokens(config: Any, device: str, dtype: str) -> int:  # noqa: ANN401 - any model's
+    """Return the token positions of a batch that suit a device and a model's width unmeasured."""
+    if device != "cpu":
+        return _GPU_BATCH_TOKENS
+    fewest, most = _CPU_BATCH_TOKENS
+    width = getattr(config.get_text_config(), "hidden_size", None) or 768
+    suited = _CPU_BATCH_BYTES // (width * (4 if dtype == "float32" else 2))
+    return int(min(most, max(fewest, suited)))

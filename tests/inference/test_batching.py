@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from selectit_dagster.inference.prompt_rows import Row, common_prefix, plan_batches
+from selectit_dagster.inference.batching import Row, common_prefix, plan_batches
 
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
