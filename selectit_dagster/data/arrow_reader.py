@@ -266,42 +266,6 @@ def _sliced(loaded: Any, name: str, split: str) -> Any:  # noqa: ANN401 - a lazy
         ) from error
 
 
-def resolve_hub_commit(name: str, revision: str | None) -> str:
-    """Return the commit that a hub dataset's revision stands for.
-
-    Raises
-    ------
-    UserError
-        When there is no such dataset or revision, or it may not be read.
-    TransientError
-        When the hub cannot be reached.
-    """
-    from huggingface_hub import HfApi, errors
-
-    try:
-        return str(HfApi().dataset_info(name, revision=revision).sha)
-    except errors.OfflineModeIsEnabled as error:
-        raise UserError(
-            f"dataset {name!r} is no local file or folder, and the hub is switched off "
-            "(HF_HUB_OFFLINE)",
-            hint="give a local path, or allow the hub",
-        ) from error
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise UserError(
-            f"the hub has no dataset {name!r}"
-            + (f" at revision {revision!r}" if revision else "")
-            + ", or you may not read it",
-            hint="check dataset.path and dataset.revision; a private one needs HF_TOKEN",
-        ) from error
-    except errors.HFValidationError as error:
-        raise UserError(
-            f"{name!r} is neither a file here nor a hub name: {first_line(error)}",
-            hint="check dataset.path: a file or folder that is there, or owner/name on the hub",
-        ) from error
-    except (errors.HfHubHTTPError, OSError) as error:
-        raise TransientError(f"the hub cannot be reached for dataset {name!r}: {error}") from error
-
-
 def rows_at(
     reader: TypedReader, positions: npt.NDArray[np.int64], name: str
 ) -> Iterator[pa.RecordBatch]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.artefacts.files import atomic_file, sha256_file, sha256_json
+from selectit_dagster.artefacts.hub import hub_commit
 from selectit_dagster.artefacts.manifest import (
     Content,
     Fingerprint,
@@ -43,15 +44,19 @@ class IngestRequest:
 def source_identity(section: DatasetSection, source: Source) -> dict[str, Any]:
     """Return what the content of the source is known by: hashes, or a commit of the hub."""
     if source.format == "hub":
-        from selectit_dagster.data.arrow_reader import resolve_hub_commit
-
-        return {"hub": section.path, "revision": resolve_hub_commit(section.path, section.revision)}
+        return {"hub": section.path, "revision": dataset_commit(section)}
     if source.format == "datasets":
         path = Path(section.path)
         files = sorted(p for p in path.rglob("*") if p.is_file())
         table = {str(p.relative_to(path)): sha256_file(p) for p in files}
         return {"sha256": sha256_json(table), "bytes": sum(p.stat().st_size for p in files)}
     return source.identity()
+
+
+def dataset_commit(section: DatasetSection) -> str:
+    """Return the commit of a hub dataset's revision; see :func:`hub_commit`."""
+    hint = "check dataset.path and dataset.revision"
+    return hub_commit(section.path, section.revision, "dataset", hint=hint)
 
 
 def ingest_fingerprint(request: IngestRequest) -> Fingerprint:
@@ -81,7 +86,7 @@ def ingest(request: IngestRequest, out: Path, progress: Progress | None = None) 
     UserError
         When the source cannot be read, holds no record, was changed while it was read, or
         has more rejects than ``max_reject_share`` (after ``rejected.jsonl`` is written).
-    TransientError
+    PassingError, TransientError
         When the hub cannot be reached.
     """
     section = request.dataset

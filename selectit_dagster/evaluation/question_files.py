@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from selectit_dagster.artefacts.files import sha256_file, sha256_json
+from selectit_dagster.artefacts.hub import hub_commit
 from selectit_dagster.errors import TransientError, UserError, first_line
 
 T = TypeVar("T")
 _MOST_BYTES = 1 << 30
 _LAYOUT = "give the file in the benchmark's published layout"
+_LOCAL = "give the benchmark's path: a local folder in the published layout"
 
 
 @dataclass(frozen=True)
@@ -164,22 +166,9 @@ def files_digest(paths: Iterable[Path]) -> str:
     return sha256_json([[p.name, sha256_file(p)] for p in sorted(paths)])
 
 
-def hub_commit(data: HubData) -> str:
-    """Return the commit that the hub dataset's main branch stands at (or the cached one).
-
-    Raises
-    ------
-    UserError
-        When the dataset is neither on the hub nor in its cache.
-    """
-    from huggingface_hub import hf_hub_download
-
-    try:
-        card = hf_hub_download(data.name, "README.md", repo_type="dataset")
-    except (OSError, ValueError) as error:
-        raise _hub_error(data, error) from error
-    # the hub's cache keeps each commit's files under snapshots/<commit>/
-    return Path(card).parent.name
+def data_commit(data: HubData) -> str:
+    """Return the commit that the hub dataset's main branch stands at; see :func:`hub_commit`."""
+    return hub_commit(data.name, None, "dataset", hint=_LOCAL)
 
 
 def hub_records(data: HubData, split: str, commit: str | None = None) -> list[Record]:
@@ -210,7 +199,7 @@ def _hub_error(data: HubData, error: Exception) -> UserError:
     return UserError(
         f"benchmark data {data.name!r} is neither a local folder nor a hub dataset that can be "
         f"reached: {first_line(error)}",
-        hint="give the benchmark's path: a local folder in the published layout",
+        hint=_LOCAL,
     )
 
 

@@ -8,6 +8,7 @@ not depend on its path.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -15,8 +16,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from selectit_dagster.artefacts.files import read_json, sha256_file, sha256_json
+from selectit_dagster.artefacts.hub import hub_commit
 from selectit_dagster.artefacts.user_cache import remembered
-from selectit_dagster.errors import PassingError, UserError, first_line
+from selectit_dagster.errors import UserError
 
 if TYPE_CHECKING:
     from selectit_dagster.experiment import ModelReference
@@ -36,7 +38,6 @@ _RACY_SECONDS = 2.0
 # architectures whose generated answers an earlier version got wrong: a cache under another name
 # was dropped, or padding after a shared prefix shifted distances
 _GENERATED_WRONG = {"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "mpt", "gpt_neo"}
-_COMMITS: dict[tuple[str, str | None, str], str] = {}
 
 
 def is_local(reference: ModelReference) -> bool:
@@ -103,7 +104,7 @@ def _adapter_identity(adapter: str) -> str:
     folder = Path(adapter).expanduser()
     if folder.is_dir():
         return hash_files(folder, ("*.safetensors", "adapter_config.json"))
-    return hub_commit(adapter, None, filename="adapter_config.json")
+    return _hub_model(adapter, None)
 
 
 def inference_identity(reference: ModelReference, *, generates: bool = False) -> dict[str, str]:
@@ -139,43 +140,14 @@ def _config_values(reference: ModelReference) -> dict[str, Any]:
 
 def commit_of(reference: ModelReference) -> str | None:
     """Return the hub commit that the reference stands for, None for a local folder."""
-    return None if is_local(reference) else hub_commit(reference.path, reference.revision)
+    return None if is_local(reference) else _hub_model(reference.path, reference.revision)
 
 
-def hub_commit(name: str, revision: str | None, *, filename: str = "config.json") -> str:
-    """Resolve a hub revision to its commit (from the local cache when offline).
-
-    Raises
-    ------
-    UserError
-        When the name is neither a folder here nor found on the hub or in its cache;
-        PassingError when the hub could not be asked.
-    """
-    key = (name, revision, filename)
-    if key not in _COMMITS:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.constants import is_offline_mode
-        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-        try:
-            path = hf_hub_download(name, filename, revision=revision)
-        except (OSError, ValueError, HFValidationError) as error:
-            at = f" at revision {revision}" if revision else ""
-            # neither answered nor in the cache, where asking is allowed
-            if isinstance(error, LocalEntryNotFoundError) and not is_offline_mode():
-                raise PassingError(
-                    f"model {name!r} is no folder on this machine, and the hub cannot be asked "
-                    f"for it{at}: {first_line(error)}",
-                    hint="check the spelling, or try again when the hub can be reached",
-                ) from error
-            raise UserError(
-                f"model {name!r} is neither a folder on this machine nor a model of the hub "
-                f"that can be reached{at}: {first_line(error)}",
-                hint="check the spelling, or give the path of a local folder",
-            ) from error
-        # the hub's cache keeps each commit's files under snapshots/<commit>/
-        _COMMITS[key] = Path(path).parent.name
-    return _COMMITS[key]
+@functools.cache
+def _hub_model(name: str, revision: str | None) -> str:
+    return hub_commit(
+        name, revision, "model", hint="check the spelling, or give the path of a local folder"
+    )
 
 
 def _cached_hash(path: Path) -> str:

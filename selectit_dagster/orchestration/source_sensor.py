@@ -86,10 +86,10 @@ def _skip(reason: str, cursor: str | None = None) -> dg.SensorResult:
 def _source_state(section: DatasetSection, on_hub: bool) -> tuple[str, float]:
     """Return what changes when the source does, and the source's age in seconds."""
     if on_hub:
-        from selectit_dagster.data.arrow_reader import resolve_hub_commit
+        from selectit_dagster.data.ingest import dataset_commit
 
         # a commit is complete at once
-        return resolve_hub_commit(section.path, section.revision)[:16], _SETTLE
+        return dataset_commit(section)[:16], _SETTLE
     if is_address(section.path):
         from selectit_dagster.artefacts.remote_files import token
 

@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from selectit_dagster.data.arrow_reader import open_typed, rows_at
-from selectit_dagster.errors import TransientError, UserError
+from selectit_dagster.errors import PassingError, UserError
 from selectit_dagster.experiment import DatasetSection
 
 OPTIONS = {"layout": "columns", "columns": {"instruction": "ask", "response": "reply"}}
@@ -137,7 +137,7 @@ def test_a_hub_name_without_the_hub_says_so(workshop, monkeypatch):
 
 def test_what_is_neither_a_file_nor_a_hub_name_is_refused(workshop):
     with pytest.raises(
-        UserError, match="'my data' is neither a file here nor a hub name"
+        UserError, match="'my data' is neither a file or folder here nor a hub name"
     ) as caught:
         workshop.read("my data")
     assert "\n" not in caught.value.message
@@ -156,7 +156,7 @@ def test_a_hub_revision_is_resolved_to_a_commit_and_recorded(workshop, make, mon
     class Info:
         sha = "c0ffee" * 6
 
-    def info(self, name, revision=None):
+    def info(self, name, revision=None, timeout=None):
         asked.append((name, revision))
         return Info()
 
@@ -181,7 +181,7 @@ def test_a_hub_revision_is_resolved_to_a_commit_and_recorded(workshop, make, mon
     [
         ("RepositoryNotFoundError", UserError, "has no dataset"),
         ("RevisionNotFoundError", UserError, "at revision 'dev'"),
-        ("HfHubHTTPError", TransientError, "cannot be reached"),
+        ("HfHubHTTPError", PassingError, "cannot be reached"),
     ],
 )
 def test_what_the_hub_refuses_is_told_from_what_may_pass(
@@ -190,7 +190,7 @@ def test_what_the_hub_refuses_is_told_from_what_may_pass(
     import huggingface_hub
     from huggingface_hub import errors
 
-    def info(self, name_, revision=None):
+    def info(self, name_, **asked):
         kind = getattr(errors, name)
         raise kind.__new__(kind)
 

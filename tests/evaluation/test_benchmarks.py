@@ -321,7 +321,7 @@ def test_hub_records_become_questions_at_a_fixed_commit(name, monkeypatch):
         return datasets.Dataset.from_list([HUB[name]])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(question_files, "hub_commit", lambda data: "c0ffee")
+    monkeypatch.setattr(question_files, "data_commit", lambda data: "c0ffee")
     path = "someone/questions" if name == "exact-match" else None
     task = make_task(Benchmark(name="b", task=name, path=path))
     questions = task.all_questions()
@@ -338,7 +338,7 @@ def test_bbh_from_the_hub_joins_questions_and_published_prompts(monkeypatch, eng
             {"dataset_name": "navigate", "chain_of_thought_prompt": "Go.\n\nQ: One?\nA: No."}
         ],
     }
-    monkeypatch.setattr(question_files, "hub_commit", lambda data: f"commit of {data.name}")
+    monkeypatch.setattr(question_files, "data_commit", lambda data: f"commit of {data.name}")
     monkeypatch.setattr(
         question_files,
         "hub_records",

@@ -282,7 +282,7 @@ def test_a_broken_file_is_refused_before_a_model_is_loaded(
         ({"task": "exact-match"}, "benchmark b: task exact-match needs a path", "a local file"),
         (
             {"task": "exact-match", "path": "someone/no-questions"},
-            "'someone/no-questions' is neither a local folder nor a hub dataset that can be",
+            "dataset 'someone/no-questions' is no local file or folder",
             "a local folder in the published layout",
         ),
         ({"task": "lm-eval"}, "benchmark b: task lm-eval needs lm_eval_task", "lm_eval_task: arc_"),

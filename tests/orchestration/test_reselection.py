@@ -190,17 +190,17 @@ def test_a_file_that_goes_back_to_its_former_content_is_read_again(world):
 
 
 def test_a_new_commit_on_the_hub_asks_for_a_run(tmp_path, monkeypatch):
-    from selectit_dagster.data import arrow_reader
+    from selectit_dagster.data import ingest
     from selectit_dagster.errors import TransientError
 
     commits = ["a" * 40]
 
-    def resolve(name: str, revision: str | None) -> str:
+    def resolve(section: object) -> str:
         if not commits:
             raise TransientError("the hub does not answer")
         return commits[-1]
 
-    monkeypatch.setattr(arrow_reader, "resolve_hub_commit", resolve)
+    monkeypatch.setattr(ingest, "dataset_commit", resolve)
     path = tmp_path / "hub.yaml"
     path.write_text(
         "name: hub\ndataset: {path: owner/data}\nscoring_models: [{name: m, path: ./m}]\n",

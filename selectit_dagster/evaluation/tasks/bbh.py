@@ -57,7 +57,7 @@ class BbhTask(FewShotTask):
         """Return what questions and prompts are known by."""
         if self.folder is not None:
             return super().data_identity()
-        return {**super().data_identity(), "prompts": question_files.hub_commit(_HUB_PROMPTS)}
+        return {**super().data_identity(), "prompts": question_files.data_commit(_HUB_PROMPTS)}
 
     def records(self, split: str) -> list[Record]:
         """Return the examples of all tasks, each with its task."""
@@ -97,7 +97,7 @@ class BbhTask(FewShotTask):
         if self.folder is not None:
             texts = {path.stem: question_files.open_text(path) for path in self._prompt_files()}
         else:
-            split, commit = str(_HUB_PROMPTS.config), question_files.hub_commit(_HUB_PROMPTS)
+            split, commit = str(_HUB_PROMPTS.config), question_files.data_commit(_HUB_PROMPTS)
             found = question_files.hub_records(_HUB_PROMPTS, split, commit)
             texts = {one["dataset_name"]: one["chain_of_thought_prompt"] for one in found}
         return {

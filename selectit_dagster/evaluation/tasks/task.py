@@ -179,7 +179,7 @@ class Task:
     @cached_property
     def commit(self) -> str:
         """The hub dataset's commit, resolved once."""
-        return question_files.hub_commit(self.hub_data)
+        return question_files.data_commit(self.hub_data)
 
     def data_identity(self) -> dict[str, str]:
         """Return what the questions' content is known by."""
