@@ -91,9 +91,10 @@ class ExecutionModes:
                 attempt = attempts(length, shared)
                 plain = attempt(SINGLE)
                 ladder = LADDER[0 if shared else 1 : -1]
-                self._chosen[key] = next(
-                    (mode for mode in ladder if self._agrees(use, mode, attempt, plain)), SINGLE
-                )
+                chosen = next((m for m in ladder if self._agrees(use, m, attempt, plain)), SINGLE)
+                if chosen == SINGLE:
+                    self._require_repeatable(attempt(SINGLE), plain)
+                self._chosen[key] = chosen
             self.used.add(self._chosen[key])
             return self._chosen[key]
 
@@ -199,6 +200,15 @@ class ExecutionModes:
         return attempt
 
     # --- refusals -----------------------------------------------------------------------------
+
+    def _require_repeatable(self, again: torch.Tensor, plain: torch.Tensor) -> None:
+        """Refuse a model of which no shortcut is exact because it is not exact itself."""
+        if distance(again, plain) > self.tolerance:
+            raise UserError(
+                f"{self.runner.name} gives other numbers each time that it runs the same text, as "
+                "attention by random hashing does",
+                hint="fix its seed in its config.json (a Reformer's hash_seed), or use another one",
+            )
 
     def _require_causal(self) -> torch.Tensor:
         """Return the known row's logits, after a proof that no token sees a later one."""

@@ -54,6 +54,26 @@ _OWN: dict[str, dict[str, Any]] = {
     ),
     **dict.fromkeys(("lfm2", "lfm2_moe"), _CONVOLUTIONS),
     "kimi_linear": {**_LINEAR, "num_key_value_heads": 4},
+    "cohere_compass_text": {
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 10000.0}
+            for kind in ("full_attention", "sliding_attention")
+        }
+    },
+    "dbrx": {
+        "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "prophetnet": {
+        "num_hidden_layers": None, "num_encoder_layers": 2, "num_decoder_layers": 2,
+        "is_decoder": True,
+    },
+    "reformer": {
+        "is_decoder": True, "axial_pos_embds": False, "attn_layers": ["local", "lsh"],
+        "num_buckets": 8, "hash_seed": 1,
+    },
+    "xlnet": {"max_position_embeddings": None},
+    "zaya": {"num_experts_per_tok": 1},
     "falcon": {"head_dim": None},
     "falcon_h1": {"mamba_d_ssm": 64},
     "mamba2": {"num_heads": 8, "n_groups": 1},
@@ -120,10 +140,15 @@ def tiny_model(kind: str, *, spread: float = 0.3, seed: int = 0, **changes: Any)
 
 def _config(kind: str, changes: dict[str, Any]) -> Any:
     kind_of_config = CONFIG_MAPPING[kind]
-    usual, asked = kind_of_config(), {**_OWN.get(kind, {}), **changes}
-    sizes = {name: size for size, names in _SIZES for name in names.split() if _has(usual, name)}
-    given = {**sizes, "dtype": "float32", **asked}
+    given = {**_small(kind_of_config()), "dtype": "float32", **_OWN.get(kind, {}), **changes}
     return kind_of_config(**{name: value for name, value in given.items() if value is not None})
+
+
+def _small(usual: Any) -> dict[str, Any]:
+    """Return the sizes of a configuration, and of those that it holds (text, vision, audio)."""
+    sizes = {name: size for size, names in _SIZES for name in names.split() if _has(usual, name)}
+    inner = {name: getattr(usual, name, None) for name in type(usual).sub_configs}
+    return sizes | {name: _small(one) for name, one in inner.items() if hasattr(one, "sub_configs")}
 
 
 def _has(config: Any, name: str) -> bool:

@@ -40,7 +40,7 @@ REFUSED = {
     **dict.fromkeys(
         ("bert", "bert-generation", "big_bird", "camembert", "cpmant", "data2vec-text", "electra",
          "ernie", "megatron-bert", "rembert", "roberta", "roberta-prelayernorm", "roc_bert",
-         "roformer", "xlm", "xlm-roberta", "xlm-roberta-xl"),
+         "roformer", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet"),
         ENCODERS,
     ),
     "xmod": "cannot be run on token ids alone",
@@ -116,6 +116,16 @@ def tokenizer(tiny_model_folder):
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(tiny_model_folder)
+
+
+def test_a_model_that_hashes_at_random_is_refused_when_a_text_is_long_enough_to_tell(
+    tokenizer: Any,
+) -> None:
+    model = tiny_model("reformer", hash_seed=None)
+    backend = TransformersBackend(_loaded(model, tokenizer), RATING_IDS)
+    rows = tuple(np.array(_ids(n, 230), dtype=np.int32) for n in (1, 2))
+    with pytest.raises(UserError, match="other numbers each time"):
+        backend.rate(TokenBatch(np.array([], dtype=np.int32), rows))
 
 
 def sweep(kind: str, tokenizer: Any) -> None:
