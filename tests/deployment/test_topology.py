@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
+import os
 import re
 import shutil
 import tempfile
@@ -16,13 +18,14 @@ from pathlib import Path
 import pytest
 from deployed import PASSWORDS, ROOT
 
-from selectit_dagster.artefacts.manifest import read_manifest
+from selectit_dagster.artefacts.manifest import MANIFEST, read_manifest
 from selectit_dagster.launch.run import run_experiment
 from tools.topology import postgres
-from tools.topology.compose import read_compose
+from tools.topology.compose import ComposeFile, ServiceSpec, extended, read_compose
 from tools.topology.graphql import GraphQL
 from tools.topology.processes import Topology, say
-from tools.topology.trial import faults, launches, open_trial, stages, until, write_experiment
+from tools.topology.trial import faults, launches, mlflow_runs, open_trial, until, write_experiment
+from tools.topology.trial import stages as list_stages
 
 pytestmark = [
     pytest.mark.deployment,
@@ -36,29 +39,77 @@ pytestmark = [
     ),
 ]
 RUN_SECONDS = 900.0
+TEAM = """\
+import dagster as dg
+
+import selectit_dagster
+
+@dg.asset
+def team_table():
+    return selectit_dagster.__version__
+
+defs = dg.Definitions(assets=[team_table])
+"""
 # tables whose rows come and go while nothing runs
 VOLATILE = ("daemon_heartbeats", "concurrency_slots", "pending_steps")
+DATABASES = ("dagster", "mlflow")
 
 
 @pytest.fixture
 def topology(stages):
     """Yield the whole topology, healthy, in a folder that PostgreSQL's user may enter."""
-    folder = Path(tempfile.mkdtemp(prefix="selectit-topology-"))
-    folder.chmod(0o755)
-    write_experiment(folder / "experiments")
+    root = Path(tempfile.mkdtemp(prefix="selectit-topology-"))
+    root.chmod(0o755)
+    folder = root / "first"
+    folder.mkdir()
+    write_experiment(root / "experiments")
     variables = {
         **PASSWORDS,
-        "SELECTIT_EXPERIMENTS": str(folder / "experiments"),
+        "SELECTIT_EXPERIMENTS": str(root / "experiments"),
         "SELECTIT_EXPERIMENT": "/home/selectit/experiments/trial.yaml",
     }
     compose = read_compose(ROOT / "docker" / "compose.yaml", variables)
+    # on a machine that others use MLflow's restart takes more than the 42 seconds that 6 tries wait
+    code = compose.services["code-cpu"].raw["environment"]
+    code["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "20"
+    _add_second_location(compose, root)
     running = Topology(compose, stages, folder)
+    _add_to_workspace(running)
     try:
         running.start()
         yield running
     finally:
         running.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _block(section: str, language: str) -> str:
+    """Return the first block of a language in a section of the documentation."""
+    text = (ROOT / "docker" / "README.md").read_text(encoding="utf-8")
+    return re.search(rf"\n## {section}\n.*?```{language}\n(.*?)```", text, re.DOTALL)[1]
+
+
+def _add_second_location(compose: ComposeFile, root: Path) -> None:
+    """Add the documented code location of another team, with a package of its own."""
+    package = root / "team" / "team"
+    package.mkdir(parents=True)
+    (package / "definitions.py").write_text(TEAM, encoding="utf-8")
+    for name, raw in extended(compose, _block("A second code location", "yaml")).items():
+        # containers have a loopback address each, processes share one
+        own = json.loads(json.dumps(raw).replace("4000", "4001"))
+        assert own.pop("build", None) is None and own["image"] == "team-selectit:1.0.0"
+        path = os.pathsep.join([str(root / "team"), os.environ.get("PYTHONPATH", "")])
+        own["environment"]["PYTHONPATH"] = path
+        # its image is ours with its package
+        compose.services[name] = ServiceSpec(name, {**own, "build": {"target": "cpu"}})
+
+
+def _add_to_workspace(topology: Topology) -> None:
+    text = (ROOT / "docker" / "README.md").read_text(encoding="utf-8")
+    (entry,) = re.findall(r"```yaml\n( +- grpc_server: .*?)```", text, re.DOTALL)
+    entry = entry.replace("code-team", "127.0.0.1").replace("4000", str(topology.port(4001)))
+    with topology.path("webserver", "/etc/selectit/workspace.yaml").open("a") as file:
+        file.write(entry)
 
 
 def _kill_and_see_it_back(topology: Topology, name: str) -> None:
@@ -86,45 +137,71 @@ def _rows(topology: Topology, database: str) -> dict[str, int]:
     return {name: int(count) for name, count in pairs}
 
 
-def _documented(pattern: str) -> list[tuple[list[str], str]]:
-    """Return the commands of the documentation that run in the database's container."""
+def _documented(direction: str) -> list[tuple[str, list[str], str]]:
+    """Return service, command and file of what the documentation has run in a container.
+
+    ``>`` are the commands of a backup, ``<`` those of its restoration.
+    """
     text = (ROOT / "docker" / "README.md").read_text(encoding="utf-8")
-    found = re.findall(rf"docker compose -f \S+ exec -T postgres ({pattern} .*?) +[<>] (\S+)", text)
-    return [(words.split(), file) for words, file in found]
+    runs = r"docker compose -f \S+ (?:exec|run --rm --no-deps) -T (\S+)"
+    found = re.findall(rf"{runs} (.*?) +{direction} (\S+)", text)
+    assert len(found) == 4, found
+    return [(service, words.split(), file) for service, words, file in found]
 
 
-def _back_up_and_restore(topology: Topology) -> None:
-    """Follow the documentation: dump both databases, stop what uses them, restore."""
-    dumps = _documented("pg_dump")
-    before = {name: _rows(topology, name) for name in ("dagster", "mlflow")}
-    assert len(dumps) == 2
-    for words, file in dumps:
-        with (topology.folder / file).open("wb") as out:
-            topology.execute("postgres", words, stdout=out)
-    for name in ("daemon", "webserver", "code-cpu", "mlflow"):
-        topology.halt(name)
-    restores = _documented("pg_restore")
-    assert len(restores) == 2
-    for words, file in restores:
-        database = words[words.index("-d") + 1]
-        emptied = f"truncate {', '.join(before[database])}"
-        topology.execute("postgres", ["psql", "-q", "-U", "selectit", database, "-c", emptied])
-        assert not any(_rows(topology, database).values())
-        with (topology.folder / file).open("rb") as source:
-            topology.execute("postgres", words, stdin=source)
-    # what the running services wrote between the dump and their end is not in it
-    for name, tables in before.items():
-        after = _rows(topology, name)
-        assert set(after) == set(tables)
-        for table, count in after.items():
-            assert count >= tables[table] or table in VOLATILE, table
-    assert sum(before["dagster"].values()) > 100 and sum(before["mlflow"].values()) > 100
+def _moved(topology: Topology, stages) -> Topology:
+    """Back up as documented, lose everything, and restore as documented under another path."""
+    archives = topology.folder.parent / "archives"
+    archives.mkdir()
+    before = {name: _rows(topology, name) for name in DATABASES}
+    for service, words, file in _documented(">"):
+        with (archives / file).open("wb") as out:
+            topology.execute(service, words, stdout=out)
+    topology.stop()
+    topology.folder.rename(topology.folder.with_name("lost"))
+
+    elsewhere = topology.folder.with_name("elsewhere")
+    elsewhere.mkdir()
+    restored = Topology(topology.compose, stages, elsewhere)
+    _add_to_workspace(restored)
+    try:
+        restored.start("postgres")
+        for service, words, file in _documented("<"):
+            with (archives / file).open("rb") as source:
+                restored.execute(service, words, stdin=source)
+        # what the running services wrote between the counting and their end is in it or not
+        for name, tables in before.items():
+            after = _rows(restored, name)
+            assert set(after) == set(tables)
+            for table, count in after.items():
+                assert count >= tables[table] or table in VOLATILE, table
+            assert sum(after.values()) > 100
+        restored.start()
+    except BaseException:
+        restored.stop()
+        raise
+    return restored
+
+
+def _tracked(topology: Topology) -> dict[str, dict[str, int]]:
+    """Return the artefacts of each MLflow run with their sizes, fetched from its server."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"http://127.0.0.1:{topology.port(5000)}")
+    found = {}
+    for run in mlflow_runs(topology):
+        identifier = run["info"]["run_id"]
+        with tempfile.TemporaryDirectory() as folder:
+            client.download_artifacts(identifier, "", folder)
+            files = [path for path in Path(folder).rglob("*") if path.is_file()]
+            found[identifier] = {str(p.relative_to(folder)): p.stat().st_size for p in files}
+    return found
 
 
 def _differences(line, calm) -> list[str]:
     """Return the files that differ; those that hold times (logs, plots, reports) are left out."""
     found, compared = [], 0
-    for ours, theirs in zip(stages(line), stages(calm), strict=True):
+    for ours, theirs in zip(list_stages(line), list_stages(calm), strict=True):
         for name in read_manifest(theirs.folder).files:
             kinds = [".parquet", ".safetensors", ".jsonl"]
             if Path(name).suffix not in kinds or name == "log.jsonl":
@@ -136,12 +213,10 @@ def _differences(line, calm) -> list[str]:
     return found
 
 
-def test_the_chain_ends_whole_whichever_process_is_killed(topology, tmp_path):
+def test_the_chain_ends_whole_whichever_process_is_killed(topology, stages, tmp_path):
     dagster = GraphQL(f"http://127.0.0.1:{topology.port(3000)}")
-    line = open_trial(
-        topology.folder / "experiments" / "trial.yaml",
-        topology.path("code-cpu", "/home/selectit/data"),
-    )
+    experiment = topology.folder.parent / "experiments" / "trial.yaml"
+    line = open_trial(experiment, topology.path("code-cpu", "/home/selectit/data"))
     chain = launches(line)
     scores = line.home.scores("small")
 
@@ -170,8 +245,31 @@ def test_the_chain_ends_whole_whichever_process_is_killed(topology, tmp_path):
     assert faults(topology, line, dagster) == []
 
     # the same files as a run that nobody disturbed
-    calm = open_trial(topology.folder / "experiments" / "trial.yaml", tmp_path / "home")
-    run_experiment(topology.folder / "experiments" / "trial.yaml", tmp_path / "home")
+    calm = open_trial(experiment, tmp_path / "home")
+    run_experiment(experiment, tmp_path / "home")
     assert _differences(line, calm) == []
 
-    _back_up_and_restore(topology)
+    # another team's code location runs beside it
+    run = dagster.launch(assets=[["team_table"]], location="team")
+    assert dagster.outcome(run, RUN_SECONDS)["status"] == "SUCCESS"
+
+    # restored in another place, nothing is missing and nothing is made again
+    runs, tracked = {run["runId"] for run in dagster.runs(2000)}, _tracked(topology)
+    assert sum(map(len, tracked.values())) > 20
+    restored = _moved(topology, stages)
+    try:
+        assert _tracked(restored) == tracked
+        dagster = GraphQL(f"http://127.0.0.1:{restored.port(3000)}")
+        assert {run["runId"] for run in dagster.runs(2000)} == runs
+        line = open_trial(experiment, restored.path("code-cpu", "/home/selectit/data"))
+        made = {stage.title: _made(stage) for stage in list_stages(line)}
+        for keys, partition in launches(line):
+            run = dagster.launch(assets=keys, partition=partition)
+            assert dagster.outcome(run, RUN_SECONDS)["status"] == "SUCCESS", (keys, partition)
+        assert {stage.title: _made(stage) for stage in list_stages(line)} == made
+    finally:
+        restored.stop()
+
+
+def _made(stage) -> int:
+    return (stage.folder / MANIFEST).stat().st_mtime_ns

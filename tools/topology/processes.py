@@ -35,6 +35,14 @@ from .compose import ComposeFile, ServiceSpec, Stage
 
 _MARK = "SELECTIT_TOPOLOGY_SERVICE"
 _PORT = re.compile(r"(?:port=|PORT=|:)(\d{4,5})\b")
+# as the image's user: it may write into its volumes and nowhere else, root or not. That it may read
+# everything stands for the image's own files, which here are this checkout's
+_ORDINARY = ("nobody", "nogroup")
+_CONFINED = [
+    *("setpriv", "--reuid", _ORDINARY[0], "--regid", _ORDINARY[1], "--clear-groups"),
+    *("--no-new-privs", "--bounding-set", "-all,+dac_read_search"),
+    *("--inh-caps", "-all,+dac_read_search", "--ambient-caps", "-all,+dac_read_search"),
+]
 # as Docker does: the pause before a restart doubles, and is short again after a calm while
 _FIRST_PAUSE, _LAST_PAUSE, _CALM = 0.1, 60.0, 10.0
 
@@ -115,7 +123,8 @@ class Topology:
     def argv(self, service: ServiceSpec, command: list[str] | None = None) -> list[str]:
         """Return a service's command (or another one in it) with its addresses and paths."""
         words = service.command if command is None else command
-        return [self._replacements.word(service, word) for word in words]
+        confined = _CONFINED if os.geteuid() == 0 and not postgres.is_server(service) else []
+        return [*confined, *(self._replacements.word(service, word) for word in words)]
 
     def path(self, service: str, inside: str) -> Path:
         """Return where a path inside a service's container lies on this machine."""
@@ -373,6 +382,8 @@ class _Replacements:
         for path in table.values():
             if not path.exists():
                 path.mkdir(parents=True)
+                if os.geteuid() == 0:  # a named volume takes the owner of the image's folder
+                    shutil.chown(path, *_ORDINARY)
         return table
 
 
