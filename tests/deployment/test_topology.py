@@ -69,9 +69,9 @@ def topology(stages):
         "SELECTIT_EXPERIMENT": "/home/selectit/experiments/trial.yaml",
     }
     compose = read_compose(ROOT / "docker" / "compose.yaml", variables)
-    # on a machine that others use MLflow's restart takes more than the 42 seconds that 6 tries wait
+    # on a machine that others use MLflow's restart takes more than 42 seconds; 10 tries wait for 74
     code = compose.services["code-cpu"].raw["environment"]
-    code["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "20"
+    code["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "10"
     _add_second_location(compose, root)
     running = Topology(compose, stages, folder)
     _add_to_workspace(running)
