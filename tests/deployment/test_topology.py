@@ -56,7 +56,7 @@ DATABASES = ("dagster", "mlflow")
 
 
 @pytest.fixture
-def topology(stages):
+def topology(stages, monkeypatch):
     """Yield the whole topology, healthy, in a folder that PostgreSQL's user may enter."""
     root = Path(tempfile.mkdtemp(prefix="selectit-topology-"))
     root.chmod(0o755)
@@ -73,6 +73,8 @@ def topology(stages):
     code = compose.services["code-cpu"].raw["environment"]
     code["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "10"
     _add_second_location(compose, root)
+    found = [str(root / "team"), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(found))
     running = Topology(compose, stages, folder)
     _add_to_workspace(running)
     try:
@@ -98,8 +100,6 @@ def _add_second_location(compose: ComposeFile, root: Path) -> None:
         # containers have a loopback address each, processes share one
         own = json.loads(json.dumps(raw).replace("4000", "4001"))
         assert own.pop("build", None) is None and own["image"] == "team-selectit:1.0.0"
-        path = os.pathsep.join([str(root / "team"), os.environ.get("PYTHONPATH", "")])
-        own["environment"]["PYTHONPATH"] = path
         # its image is ours with its package
         compose.services[name] = ServiceSpec(name, {**own, "build": {"target": "cpu"}})
 
