@@ -131,12 +131,16 @@ def literal(text: str) -> str:
 def stored_batches(
     path: Path, columns: list[str] | None, rows: int = BATCH_ROWS
 ) -> Iterator[pa.RecordBatch]:
-    """Yield columns of a Parquet file (None: all) in the order of its rows, a batch at a time."""
+    """Yield columns of a Parquet file (None: all) in the order of its rows, a batch at a time.
+
+    No batch goes over the end of a row group: those of long records have few rows.
+    """
     import pyarrow.parquet as pq
 
     # pre_buffer would keep every row group that was read until the last one is
     with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-        yield from file.iter_batches(batch_size=rows, columns=columns)
+        for group in range(file.num_row_groups):
+            yield from file.iter_batches(rows, row_groups=[group], columns=columns)
 
 
 def release_unused() -> None:

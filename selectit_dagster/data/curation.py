@@ -104,8 +104,9 @@ def curate(request: CurationRequest, out: Path, progress: Progress | None = None
             curator.decide()
             curator.write(out / RECORDS, out / DROPPED)
             counts = curator.counts()
-            _check(counts, raw.counts["kept"], out / DROPPED)
-            profile = profile_of(out / RECORDS, work, _token_counter(request.tokenizer))
+            if not counts["kept"]:
+                raise _nothing_left(counts, out / DROPPED)
+            profile = profile_of(out / RECORDS, _token_counter(request.tokenizer))
         carried = {name: raw.details.get(name) for name in _CARRIED}
         return Content(
             files=[RECORDS, DROPPED],
@@ -117,17 +118,13 @@ def curate(request: CurationRequest, out: Path, progress: Progress | None = None
     return make_or_current(out, kind="curated_dataset", fingerprint=fingerprint, make=make)
 
 
-def _check(counts: dict[str, int], total: int, dropped: Path) -> None:
-    """Hold the balance, and refuse an empty outcome."""
-    parts = ("kept", "rejected", "duplicate", "contaminated", "near_duplicate")
-    if not counts["raw"] == sum(counts[name] for name in parts) == total:
-        raise RuntimeError(f"records were lost in curation of {total}: {counts}")
-    if not counts["kept"]:
-        shown = ", ".join(f"{name} {counts[name]:,}" for name in parts[1:])
-        raise UserError(
-            f"curation leaves no record of {counts['raw']:,}: {shown}",
-            hint=f"see {dropped}, and switch off the step that drops too much",
-        )
+def _nothing_left(counts: dict[str, int], dropped: Path) -> UserError:
+    parts = ("rejected", "duplicate", "contaminated", "near_duplicate")
+    shown = ", ".join(f"{name} {counts[name]:,}" for name in parts)
+    return UserError(
+        f"curation leaves no record of {counts['raw']:,}: {shown}",
+        hint=f"see {dropped}, and switch off the step that drops too much",
+    )
 
 
 def _token_counter(reference: ModelReference | None) -> Callable[[str], int] | None:

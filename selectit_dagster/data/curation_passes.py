@@ -1,4 +1,4 @@
-"""The inner loops of curation: one pass that looks, one decision, one pass that writes.
+"""The steps of curation: one pass that looks, one decision, one pass that writes.
 
 Between the passes 2 bytes per record are remembered, and 24 lie in a scratch file. Near
 duplicates, where they are asked for, cost about 1 KiB per record more.
@@ -7,6 +7,7 @@ duplicates, where they are asked for, cost about 1 KiB per record more.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,15 +24,26 @@ from selectit_dagster.artefacts.duckdb_tables import (
     stored_batches,
 )
 from selectit_dagster.artefacts.files import atomic_file
-from selectit_dagster.data.decontamination import Decontaminator, read_questions
-from selectit_dagster.data.drop_reasons import DUPLICATE, NEAR, REASONS, STEPS, Decisions
+from selectit_dagster.data.decontamination import Decontaminator, Hit, read_questions
 from selectit_dagster.data.duplicates import (
+    Repeats,
     digest_batch,
     duplicate_digest,
     exact_duplicates,
     near_duplicates,
 )
-from selectit_dagster.data.flags import FLAGS, INJECTION, MENTION, flag_batch, injection, mention
+from selectit_dagster.data.flags import (
+    CONTROL,
+    CUT_OFF,
+    EMPTY,
+    FLAGS,
+    INJECTION,
+    MENTION,
+    REFUSAL,
+    flag_batch,
+    injection,
+    mention,
+)
 from selectit_dagster.data.ingest import RECORDS
 from selectit_dagster.data.ingest_pass import (
     BATCH_ROWS,
@@ -42,6 +54,7 @@ from selectit_dagster.data.ingest_pass import (
 )
 from selectit_dagster.data.text import normal_record
 from selectit_dagster.display import one_line
+from selectit_dagster.experiment import CurationSection
 from selectit_dagster.progress import Progress
 
 if TYPE_CHECKING:
@@ -49,24 +62,51 @@ if TYPE_CHECKING:
 
 CURATED_SCHEMA = pa.schema([*RECORD_FIELDS, pa.field("flags", pa.list_(pa.string()))])
 TEXTS = ("instruction", "input", "response")
+KEPT, DUPLICATE, CONTAMINATED, NEAR = "kept", "duplicate", "contaminated", "near_duplicate"
+# codes of what happens to a record; a flag that drops has the flag's own name
+STEPS = (KEPT, *FLAGS, DUPLICATE, CONTAMINATED, NEAR)
+REASONS = {
+    EMPTY: "the response is blank",
+    CUT_OFF: "the response ends in the middle",
+    REFUSAL: "the response declines to answer",
+    INJECTION: "the text addresses the rater",
+    MENTION: "the text may address the rater",
+    CONTROL: "the text writes special tokens of models",
+}
 
 
 class Curator:
-    """Decides about every record of one raw dataset, then writes what is left."""
+    """Decides about every record of one raw dataset, then writes what is left.
+
+    Attributes
+    ----------
+    codes:
+        (N,) uint8, indices into :data:`STEPS`: 0 is kept.
+    bits:
+        (N,) uint8, the flags that stand; bit i is ``FLAGS[i]``.
+    repeats:
+        What each step found repeated.
+    hits:
+        The benchmark question that a row shares words with, dropped for it or not.
+    settings:
+        What is done with what each step finds.
+    """
 
     def __init__(
         self, request: CurationRequest, total: int, work: Workspace, progress: Progress
     ) -> None:
         self.section = request.curation
-        index = None
-        if request.curation.decontamination and request.questions is not None:
+        self.path, self.total = request.raw / RECORDS, total
+        self.work, self.progress = work, progress
+        self.index: Decontaminator | None = None
+        if self.section.decontamination and request.questions is not None:
             questions = read_questions(request.questions)
-            index = Decontaminator(questions, request.curation.decontamination_ngram)
-        self.decided = Decisions(request.curation, total, index)
-        self.path = request.raw / RECORDS
-        self.total = total
-        self.work = work
-        self.progress = progress
+            self.index = Decontaminator(questions, self.section.decontamination_ngram)
+        self.settings = _settings(self.section, compares=self.index is not None)
+        self.codes = np.zeros(total, np.uint8)
+        self.bits = np.zeros(total, np.uint8)
+        self.repeats: dict[str, Repeats] = {}
+        self.hits: dict[int, Hit] = {}
         self.preview: list[dict[str, Any]] = []
         self.examples: dict[str, list[dict[str, Any]]] = {}
         self.done = 0
@@ -82,6 +122,12 @@ class Curator:
         """Report the part of the whole work that is done."""
         self.progress.update(int(done * share + self.total * before), self.total)
 
+    def _left(self, part: slice = slice(None)) -> np.ndarray:
+        """Return which rows of a part no step dropped so far, counted from its start."""
+        return np.flatnonzero(self.codes[part] == 0)
+
+    # --- what becomes of each record ------------------------------------------------------------
+
     def decide(self) -> None:
         """Look at every record and run the steps."""
         digests = self.work.folder / "digests.parquet"
@@ -90,33 +136,46 @@ class Curator:
                 self._look(start, batch, sink)
                 self._report(start + batch.num_rows, share=0.6)
         if self.section.exact_duplicates and sink.rows:
-            found = exact_duplicates(self.work, digests, self.path)
-            self.decided.drop_repeats(DUPLICATE, found)
-        self.decided.drop_contaminated()
+            self._drop_repeats(DUPLICATE, exact_duplicates(self.work, digests, self.path))
+        rows = np.fromiter(self.hits, np.int64, len(self.hits))
+        self.codes[rows[self.codes[rows] == 0]] = STEPS.index(CONTAMINATED)
         if self.section.near_duplicates.enabled:
             self._drop_near()
 
     def _look(self, start: int, batch: pa.RecordBatch, digests: ParquetStream) -> None:
         """Find flags and contamination, and take the digests of the normal forms that stay."""
-        decided = self.decided
         columns = [batch.column(name).to_pylist() for name in TEXTS]
         normal = list(map(normal_record, *columns))
         part = slice(start, start + batch.num_rows)
-        decided.flag(part, flag_batch(normal, columns[2]))
-        alive = decided.left(part)
+        self._flag(part, flag_batch(normal, columns[2]))
+        alive = self._left(part)
         if self.section.exact_duplicates and len(alive):
             by = self.section.duplicates_by
             taken = [duplicate_digest(normal[i], columns[2][i], by) for i in alive.tolist()]
             digests.write(digest_batch(alive + start, taken))
-        if decided.index is not None:
+        if self.index is not None:
             for row, texts in enumerate(normal, start):
-                if (hit := decided.index.hit(*texts.split("\n"))) is not None:
-                    decided.hits[row] = hit
+                if (hit := self.index.hit(*texts.split("\n"))) is not None:
+                    self.hits[row] = hit
+
+    def _flag(self, part: slice, found: np.ndarray) -> None:
+        """Enter the flags of some rows: drop what the options say, forget what they ignore."""
+        self.bits[part] = found
+        codes, bits = self.codes[part], self.bits[part]
+        for index, name in enumerate(FLAGS):
+            flagged = (bits >> index & 1).astype(bool)
+            if self.settings[name] == "drop":
+                codes[flagged & (codes == 0)] = STEPS.index(name)
+            elif self.settings[name] == "ignore":
+                bits[flagged] &= ~np.uint8(1 << index)
+
+    def _drop_repeats(self, step: str, found: Repeats) -> None:
+        self.codes[found.rows] = STEPS.index(step)
+        self.repeats[step] = found
 
     def _drop_near(self) -> None:
         """Drop near duplicates among what is left."""
-        options = self.section.near_duplicates
-        rows = self.decided.left()
+        options, rows = self.section.near_duplicates, self._left()
 
         def chosen(columns: list[str]) -> Iterator[pa.RecordBatch]:
             for start, batch in self._batches(columns):
@@ -136,7 +195,25 @@ class Curator:
             permutations=options.permutations,
             on_progress=lambda done: self._report(done, share=0.2, before=0.6),
         )
-        self.decided.drop_repeats(NEAR, replace(found, rows=rows[found.rows]))
+        self._drop_repeats(NEAR, replace(found, rows=rows[found.rows]))
+
+    def _reason(self, step: str, row: int) -> str:
+        """Return why a step dropped a row."""
+        if step == CONTAMINATED:
+            hit = self.hits[row]
+            return f"shares a run of words with {hit.benchmark}/{hit.question_id}: {hit.gram}"
+        if step not in self.repeats:
+            return REASONS[step]
+        instead, similarity = self.repeats[step].of(row)
+        if step == NEAR:
+            return f"is {similarity:.3f} similar to {instead}"
+        by = self.section.duplicates_by
+        same = by if isinstance(by, str) else " and ".join(by)
+        if by == "record":
+            same = "instruction and the very same response"
+        return f"has the same {same} as {instead}"
+
+    # --- what is written ------------------------------------------------------------------------
 
     def write(self, records: Path, dropped: Path) -> None:
         """Write the records that are left, and every other one with its reason."""
@@ -155,8 +232,8 @@ class Curator:
 
     def _kept(self, batch: pa.RecordBatch, part: slice) -> pa.RecordBatch:
         """Return the records of a batch that are left, with their flags."""
-        alive = self.decided.left(part)
-        bits = self.decided.bits[part][alive]
+        alive = self._left(part)
+        bits = self.bits[part][alive]
         kept = batch if len(alive) == batch.num_rows else batch.take(pa.array(alive))
         kept = pa.record_batch([*kept.columns, _flag_lists(bits)], schema=CURATED_SCHEMA)
         self.preview += preview_rows(kept, EXAMPLES - len(self.preview))
@@ -166,10 +243,10 @@ class Curator:
         return kept
 
     def _write_dropped(self, batch: pa.RecordBatch, start: int, handle: IO[bytes]) -> None:
-        codes = self.decided.codes[start : start + batch.num_rows]
+        codes = self.codes[start : start + batch.num_rows]
         for index in np.flatnonzero(codes).tolist():
             step = STEPS[codes[index]]
-            reason = self.decided.reason(start + index) + _matched(step, batch, index)
+            reason = self._reason(step, start + index) + _matched(step, batch, index)
             name = batch.column("record_id")[index].as_py()
             entry = {"record_id": name, "step": step, "reason": reason}
             handle.write(json.dumps(entry, ensure_ascii=False).encode("utf-8") + b"\n")
@@ -184,16 +261,65 @@ class Curator:
 
     def counts(self) -> dict[str, int]:
         """Return the counts of the steps and of the flags."""
-        return {"raw": self.done, **self.decided.counts()}
+        tally = np.bincount(self.codes, minlength=len(STEPS)).tolist()
+        steps = dict(zip(STEPS, tally, strict=True))
+        return {
+            "raw": self.done,
+            "kept": steps[KEPT],
+            "rejected": sum(steps[name] for name in FLAGS),
+            **{name: steps[name] for name in (DUPLICATE, NEAR, CONTAMINATED)},
+            **{f"dropped_{name}": steps[name] for name in FLAGS},
+            **{f"flagged_{n}": int((self.bits >> i & 1).sum()) for i, n in enumerate(FLAGS)},
+        }
 
     def details(self) -> dict[str, Any]:
         """Return what the asset's page shows: steps, examples, contamination, first records."""
+        counts = self.counts()
+        steps = [
+            {
+                "step": name,
+                "setting": setting,
+                "found": counts.get(f"flagged_{name}", counts.get(name)),
+                "dropped": counts.get(f"dropped_{name}", counts.get(name)),
+            }
+            for name, setting in self.settings.items()
+        ]
         return {
-            "steps": self.decided.table(),
+            "steps": steps,
             "examples": self.examples,
-            "decontamination": self.decided.contamination(),
+            "decontamination": self._contamination(),
             "preview": self.preview,
         }
+
+    def _contamination(self) -> dict[str, Any]:
+        """Return how many records each benchmark cost, and what was compared."""
+        if self.index is None:
+            return {"checked": False}
+        dropped = np.flatnonzero(self.codes == STEPS.index(CONTAMINATED)).tolist()
+        hits = [self.hits[row] for row in dropped]
+        return {
+            "checked": True,
+            "ngram": self.index.ngram,
+            "questions": dict(self.index.questions),
+            "questions_compared_as_a_whole": dict(self.index.too_short),
+            "contaminated": dict(Counter(hit.benchmark for hit in hits)),
+            "contained_questions": len({(hit.benchmark, hit.question_id) for hit in hits}),
+        }
+
+
+def _settings(section: CurationSection, *, compares: bool) -> dict[str, str]:
+    """Return what is done with what each step finds; ``compares``: with benchmark questions."""
+    return {
+        EMPTY: section.empty_responses,
+        CUT_OFF: section.cut_off_responses,
+        REFUSAL: section.refusals,
+        INJECTION: section.rating_injection,
+        MENTION: "ignore" if section.rating_injection == "ignore" else "flag",
+        CONTROL: "flag",
+        DUPLICATE: "drop" if section.exact_duplicates else "off",
+        CONTAMINATED: "drop" if compares else "off",
+        NEAR: "drop" if section.near_duplicates.enabled else "off",
+    }
 
 
 def _matched(flag: str, batch: pa.RecordBatch, index: int) -> str:

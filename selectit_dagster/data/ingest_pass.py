@@ -240,7 +240,7 @@ class Collector:
                 "made_from_content": self.kept - names.own,
             },
             "rejects": self.rejects.table(),
-            "profile": profile_of(target, self.work),
+            "profile": profile_of(target),
             "preview": preview,
             "notes": self._notes(),
         }

@@ -6,19 +6,17 @@ is a random one and yet the same for every order of the file; languages come fro
 ``LANGUAGE_SAMPLE`` of them, as py3langid tells them from the characters.
 """
 
-# ruff: noqa: S608 - every table expression comes from Workspace.table, which escapes paths
-
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from selectit_dagster.artefacts.duckdb_tables import Workspace
+from selectit_dagster.artefacts.duckdb_tables import stored_batches
 from selectit_dagster.data.text import words
 
 SAMPLE = 4000
@@ -48,15 +46,10 @@ def _by_frequency(names: Iterator[str]) -> dict[str, int]:
 class Lengths:
     """A distribution of whole numbers: (V,) distinct ``values``, ascending, and their counts."""
 
-    def __init__(self, values: np.ndarray, counts: np.ndarray) -> None:
-        self.values = values.astype(np.int64)
-        self.counts = counts.astype(np.int64)
-        self.n = int(self.counts.sum())
-
-    @classmethod
-    def of(cls, numbers: list[int]) -> Lengths:
-        """Count numbers of at least 0."""
-        return cls(*np.unique(np.array(numbers, np.int64), return_counts=True))
+    def __init__(self, found: Counter[int]) -> None:
+        self.values = np.array(sorted(found), np.int64)
+        self.counts = np.array([found[value] for value in sorted(found)], np.int64)
+        self.n = found.total()
 
     def quantile(self, share: float) -> int:
         """Return the smallest value that at least ``share`` of the values do not exceed."""
@@ -83,30 +76,23 @@ class Lengths:
         return {"edges": edges.tolist(), "counts": sums.astype(int).tolist()}
 
 
-def profile_of(
-    records: Path, work: Workspace, count_tokens: Callable[[str], int] | None = None
-) -> dict[str, Any]:
+def profile_of(records: Path, count_tokens: Callable[[str], int] | None = None) -> dict[str, Any]:
     """Return the profile of ``records.parquet`` as JSON.
 
     Parameters
     ----------
     records:
         The file.
-    work:
-        Where it is queried.
     count_tokens:
         Tokens of a text under the tokenizer that matters; without one, words are
         counted (a character of a script without blanks is a word) and called so.
     """
-    table = work.table(records)
-    characters = _lengths(work, table)
-    turns = characters["turns"]
-    sample = _sample(work, table)
     count = count_tokens or (lambda text: len(words(text)))
+    characters, sample = _measured(records, count)
+    turns = characters["turns"]
     lengths = {
-        name: Lengths.of([count(texts[i]) for texts in sample]) for i, name in enumerate(FIELDS)
+        name: Lengths(Counter(entry.tokens[i] for entry in sample)) for i, name in enumerate(FIELDS)
     }
-    wholes = list(map("\n".join, sample))
     return {
         "records": turns.n,
         "with_input": int(characters["input"].counts[characters["input"].values > 0].sum()),
@@ -115,43 +101,59 @@ def profile_of(
         "token_unit": "tokens" if count_tokens and sample else "words",
         "sample": len(sample),
         "token_histograms": {name: lengths[name].histogram() for name in FIELDS},
-        "languages": languages(wholes[:LANGUAGE_SAMPLE]),
+        "languages": languages([entry.start for entry in sample[:LANGUAGE_SAMPLE]]),
         "language_sample": min(len(sample), LANGUAGE_SAMPLE),
         "turns": {**turns.summary(), "counts": _turn_counts(turns)},
         "histograms": {name: characters[name].histogram() for name in FIELDS},
     }
 
 
-def _lengths(work: Workspace, table: str) -> dict[str, Lengths]:
-    """Return the lengths in characters of each part of the records, and their turns."""
-    found: dict[str, tuple[list[int], list[int]]] = {name: ([], []) for name in (*FIELDS, "turns")}
-    lengths = ", ".join(f"length({name})" for name in FIELDS)
-    query = (
-        "SELECT part, n, count(*) AS records FROM "
-        f"(SELECT unnest({list(found)}) AS part, unnest([{lengths}, turns]) AS n FROM {table}) "
-        "GROUP BY part, n ORDER BY part, n"
-    )
-    for batch in work.batches(query):
-        for part, n, records in zip(*(c.to_pylist() for c in batch.columns), strict=True):
-            found[part][0].append(n)
-            found[part][1].append(records)
-    return {part: Lengths(*map(np.array, pair)) for part, pair in found.items()}
+class _Sampled(NamedTuple):
+    """A record of the sample: the lengths of its texts in tokens, and how they begin."""
+
+    tokens: list[int]
+    start: str
 
 
-def _sample(work: Workspace, table: str) -> list[tuple[str, ...]]:
-    """Return the texts of the records with the smallest content hashes."""
-    columns = ("content_hash", *FIELDS)
-    smallest = f"SELECT content_hash FROM {table} ORDER BY content_hash LIMIT {SAMPLE}"
-    query = (
-        f"SELECT {', '.join(columns)} FROM {table} "
-        f"WHERE content_hash <= (SELECT max(content_hash) FROM ({smallest}))"
-    )
-    rows = (
-        row
-        for batch in work.batches(query)
-        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
-    )
-    return [row[1:] for row in heapq.nsmallest(SAMPLE, rows, key=lambda row: row[0])]
+def _measured(
+    records: Path, count: Callable[[str], int]
+) -> tuple[dict[str, Lengths], list[_Sampled]]:
+    """Return the parts' lengths in characters, the turns, and the sample by content hash.
+
+    No more than a batch of texts is held at a time, however long they are.
+    """
+    import pyarrow.compute as pc
+
+    counts: dict[str, Counter[int]] = {name: Counter() for name in (*FIELDS, "turns")}
+    sampled: dict[str, _Sampled] = {}
+    times = Counter[str]()
+    last = _last_of_sample(records)
+    for batch in stored_batches(records, ["content_hash", *counts]):
+        for name, found in counts.items():
+            column = batch.column(name)
+            tally = pc.value_counts(column if name == "turns" else pc.utf8_length(column))
+            found.update(dict(zip(*(tally.field(i).to_pylist() for i in (0, 1)), strict=True)))
+        chosen = batch.filter(pc.less_equal(batch.column("content_hash"), last))
+        columns = [chosen.column(name).to_pylist() for name in ("content_hash", *FIELDS)]
+        for name, *texts in zip(*columns, strict=True):
+            times[name] += 1
+            if name not in sampled:  # records of one content hash have the same texts
+                start = "\n".join(text[:_LANGUAGE_CHARACTERS] for text in texts)
+                sampled[name] = _Sampled(list(map(count, texts)), start)
+    repeated = (sampled[name] for name in sorted(sampled) for _ in range(times[name]))
+    return {name: Lengths(found) for name, found in counts.items()}, list(islice(repeated, SAMPLE))
+
+
+def _last_of_sample(records: Path) -> str:
+    """Return the largest content hash of the sample; of no records an empty text."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    held = pa.array([], pa.string())
+    for batch in stored_batches(records, ["content_hash"]):
+        held = pa.concat_arrays([held, batch.column(0)])
+        held = held.take(pc.bottom_k_unstable(held, min(SAMPLE, len(held))))
+    return str(pc.max(held).as_py() or "")
 
 
 def _turn_counts(turns: Lengths) -> dict[str, int]:

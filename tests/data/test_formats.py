@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from selectit_dagster.artefacts.duckdb_tables import stored_batches
 from selectit_dagster.data.arrow_reader import open_typed, rows_at
+from selectit_dagster.data.curation import CurationRequest, curate
 from selectit_dagster.errors import PassingError, UserError
-from selectit_dagster.experiment import DatasetSection
+from selectit_dagster.experiment import CurationSection, DatasetSection
 
 OPTIONS = {"layout": "columns", "columns": {"instruction": "ask", "response": "reply"}}
 
@@ -231,3 +233,20 @@ def test_a_csv_header_ends_at_a_line_feed_and_nowhere_else(workshop):
     path = workshop.write("a.csv", f"{header}\na,b,Say 1.,It is 1.\n")
     manifest = workshop.read(path)
     assert manifest.counts == {"read": 1, "kept": 1, "rejected": 0}
+
+
+def test_records_that_are_long_need_no_memory_for_all_of_them(workshop, tmp_path, monkeypatch):
+    """Texts of 20 MB in all, where the queries may hold 8."""
+    monkeypatch.setattr("selectit_dagster.artefacts.duckdb_tables.MEMORY_PER_THREAD", 4_000_000)
+    monkeypatch.setattr("selectit_dagster.data.ingest_pass.BATCH_BYTES", 4_000_000)
+    path = tmp_path / "long.jsonl"
+    with path.open("w") as handle:
+        for number in range(20):
+            answer = f"{number} " + "x" * 1_000_000
+            handle.write(json.dumps({"instruction": f"Count {number}.", "output": answer}) + "\n")
+    manifest = workshop.read(path)
+    assert manifest.counts["kept"] == manifest.details["profile"]["sample"] == 20
+    sizes = [batch.num_rows for batch in stored_batches(workshop.out / "records.parquet", ["raw"])]
+    assert sum(sizes) == 20
+    assert max(sizes) < 5
+    assert curate(CurationRequest(workshop.out, CurationSection()), tmp_path / "c").counts["kept"]

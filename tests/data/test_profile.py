@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from selectit_dagster.artefacts.duckdb_tables import Workspace
 from selectit_dagster.data import dataset_plots
 from selectit_dagster.data.profile import (
     SAMPLE,
@@ -21,7 +22,7 @@ from selectit_dagster.data.profile import (
 
 def test_lengths_agree_with_numpy():
     values = np.random.default_rng(1).integers(0, 5000, 999)
-    lengths = Lengths.of(values.tolist())
+    lengths = Lengths(Counter(values.tolist()))
     summary = lengths.summary()
     assert summary["mean"] == pytest.approx(values.mean(), abs=0.06)
     assert summary["p95"] == np.quantile(values, 0.95, method="inverted_cdf")
@@ -35,8 +36,7 @@ def profile(tmp_path):
 
     def run(rows, count_tokens=None):
         pq.write_table(pa.table(columns_of(rows)), tmp_path / "records.parquet", row_group_size=999)
-        with Workspace(tmp_path) as work:
-            return profile_of(tmp_path / "records.parquet", work, count_tokens)
+        return profile_of(tmp_path / "records.parquet", count_tokens)
 
     return run
 
