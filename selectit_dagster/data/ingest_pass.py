@@ -32,7 +32,7 @@ from selectit_dagster.experiment import DatasetSection
 from selectit_dagster.progress import Progress
 
 BATCH_ROWS = 1 << 14
-BATCH_BYTES = 48 << 20
+BATCH_BYTES = 16 << 20  # more would be more than a query may hold of long records
 LAYOUT_SAMPLE = 200
 MAX_SHAPES = 1000  # distinct lists of columns that are counted
 EXAMPLES = 5
