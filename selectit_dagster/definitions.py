@@ -23,7 +23,7 @@ from selectit_dagster.orchestration.asset_keys import Access
 from selectit_dagster.orchestration.data_versions import automation_sensor, with_conditions
 from selectit_dagster.orchestration.pipeline import Pipeline
 from selectit_dagster.orchestration.prune import weekly_removal
-from selectit_dagster.orchestration.resources import Place
+from selectit_dagster.orchestration.resources import ExperimentResource
 from selectit_dagster.orchestration.run_cleanup import closing_sensors
 from selectit_dagster.orchestration.run_launcher import watched_executor
 from selectit_dagster.orchestration.source_sensor import source_sensor
@@ -83,7 +83,9 @@ def build_defs(
     experiment = load_experiment(path)
     pipeline = Pipeline(experiment, Home(home_root(home), experiment.name))
     access = Access.of(experiment, key_prefix)
-    place = Place(str(path), str(pipeline.home.root), mlflow_uri, mlflow_ui_url, dagster_url)
+    resource = ExperimentResource(
+        str(path), str(pipeline.home.root), mlflow_uri, mlflow_ui_url, dagster_url
+    )
     assets = with_conditions(build_assets(pipeline, access), access)
     ours = frozenset(key for a in assets if isinstance(a, dg.AssetsDefinition) for key in a.keys)
     jobs = automation.jobs(pipeline, access)
@@ -94,9 +96,9 @@ def build_defs(
         sensors=[
             source_sensor(pipeline, access, jobs["reselect"]),
             automation_sensor(assets, access),
-            *closing_sensors(access, place, ours),
+            *closing_sensors(access, resource, ours),
         ],
-        resources={access.place: place},
+        resources={access.resource: resource},
     )
 
 

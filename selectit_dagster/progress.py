@@ -45,7 +45,7 @@ class Reporter:
         Called with (figures, step) for stepped metrics; None for none.
     quiet_for:
         Seconds before the first line: short steps stay silent.
-    heed:
+    check_interrupts:
         Called at every report, shown or not; it may raise what ends the step.
     stretch:
         Share of the time so far that lies between two lines at least. Lines that are stored
@@ -59,7 +59,7 @@ class Reporter:
         *,
         emit: Callable[[str], None] | None = None,
         metrics: Callable[[dict[str, float], int], None] | None = None,
-        heed: Callable[[], None] = lambda: None,
+        check_interrupts: Callable[[], None] = lambda: None,
         interval: float = 5.0,
         quiet_for: float = 2.0,
         stretch: float = 0.0,
@@ -69,7 +69,7 @@ class Reporter:
         self.unit = unit
         self.emit = emit or say
         self.metrics = metrics
-        self.heed = heed
+        self.check_interrupts = check_interrupts
         self.interval = interval
         self.stretch = stretch
         self.clock = clock
@@ -80,7 +80,7 @@ class Reporter:
 
     def update(self, done: int, total: int, **figures: float) -> None:
         """Show the line when its time has come, or when the step is complete."""
-        self.heed()
+        self.check_interrupts()
         now = self.clock()
         if self.first_done is None:
             # what a resumed step finds done already does not count for its rate

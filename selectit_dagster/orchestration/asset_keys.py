@@ -12,7 +12,7 @@ from selectit_dagster.experiment.section import key_part
 if TYPE_CHECKING:
     from selectit_dagster.experiment import Experiment
     from selectit_dagster.orchestration.pipeline import Pipeline
-    from selectit_dagster.orchestration.resources import Place
+    from selectit_dagster.orchestration.resources import ExperimentResource
     from selectit_dagster.orchestration.tracking import Tracker
 
 RAW = "raw_dataset"
@@ -93,9 +93,9 @@ class Access:
         return {EXPERIMENT_TAG: self.experiment}
 
     @property
-    def place(self) -> str:
+    def resource(self) -> str:
         """Key of the resource that every asset needs."""
-        return self.name("selectit_place")
+        return self.name("selectit_experiment")
 
     def name(self, name: str) -> str:
         """Return the name of a group, job, sensor, schedule or resource."""
@@ -107,5 +107,5 @@ class Access:
 
     def open(self, context: Any) -> tuple[Pipeline, Tracker]:  # noqa: ANN401 - any Dagster context
         """Return the pipeline as the experiment file stands now, and its tracker."""
-        place: Place = getattr(context.resources, self.place)
-        return place.open()
+        resource: ExperimentResource = getattr(context.resources, self.resource)
+        return resource.open()

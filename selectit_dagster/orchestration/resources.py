@@ -24,7 +24,7 @@ _PREFERRED = {"dagster": 3000, "mlflow": 5000}
 
 
 @dataclass(frozen=True)
-class Place:
+class ExperimentResource:
     """The experiment file, the home, and where MLflow and the pages are; no launchpad offers them.
 
     An empty ``mlflow_uri`` means the experiment's own, else ``$MLFLOW_TRACKING_URI``, else a

@@ -17,7 +17,7 @@ import dagster as dg
 
 from selectit_dagster.errors import redacted
 from selectit_dagster.orchestration.asset_keys import EXPERIMENT_TAG, Access
-from selectit_dagster.orchestration.resources import Place
+from selectit_dagster.orchestration.resources import ExperimentResource
 from selectit_dagster.orchestration.run_monitoring import is_alive, lock_file
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _ENDS = {"success": "SUCCESS", "failure": "FAILURE", "cancel": "CANCELED"}
 
 
 def closing_sensors(
-    access: Access, place: Place, ours: frozenset[dg.AssetKey]
+    access: Access, resource: ExperimentResource, ours: frozenset[dg.AssetKey]
 ) -> list[dg.SensorDefinition]:
     """Return the sensors that end a run's MLflow runs; they are on from the start.
 
@@ -48,7 +48,7 @@ def closing_sensors(
     """
 
     def close(context: dg.RunStatusSensorContext) -> None:
-        _, tracker = place.open()
+        _, tracker = resource.open()
         run = context.dagster_run
         closed = close_run(context.instance, run, tracker, ours, access.experiment)
         context.log.info("%d MLflow runs ended", closed)

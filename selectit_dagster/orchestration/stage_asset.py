@@ -157,7 +157,7 @@ class StageAsset:
             kinds={*self.kinds},
             owners=access.owners,
             code_version="1",
-            required_resource_keys={access.place},
+            required_resource_keys={access.resource},
             partitions_def=partitions,
             config_schema=dict(self.config) if self.config else None,
             check_specs=self._specs(partitions),
@@ -181,15 +181,15 @@ class StageAsset:
         dagster.RetryRequested
             For a transient one.
         """
-        with dropped_interrupts_again() as heed:
-            return self._run(context, pipeline, tracker, heed)
+        with dropped_interrupts_again() as check_interrupts:
+            return self._run(context, pipeline, tracker, check_interrupts)
 
     def _run(
         self,
         context: dg.AssetExecutionContext,
         pipeline: Pipeline,
         tracker: Tracker,
-        heed: Callable[[], None],
+        check_interrupts: Callable[[], None],
     ) -> dg.MaterializeResult:
         partition = context.partition_key if context.has_partition_key else ""
         asked = Asked(pipeline, partition, context.op_execution_context.op_config or {})
@@ -202,7 +202,7 @@ class StageAsset:
         tags = attempt_tags(context, stage, tracker.dagster_url)
         with _permanent(), tracker.asset_run(parent, name, tags) as run:
             run.params(stage.settings)
-            made = Made(stage, _manifest(context, stage, run, heed))
+            made = Made(stage, _manifest(context, stage, run, check_interrupts))
             stage.note(
                 asked_by=asked_by(context.run.tags),
                 dagster_run=context.run.run_id,
@@ -297,7 +297,10 @@ def _permanent() -> Iterator[None]:
 
 
 def _manifest(
-    context: dg.AssetExecutionContext, stage: Stage, run: TrackedRun, heed: Callable[[], None]
+    context: dg.AssetExecutionContext,
+    stage: Stage,
+    run: TrackedRun,
+    check_interrupts: Callable[[], None],
 ) -> Manifest:
     """Make the artefact; what is transient is tried again."""
 
@@ -309,7 +312,7 @@ def _manifest(
         stage.unit,
         emit=context.log.info,
         metrics=progressed,
-        heed=heed,
+        check_interrupts=check_interrupts,
         stretch=_STRETCH,
     )
     end_with_parent()

@@ -75,7 +75,9 @@ def version_job(pipeline: Pipeline, access: Access) -> dg.JobDefinition:
     }
 
     @dg.op(
-        name=access.name("use_version"), config_schema=schema, required_resource_keys={access.place}
+        name=access.name("use_version"),
+        config_schema=schema,
+        required_resource_keys={access.resource},
     )
     def use_version(context: dg.OpExecutionContext) -> None:
         pipeline, _ = access.open(context)

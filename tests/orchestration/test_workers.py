@@ -125,8 +125,11 @@ def interruptible():
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_that_python_drops_comes_again_at_the_next_report_or_at_the_end(interruptible):
     seen = []
-    with pytest.raises(KeyboardInterrupt), run_monitoring.dropped_interrupts_again() as heed:
-        reporter = Reporter("stage", heed=heed)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        run_monitoring.dropped_interrupts_again() as check_interrupts,
+    ):
+        reporter = Reporter("stage", check_interrupts=check_interrupts)
         reporter.update(1, 3)
         Interrupting()
         seen.append("the stage went on")
@@ -135,8 +138,8 @@ def test_an_interrupt_that_python_drops_comes_again_at_the_next_report_or_at_the
     with pytest.raises(KeyboardInterrupt), run_monitoring.dropped_interrupts_again():
         Interrupting()
         seen.append("no report came")
-    with run_monitoring.dropped_interrupts_again() as heed:
-        heed()
+    with run_monitoring.dropped_interrupts_again() as check_interrupts:
+        check_interrupts()
         seen.append("nothing came")
     assert seen == ["the stage went on", "no report came", "nothing came"]
 
@@ -145,10 +148,10 @@ def test_an_interrupt_that_somebody_takes_note_of_is_not_sent_for_ever():
     noted = []
     before = signal.signal(signal.SIGINT, lambda *_: noted.append("once"))
     try:
-        with run_monitoring.dropped_interrupts_again() as heed:
+        with run_monitoring.dropped_interrupts_again() as check_interrupts:
             os.kill(os.getpid(), signal.SIGINT)
             for _ in range(5):
-                heed()
+                check_interrupts()
     finally:
         signal.signal(signal.SIGINT, before)
     assert len(noted) == 2
