@@ -267,7 +267,11 @@ def _score(
             lambda some, out: score(some, out, progress, run.backend),
         )
         audit = {"audit": figures}
-    run.rate_all()
+    try:
+        run.rate_all()
+    except UserError:  # what a model refuses whose files changed is no fault of the model
+        _require_same_model(request, folder)
+        raise
     _require_same_model(request, folder)
     summary = Summary.of(folder.path)
     details = {

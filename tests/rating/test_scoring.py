@@ -174,6 +174,22 @@ def test_what_does_not_fit_is_named_and_nothing_else_moves(
     np.testing.assert_array_equal(stored.probabilities[others], shortened.probabilities[others])
 
 
+def test_what_a_model_refuses_whose_files_changed_is_told_as_the_change(
+    records: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model_folder, model)
+
+    class Replaced(HashedBackend):
+        def rate_rows(self, batch: Any) -> np.ndarray:
+            (model / "config.json").write_text("{}")
+            raise UserError("the model gives other numbers each time")
+
+    with pytest.raises(UserError, match="was changed while"):
+        score(request_for(records, model, num_prompts=2), tmp_path / "scores", backend=Replaced())
+    assert not list((tmp_path / "scores").glob("part-*"))
+
+
 def test_what_is_not_a_number_fails_with_a_reason(
     records: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
