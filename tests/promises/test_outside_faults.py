@@ -254,12 +254,12 @@ def test_a_model_that_is_changed_under_a_running_job_is_refused(tmp_path, tiny_m
         RatingSection(num_prompts=2, max_batch_tokens=64),
     )
 
+    last = (model / "model.safetensors").read_bytes()[-1]
+
     class Changing:
         def update(self, done, total, **figures):
             # in place, not cut: the kernel ends a process whose mapped file is cut off
             with (model / "model.safetensors").open("r+b") as handle:
-                handle.seek(-1, os.SEEK_END)
-                last = handle.read(1)[0]
                 handle.seek(-1, os.SEEK_END)
                 handle.write(bytes([last ^ 1]))
 
