@@ -43,13 +43,14 @@ class CurationRequest:
     """What is curated, how, and against which questions (None: no benchmarks).
 
     ``tokenizer`` is the model in whose tokens the profile counts lengths; the curated records
-    do not depend on it.
+    do not depend on it. ``profiled`` makes the profile, for who shows it.
     """
 
     raw: Path
     curation: CurationSection
     questions: Path | None = None
     tokenizer: ModelReference | None = None
+    profiled: bool = True
 
 
 def curation_fingerprint(request: CurationRequest) -> Fingerprint:
@@ -106,12 +107,15 @@ def curate(request: CurationRequest, out: Path, progress: Progress | None = None
             counts = curator.counts()
             if not counts["kept"]:
                 raise _nothing_left(counts, out / DROPPED)
-            profile = profile_of(out / RECORDS, _token_counter(request.tokenizer))
-        carried = {name: raw.details.get(name) for name in _CARRIED}
+            details = {name: raw.details.get(name) for name in _CARRIED}
+            details |= {"read": raw.counts, **curator.details()}
+            if request.profiled:
+                count_tokens = _token_counter(request.tokenizer)
+                details["profile"] = profile_of(out / RECORDS, count_tokens)
         return Content(
             files=[RECORDS, DROPPED],
             counts=counts,
-            details={**carried, "read": raw.counts, **curator.details(), "profile": profile},
+            details=details,
             versions=library_versions("pyarrow", "datasketch", "numpy"),
         )
 

@@ -36,9 +36,10 @@ VERSION = 3
 
 @dataclass(frozen=True)
 class IngestRequest:
-    """What is read, and how."""
+    """What is read, and how; ``profiled`` makes the profile, for who shows it."""
 
     dataset: DatasetSection
+    profiled: bool = True
 
 
 def source_identity(section: DatasetSection, source: Source) -> dict[str, Any]:
@@ -101,6 +102,10 @@ def ingest(request: IngestRequest, out: Path, progress: Progress | None = None) 
             _check_unchanged(section, fingerprint, because=error)
             raise
         _check_unchanged(section, fingerprint)
+        if request.profiled:
+            from selectit_dagster.data.profile import profile_of
+
+            details["profile"] = profile_of(out / RECORDS)
         return Content(
             files=[RECORDS, REJECTED],
             counts={"read": found.read, "kept": found.kept, "rejected": found.rejects.total},

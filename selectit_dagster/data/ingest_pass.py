@@ -24,7 +24,6 @@ from selectit_dagster.data.fields import WHOLE_RECORD, Excluded, Row, Unusable
 from selectit_dagster.data.identity import Names, content_digest, identity_keys, own_id
 from selectit_dagster.data.input_files import first_ten
 from selectit_dagster.data.layouts import Layout, choose_layout
-from selectit_dagster.data.profile import profile_of
 from selectit_dagster.data.readers import Opened
 from selectit_dagster.display import one_line
 from selectit_dagster.errors import UserError
@@ -240,7 +239,6 @@ class Collector:
                 "made_from_content": self.kept - names.own,
             },
             "rejects": self.rejects.table(),
-            "profile": profile_of(target),
             "preview": preview,
             "notes": self._notes(),
         }

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from selectit_dagster.artefacts.manifest import read_manifest
 from selectit_dagster.cli.main import cli
 from selectit_dagster.errors import UserError
 
@@ -145,3 +146,11 @@ def test_three_models_of_the_released_code_take_the_scripts_weights(
     details = json.loads((tmp_path / "scores" / "ranking" / "manifest.json").read_text())["details"]
     weights = {name: round(w, 4) for name, w in details["theta"].items()}
     assert weights == {tiny_model_folder.name: 0.35, "b": 0.65, "a": 0.7778}
+
+
+def test_what_no_page_shows_is_not_measured(select, tmp_path):
+    lines(tmp_path / "in.jsonl")
+    select("-i", "in.jsonl", "-o", "out.jsonl", "--scores", "scores")
+    made = [read_manifest(path.parent) for path in tmp_path.glob("scores/*/manifest.json")]
+    assert {m.kind for m in made} >= {"raw_dataset", "curated_dataset"}
+    assert not any("profile" in m.details for m in made)

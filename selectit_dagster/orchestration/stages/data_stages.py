@@ -24,7 +24,7 @@ class DataStages(StageFactory):
             self.home.raw,
             engine.ingest,
             engine.ingest_fingerprint,
-            lambda: engine.IngestRequest(self._dataset()),
+            lambda: engine.IngestRequest(self._dataset(), not self.at_home),
             unit="records",
             settings={"dataset": self.experiment.dataset.model_dump(mode="json")},
         )
@@ -65,7 +65,9 @@ class DataStages(StageFactory):
             self.home.curated,
             engine.curate,
             engine.curation_fingerprint,
-            lambda: engine.CurationRequest(self.home.raw, curation, questions, tokenizer=tokenizer),
+            lambda: engine.CurationRequest(
+                self.home.raw, curation, questions, tokenizer, not self.at_home
+            ),
             unit="records",
             settings={"curation": curation.model_dump(mode="json")},
             inputs=[self.home.raw, *([questions] if questions else [])],

@@ -146,7 +146,8 @@ def checkpoints(
 class StageFactory:
     """One experiment in one home, and how a stage of it is put together.
 
-    ``at_home`` leaves storage alone, whatever the experiment or the environment says.
+    ``at_home`` leaves storage alone, whatever the experiment or the environment says, and makes
+    no profile of the data, as nobody is shown one.
     """
 
     def __init__(self, experiment: Experiment, home: Home, *, at_home: bool = False) -> None:
