@@ -62,15 +62,24 @@ class ArmComparison(StageAsset):
             run.links["mlflow_comparison"] = link
         champion = made.details.get("champion")
         if isinstance(champion, dict) and champion.get("arm") not in (None, "base"):
-            card, tags = champion_card(champion, made.manifest)
+            evaluation = evaluation_of(champion, made.stage)
+            card, tags = champion_card(champion, evaluation, made.manifest)
             run.champion(self.experiment.name, champion_model(champion), card, tags)
 
 
-def champion_card(champion: dict[str, Any], manifest: Manifest) -> tuple[str, dict[str, str]]:
+def evaluation_of(champion: dict[str, Any], stage: Stage) -> Path:
+    """Return the champion's evaluation in this home, which may lie elsewhere since."""
+    place = Path(champion["evaluation"]).parts[-3:]
+    return next(folder for folder in stage.inputs if folder.parts[-3:] == place)
+
+
+def champion_card(
+    champion: dict[str, Any], evaluation: Path, manifest: Manifest
+) -> tuple[str, dict[str, str]]:
     """Return what the registry says of the champion: its figures, why, and on which data."""
     low, high = champion.get("interval") or (champion["average"], champion["average"])
     figures = [f"- {name}: {value:.4f}" for name, value in champion.get("scores", {}).items()]
-    version = require_manifest(Path(champion["evaluation"]), made_by=asset_keys.EVALUATIONS).digest
+    version = require_manifest(evaluation, made_by=asset_keys.EVALUATIONS).digest
     lines = [
         f"Champion: arm {champion['arm']}, training seed {champion['seed']}.",
         f"Average score {champion['average']:.4f}; its arm's mean {champion['arm_average']:.4f} "

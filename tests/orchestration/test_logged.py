@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from small_home import make_pipeline
 
-from selectit_dagster.assets.arm_comparison import champion_model
+from selectit_dagster.assets.arm_comparison import champion_model, evaluation_of
 from selectit_dagster.comparison.analysis import champion
 from selectit_dagster.comparison.score_matrices import BenchmarkScores, Run
 from selectit_dagster.comparison.statistics import Questions
@@ -20,6 +20,13 @@ def test_of_two_random_draws_with_one_training_seed_the_better_is_the_champion(t
     best = champion([BenchmarkScores("b", "accuracy", Questions.mean(2), scores, 1)], runs)
     assert best is not None
     assert champion_model(best) == "random-4-seed-1"
+
+
+def test_the_champions_evaluation_is_found_in_a_home_that_was_moved(tmp_path):
+    before, after = (make_pipeline(tmp_path / name, tuning=True) for name in ("old", "new"))
+    champion = {"evaluation": str(before.home.evaluation("random-1", 1))}
+    found = evaluation_of(champion, after.comparison())
+    assert found == after.home.evaluation("random-1", 1)
 
 
 def test_no_parameter_is_longer_than_mlflow_takes():
