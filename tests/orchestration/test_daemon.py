@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,11 @@ class Served:
             f"{self.dagster}/graphql", body, {"Content-Type": "application/json"}
         )
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=120) as answer:
+        try:
+            answer = opener.open(request, timeout=120)
+        except urllib.error.HTTPError as refused:  # an error of Python's comes with status 500
+            answer = refused
+        with answer:
             found = json.loads(answer.read())
         assert "errors" not in found, found
         return found["data"]
