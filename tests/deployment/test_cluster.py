@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import http.server
-import importlib.util
 import json
 import shutil
 import tempfile
@@ -15,26 +14,15 @@ import threading
 from pathlib import Path
 
 import pytest
-from deployed import PASSWORDS, ROOT
+from deployed import NEEDS_POSTGRES, PASSWORDS, ROOT
 
 from selectit_dagster.artefacts.manifest import read_manifest
-from tools.topology import postgres
 from tools.topology.cluster import read_cluster, write_config
 from tools.topology.graphql import GraphQL
 from tools.topology.processes import Topology
 from tools.topology.trial import launches, mlflow_runs, open_trial, write_experiment
 
-pytestmark = [
-    pytest.mark.deployment,
-    pytest.mark.skipif(
-        postgres.commands() is None,
-        reason="PostgreSQL is not installed (Debian: apt-get install postgresql)",
-    ),
-    pytest.mark.skipif(
-        importlib.util.find_spec("dagster_postgres") is None,
-        reason="dagster-postgres is not installed (pip install -r requirements-postgres.lock)",
-    ),
-]
+pytestmark = NEEDS_POSTGRES
 MINIATURE = ROOT / "selectit_dagster" / "miniature"
 # what stands in this trial for the model and the dataset that inputs.yaml names
 REPOSITORIES = {

@@ -7,7 +7,6 @@ docker/compose.yaml and docker/Dockerfile; see tools/topology.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import re
@@ -16,28 +15,17 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from deployed import PASSWORDS, ROOT
+from deployed import NEEDS_POSTGRES, PASSWORDS, ROOT
 
 from selectit_dagster.artefacts.manifest import MANIFEST, read_manifest
 from selectit_dagster.launch.run import run_experiment
-from tools.topology import postgres
 from tools.topology.compose import ComposeFile, ServiceSpec, extended, read_compose
 from tools.topology.graphql import GraphQL
 from tools.topology.processes import Topology, say
 from tools.topology.trial import faults, launches, mlflow_runs, open_trial, until, write_experiment
 from tools.topology.trial import stages as list_stages
 
-pytestmark = [
-    pytest.mark.deployment,
-    pytest.mark.skipif(
-        postgres.commands() is None,
-        reason="PostgreSQL is not installed (Debian: apt-get install postgresql)",
-    ),
-    pytest.mark.skipif(
-        importlib.util.find_spec("dagster_postgres") is None,
-        reason="dagster-postgres is not installed (pip install -r requirements-postgres.lock)",
-    ),
-]
+pytestmark = NEEDS_POSTGRES
 RUN_SECONDS = 900.0
 TEAM = """\
 import dagster as dg
